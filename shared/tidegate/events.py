@@ -1,0 +1,299 @@
+"""Events: frozen facts in the past tense, one struct per type and version.
+
+On disk an event is one JSON object whose `type` names it (never a class path). A field is only ever added, with a default;
+a change of meaning is a new type version with an upcaster in `upcast.py`. Times are integer microseconds since the epoch.
+Personal fields live in `sealed` alone. Counterpart: `chain.py` adds `writer`, `seq` and `prev` while encoding.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Decided = Literal["allow", "deny", "ask", "limited"]
+Stage = Literal["policy", "limit", "quarantine", "inspection", "admission", "log"]
+Mode = Literal["spool", "strict", "strict-or-spool", "async"]
+Capture = Literal["full", "masked", "digest", "none"]
+Outcome = Literal["ok", "tool-error", "rpc-error", "upstream-failed", "timeout", "cancelled", "blocked"]
+Direction = Literal["arguments", "result"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """What every event carries. `writer`, `seq`, `prev` are filled in by the chain when it is recorded."""
+
+    id: str  # UUIDv7; a finding's is derived from its cause
+    time_us: int
+    tenant: str
+    region: str
+    writer: str = ""  # who chains it: "<edge id>.<spool id>.<epoch>"
+    seq: int = 0  # gap-free per writer, from 1
+    prev: str = ""  # SHA-256, hex, of the writer's previous event as stored; "" before the first
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """A pattern that matched while inspecting; never carries what matched."""
+
+    rule: str
+    severity: Literal["info", "low", "medium", "high", "critical"]
+    action: Literal["allow", "alert", "mask", "block"]
+    direction: Direction
+    count: int
+
+
+class Sealed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The personal part: plain in version 1, ciphertext per subject once erasure is built."""
+
+    v: int = 1
+    issuer: str = ""
+    subject: str = ""
+    login: str = ""
+    claimed_client: str = ""  # clientInfo, self-reported: a hint, never an identity
+    arguments: msgspec.Raw = msgspec.Raw(b"null")  # as captured
+    result: msgspec.Raw = msgspec.Raw(b"null")  # as captured
+
+
+class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything a decision was made from, so that it can be made again."""
+
+    bundle: str = ""  # digest
+    release: int = 0
+    catalog: str = ""  # digest of the server's definitions
+    groups: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    user: str = ""  # the Cedar entity id of the principal, subject_id where it is personal
+    now_us: int = 0
+    control_epoch: int = 0
+    arguments_kept: bool = False  # the values decided on are in `sealed.arguments`, unmasked and whole
+
+
+class Call(Event, frozen=True, kw_only=True):
+    """The dimensions that every event of a call repeats."""
+
+    call_id: str
+    root_call_id: str
+    requested_us: int
+    subject_id: str
+    agent: str  # from the token, never from clientInfo
+    session_id: str  # the governance session
+    protocol_session_id: str = ""
+    protocol: str = ""
+    edge: str = ""
+    method: str  # "tools/call", ...
+    server: str
+    target: str  # the upstream's own name of the tool; never the exposed one
+    mode: Mode  # the durability under which this record was written
+    decision: Decided
+    stage: Stage = "policy"
+    reason: str = ""  # kebab case: "tool-not-granted", "forbidden-by-rule", ...
+    message: str = ""  # the sentence that the model was given
+    rules: tuple[str, ...] = ()  # ids of the determining rules
+    bundle: str = ""
+
+
+class CallRequested(Call, frozen=True, kw_only=True, tag="call.requested.v1"):
+    """A call was decided; durable before anything is forwarded. Not forwarded when decision is not `allow`."""
+
+    inputs: DecisionInputs = DecisionInputs()
+    findings: tuple[Finding, ...] = ()
+    arguments_bytes: int = 0
+    arguments_digest: str = ""  # SHA-256, hex, of the bytes as forwarded
+    capture: Capture = "masked"
+    fingerprints: tuple[str, ...] = ()  # keyed, winnowed; of the arguments
+    labels: tuple[str, ...] = ()  # of server and tool: "sensitive", "egress", "read-only", ...
+    sealed: Sealed = Sealed()
+
+
+class CallCompleted(Call, frozen=True, kw_only=True, tag="call.completed.v1"):
+    """A forwarded call ended, well or not; durable before the answer leaves the edge."""
+
+    outcome: Outcome
+    error_code: int = 0  # JSON-RPC code where outcome is rpc-error
+    completed_us: int
+    policy_us: int = 0
+    upstream_us: int = 0
+    total_us: int = 0
+    findings: tuple[Finding, ...] = ()
+    masked: int = 0  # values masked in the answer
+    arguments_bytes: int = 0
+    result_bytes: int = 0
+    result_digest: str = ""  # SHA-256, hex, of the bytes as the upstream sent them
+    capture: Capture = "masked"
+    fingerprints: tuple[str, ...] = ()  # of the result
+    labels: tuple[str, ...] = ()
+    sealed: Sealed = Sealed()
+
+
+class CallAbandoned(Call, frozen=True, kw_only=True, tag="call.abandoned.v1"):
+    """Written by the edge that recovers its own spool for a call without completion. A completion always wins."""
+
+    found_us: int
+    labels: tuple[str, ...] = ()
+    sealed: Sealed = Sealed()
+
+
+class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened.v1"):
+    session_id: str
+    subject_id: str
+    agent: str
+    protocol: str
+    edge: str
+    sealed: Sealed = Sealed()
+
+
+class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed.v1"):
+    session_id: str
+    subject_id: str
+    agent: str
+    cause: Literal["deleted", "expired", "revoked"]
+
+
+class RequestRefused(Event, frozen=True, kw_only=True, tag="request.refused.v1"):
+    """A request of a known principal that never became a call: malformed, not permitted, or over a limit."""
+
+    subject_id: str
+    agent: str
+    session_id: str
+    edge: str
+    method: str
+    reason: str
+    message: str
+    status: int
+
+
+class ToolDefined(Event, frozen=True, kw_only=True, tag="tool.defined.v1"):
+    """A tool's definition was seen for the first time, or differs from the last one seen (`previous` not empty)."""
+
+    server: str
+    tool: str
+    digest: str  # SHA-256 of the canonical definition
+    previous: str = ""
+    definition: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class ToolWithdrawn(Event, frozen=True, kw_only=True, tag="tool.withdrawn.v1"):
+    server: str
+    tool: str
+    previous: str
+
+
+class ServerRegistered(Event, frozen=True, kw_only=True, tag="server.registered.v1"):
+    server: str
+    transport: Literal["http", "stdio"]
+    labels: tuple[str, ...] = ()
+
+
+class BundleReleased(Event, frozen=True, kw_only=True, tag="bundle.released.v1"):
+    """A signed release points a ring at a digest. `release` is the signed struct, byte for byte."""
+
+    ring: str
+    number: int
+    digest: str
+    previous: str
+    cause: Literal["published", "rolled-back"]
+    actor: str
+    release: msgspec.Raw
+
+
+class BundleActivated(Event, frozen=True, kw_only=True, tag="bundle.activated.v1"):
+    edge: str
+    ring: str
+    number: int
+    digest: str
+
+
+class BundleRejected(Event, frozen=True, kw_only=True, tag="bundle.rejected.v1"):
+    edge: str
+    ring: str
+    number: int
+    digest: str
+    reason: str
+
+
+class QuarantineImposed(Event, frozen=True, kw_only=True, tag="quarantine.imposed.v1"):
+    """From now on the edges refuse what matches. `scope` names the field, `value` what it must equal."""
+
+    quarantine_id: str
+    scope: Literal["session", "subject", "agent", "server", "tool"]
+    value: str  # session id, subject id, agent, server, or "server/tool"
+    reason: str
+    actor: str  # "detector" or the subject id of a person
+    expires_us: int = 0  # 0: until lifted
+    finding_id: str = ""
+
+
+class QuarantineLifted(Event, frozen=True, kw_only=True, tag="quarantine.lifted.v1"):
+    quarantine_id: str
+    actor: str
+    reason: str = ""
+
+
+class FindingRaised(Event, frozen=True, kw_only=True, tag="finding.raised.v1"):
+    """The detector's conclusion. On the detections topic the value is the OCSF 2004 object alone, made from this."""
+
+    rule: str
+    severity: Literal["info", "low", "medium", "high", "critical"]
+    title: str
+    message: str
+    subject_id: str
+    agent: str
+    session_id: str
+    server: str = ""
+    target: str = ""
+    call_ids: tuple[str, ...] = ()
+
+
+AnyEvent = (
+    CallRequested
+    | CallCompleted
+    | CallAbandoned
+    | SessionOpened
+    | SessionClosed
+    | RequestRefused
+    | ToolDefined
+    | ToolWithdrawn
+    | ServerRegistered
+    | BundleReleased
+    | BundleActivated
+    | BundleRejected
+    | QuarantineImposed
+    | QuarantineLifted
+    | FindingRaised
+)
+
+TOPIC_OF: dict[str, str] = {
+    "call": "calls",
+    "session": "sessions",
+    "request": "sessions",
+    "tool": "catalog",
+    "server": "catalog",
+    "bundle": "policy",
+    "quarantine": "control",
+    "finding": "detections",
+}
+"""The topic of an event, by the first word of its type."""
+
+
+def type_of(event: Event | type[Event]) -> str:
+    """The name on disk: "call.requested.v1"."""
+    return str(event.__struct_config__.tag)
+
+
+def topic_of(event: Event | type[Event]) -> str:
+    """The topic (without prefix) that this event belongs to."""
+    return TOPIC_OF[type_of(event).split(".", 1)[0]]
+
+
+def key_of(event: AnyEvent) -> bytes:
+    """The log key: order holds per (writer, key). Calls and sessions: tenant | subject_id | agent."""
+    match event:
+        case CallRequested() | CallCompleted() | CallAbandoned() | SessionOpened() | SessionClosed() | RequestRefused() | FindingRaised():
+            return f"{event.tenant}|{event.subject_id}|{event.agent}".encode()
+        case ToolDefined() | ToolWithdrawn():
+            return f"{event.tenant}|{event.server}|{event.tool}".encode()
+        case ServerRegistered():
+            return f"{event.tenant}|{event.server}".encode()
+        case BundleReleased():
+            return f"{event.tenant}|{event.ring}".encode()
+        case BundleActivated() | BundleRejected():
+            return f"{event.tenant}|edge|{event.edge}".encode()
+        case QuarantineImposed() | QuarantineLifted():
+            return f"{event.tenant}|{event.quarantine_id}".encode()

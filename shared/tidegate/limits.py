@@ -1,0 +1,41 @@
+"""Every bound in one place. A bound that an operator may set is a field of `Limits` (config key `limits`)."""
+
+from typing import Final
+
+import msgspec
+
+HEADERS_BYTES_MAX: Final = 32 * 1024
+HEADERS_COUNT_MAX: Final = 100
+JSON_DEPTH_MAX: Final = 64
+TOKEN_BYTES_MAX: Final = 16 * 1024
+BUNDLE_BYTES_MAX: Final = 16 * 1024 * 1024
+BUNDLE_CHUNK_BYTES: Final = 512 * 1024
+TOOLS_PER_SERVER_MAX: Final = 2_000
+LIST_PAGES_MAX: Final = 100
+FINDINGS_PER_CALL_MAX: Final = 32
+FINGERPRINTS_PER_CALL_MAX: Final = 256
+STDIO_LINE_BYTES_MAX: Final = 8 * 1024 * 1024
+EVENT_BYTES_MAX: Final = 900 * 1024  # below Kafka's default message.max.bytes
+BATCH_MEMBERS_MAX: Final = 32  # JSON-RPC batches exist on revision 2025-03-26 only
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds that an operator may set; the defaults suit a laptop and a small cluster."""
+
+    body_bytes_max: int = 4 * 1024 * 1024
+    result_bytes_max: int = 16 * 1024 * 1024
+    capture_bytes_max: int = 64 * 1024  # of arguments or result kept in an event; beyond that only the digest
+    concurrent_calls_max: int = 1_000
+    connections_max: int = 10_000
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    keep_alive_s: float = 75.0
+    call_timeout_s: float = 120.0
+    connect_timeout_s: float = 5.0
+    upstream_connections_max: int = 256
+    drain_timeout_s: float = 20.0
+    session_idle_s: float = 3_600.0
+    session_window_s: float = 1_800.0  # idle window of a governance session derived for a modern client
+    spool_bytes_max: int = 1024 * 1024 * 1024
+    pending_records_max: int = 20_000
+    sessions_per_subject_max: int = 1_000
