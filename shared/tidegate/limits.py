@@ -15,8 +15,22 @@ LIST_PAGES_MAX: Final = 100
 FINDINGS_PER_CALL_MAX: Final = 32
 FINGERPRINTS_PER_CALL_MAX: Final = 256
 STDIO_LINE_BYTES_MAX: Final = 8 * 1024 * 1024
+POLICY_VALUES_MAX: Final = 10_000  # argument values handed to a rule in one decision
+POLICY_ROUTES_MAX: Final = 8_192  # (principal, agent, tool) for which an edge keeps a prepared decision
 EVENT_BYTES_MAX: Final = 900 * 1024  # below Kafka's default message.max.bytes
 BATCH_MEMBERS_MAX: Final = 32  # JSON-RPC batches exist on revision 2025-03-26 only
+TOKENS_CACHED_MAX: Final = 50_000
+CLAIM_CHARS_MAX: Final = 512  # of a subject, login, agent, group or scope
+GROUPS_PER_TOKEN_MAX: Final = 1_000
+SCOPES_PER_TOKEN_MAX: Final = 256
+ACTORS_PER_TOKEN_MAX: Final = 8
+JWKS_BYTES_MAX: Final = 512 * 1024
+JWKS_KEYS_MAX: Final = 256
+SECRETS_BYTES_MAX: Final = 64 * 1024
+SEALING_KEYS_MAX: Final = 16
+SEALED_CHARS_MAX: Final = 64 * 1024
+SESSIONS_CACHED_MAX: Final = 50_000
+SESSION_RECORD_BYTES_MAX: Final = 16 * 1024
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
