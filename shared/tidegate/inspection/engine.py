@@ -1,0 +1,110 @@
+"""The pattern engine: Hyperscan behind two functions. Foreign types and exceptions stop here.
+
+A database is compiled once and only read; it owns one scratch, so a database serves one thread at a time.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+try:
+    import hyperscan
+except ImportError as error:  # pragma: no cover - depends on the platform
+    raise ImportError(
+        "content inspection needs the 'hyperscan' package, which has no wheel for this platform "
+        "(wheels exist for Linux and macOS on x86-64 and arm64); run Tidegate on one of those"
+    ) from error
+
+MATCHES_MAX = 20_000
+"""Match ends taken from one text. Beyond that, callers fall back to `Database.which`."""
+
+
+class Hit(NamedTuple):
+    """One match end. `start` is the leftmost start for `end`, or 0 for expressions compiled without spans."""
+
+    index: int
+    start: int
+    end: int
+
+
+class Expression(NamedTuple):
+    """What is compiled. Plain patterns work on bytes; those with a character outside ASCII on UTF-8 characters."""
+
+    pattern: str
+    ignore_case: bool
+    spans: bool  # whether starts are wanted (costs time)
+
+
+class Uncompilable(ValueError):
+    """An expression is refused by the engine; `index` tells which."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+        self.reason = reason
+
+
+class Database:
+    """Some expressions, compiled together. `single` reports each expression at most once and never its start."""
+
+    def __init__(self, expressions: Sequence[Expression], *, single: bool) -> None:
+        patterns = [expression.pattern.encode() for expression in expressions]
+        flags = [_flags(expression, single) for expression in expressions]
+        try:
+            self._database = _compiled(patterns, flags)
+        except hyperscan.error as error:
+            raise _culprit(patterns, flags, str(error)) from error
+        self._scratch = hyperscan.Scratch(self._database)
+
+    def which(self, text: bytes) -> list[int]:
+        """The indexes of the expressions that match, without order. Only for a `single` database, where it is bounded."""
+        found: list[int] = []
+        self._database.scan(text, _note_index, 0, found, self._scratch)
+        return found
+
+    def hits(self, text: bytes, hits_max: int = MATCHES_MAX) -> list[Hit]:
+        """Every match end, in order of `end`; at most `hits_max` of them: a full list means that there may be more."""
+        found: list[Hit] = []
+        if hits_max <= 0:
+            return found
+
+        def note(index: int, start: int, end: int, _flags: int, _context: Any) -> bool | None:
+            found.append(Hit(index, start, end))
+            return True if len(found) >= hits_max else None
+
+        try:
+            self._database.scan(text, note, 0, None, self._scratch)
+        except hyperscan.ScanTerminated:
+            pass
+        return found
+
+
+def _note_index(index: int, _start: int, _end: int, _flags: int, found: list[int]) -> None:
+    found.append(index)
+
+
+def _flags(expression: Expression, single: bool) -> int:
+    flags = 0
+    if expression.ignore_case:
+        flags |= hyperscan.HS_FLAG_CASELESS
+    if not expression.pattern.isascii():
+        flags |= hyperscan.HS_FLAG_UTF8 | hyperscan.HS_FLAG_UCP
+    if single:
+        flags |= hyperscan.HS_FLAG_SINGLEMATCH
+    elif expression.spans:
+        flags |= hyperscan.HS_FLAG_SOM_LEFTMOST
+    return flags
+
+
+def _compiled(patterns: list[bytes], flags: list[int]) -> Any:
+    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    database.compile(expressions=patterns, ids=list(range(len(patterns))), elements=len(patterns), flags=flags)
+    return database
+
+
+def _culprit(patterns: list[bytes], flags: list[int], message: str) -> Uncompilable:
+    for index, (pattern, flag) in enumerate(zip(patterns, flags, strict=True)):
+        try:
+            _compiled([pattern], [flag])
+        except hyperscan.error as error:
+            return Uncompilable(index, str(error))
+    return Uncompilable(0, f"too complex together: {message}")
