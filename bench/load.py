@@ -1,8 +1,8 @@
 """A closed-loop load generator: N callers, each with one keep-alive connection and one modern tools/call in flight.
 
 Every call has a fresh id, a fresh nonce and fresh arguments (about 300 bytes); every answer is checked. Bounded by time
-and number. Requests are built with one bytes format over equal-length parts, answers are parsed by llhttp and msgspec, so
-that a call costs it some 15 µs. Prints its result as one JSON object; exits 1 when a call failed.
+and number. Requests are built with one bytes format over equal-length parts, answers are parsed by llhttp and msgspec:
+a call costs it some 15 µs. Prints its result as one JSON object; exits 1 when a call failed.
 """
 
 import argparse
