@@ -1,33 +1,61 @@
 """Group commit: one thread makes records durable in batches; callers await their batch.
 
-Whatever gathers while one batch is being written becomes the next one, so that the number of syncs follows the medium and not
-the number of callers. Bounded: past `records_max` pending records an append is refused, never forgotten.
+Whatever gathers while one batch is being written becomes the next one, so that the number of syncs follows the medium
+and not the number of callers. Bounded: past `records_max` pending records an append is refused, never forgotten. When
+a batch fails, what gathered behind it fails too: a stored record never follows a lost one of the same writer, so a
+hash chain has no hole.
 """
 
 import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tidegate.errors import LogUnavailable
+from tidegate.limits import EVENT_BYTES_MAX
 from tidegate.log.port import BlockingAppender, Record
 
 _log = logging.getLogger(__name__)
 
-Batch = list[tuple[Record, "asyncio.Future[None]"]]
+Futures = list["asyncio.Future[None]"]
+Batch = tuple[list[Record], Futures]
+
+
+def check_size(record: Record) -> None:
+    """Raises LogUnavailable (`record-too-large`) for what no adapter could take: refused before it can block a queue."""
+    if record.value is not None and len(record.value) > EVENT_BYTES_MAX:
+        raise LogUnavailable(
+            f"a record of {len(record.value)} bytes, where the log takes {EVENT_BYTES_MAX} at most; "
+            "limits.capture_bytes_max bounds what is captured of a call",
+            code="record-too-large",
+        )
 
 
 class GroupCommit:
-    """Appends through a `BlockingAppender` from a thread of its own. Use from one event loop only."""
+    """Appends through a `BlockingAppender` from a thread of its own. Use from one event loop only.
 
-    def __init__(self, appender: BlockingAppender, *, records_max: int, name: str) -> None:
+    `on_fault` is called on the loop when a batch has failed, after nothing of it or behind it is pending and before
+    any future ends: the place to begin a new chain (see `Spool.renew`).
+    """
+
+    def __init__(
+        self,
+        appender: BlockingAppender,
+        *,
+        records_max: int,
+        name: str,
+        on_fault: Callable[[LogUnavailable], None] | None = None,
+    ) -> None:
         self._appender = appender
         self._records_max = records_max
-        self._pending: Batch = []
+        self._on_fault = on_fault
+        self._records: list[Record] = []
+        self._futures: Futures = []
         self._in_flight = 0
         self._scheduled = False
         self._closed = False
+        self._idle: asyncio.Future[None] | None = None
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -35,72 +63,114 @@ class GroupCommit:
     @property
     def backlog(self) -> int:
         """Records handed over and not yet durable."""
-        return len(self._pending) + self._in_flight
+        return len(self._records) + self._in_flight
 
     def submit(self, record: Record) -> "asyncio.Future[None]":
-        """Hand a record over; the future ends when it is durable. Raises LogUnavailable when the buffer is full or closed.
+        """Hand a record over; the future ends when it is durable. Raises LogUnavailable when the buffer is full or
+        closed.
 
-        Records are written in the order of submission. The future's exception is LogUnavailable where the write failed.
+        Records are written in the order of submission. The future's exception is LogUnavailable where the write
+        failed. A record that was refused here (an exception, no future) was never in the log.
         """
-        if self._closed:
-            raise LogUnavailable("the log is closing; the call was not made", code="log-closed")
-        if len(self._pending) + self._in_flight >= self._records_max:
-            raise LogUnavailable(
-                f"{self._records_max} records wait to become durable: the disk or the log is too slow (limits.pending_records_max)",
-                code="log-full",
-            )
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._thread.start()
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._pending.append((record, future))
+        value = record[2]
+        if self._closed or len(self._records) + self._in_flight >= self._records_max:
+            self._refuse(1)
+        if value is not None and len(value) > EVENT_BYTES_MAX:
+            check_size(record)
+        loop = self._loop or self._start()
+        future: asyncio.Future[None] = loop.create_future()
+        self._records.append(record)
+        self._futures.append(future)
         if not self._scheduled and not self._in_flight:
             self._scheduled = True
-            self._loop.call_soon(self._hand_over)
+            loop.call_soon(self._hand_over)
         return future
 
     async def append(self, records: Sequence[Record]) -> None:
-        """All of them durable on return, in order."""
-        await asyncio.gather(*[self.submit(record) for record in records])
+        """All of them durable on return, in order, in one batch: all or none where the appender's batches are."""
+        if not records:
+            return
+        if self._closed or len(self._records) + self._in_flight + len(records) > self._records_max:
+            self._refuse(len(records))
+        for record in records:
+            check_size(record)
+        loop = self._loop or self._start()
+        future: asyncio.Future[None] = loop.create_future()
+        self._records.extend(records)
+        self._futures.append(future)
+        if not self._scheduled and not self._in_flight:
+            self._scheduled = True
+            loop.call_soon(self._hand_over)
+        await future
 
     async def close(self) -> None:
         """Make what is pending durable, then end the thread and close the appender."""
         self._closed = True
-        while self.backlog:
-            waiting = [future for _, future in self._pending]
-            await (asyncio.wait(waiting) if waiting else asyncio.sleep(0.001))
+        if self.backlog:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
         if self._thread.is_alive():
             self._batches.put(None)
             await asyncio.to_thread(self._thread.join)
         self._appender.close()
 
+    def _refuse(self, number: int) -> None:
+        if self._closed:
+            raise LogUnavailable("the log is closing; the call was not made", code="log-closed")
+        raise LogUnavailable(
+            f"{self.backlog} records wait to become durable and {number} more would pass {self._records_max}: "
+            "the disk or the log is too slow (limits.pending_records_max)",
+            code="log-full",
+        )
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        return self._loop
+
     def _hand_over(self) -> None:
         self._scheduled = False
-        batch, self._pending = self._pending, []
-        self._in_flight = len(batch)
+        batch = self._records, self._futures
+        self._records, self._futures = [], []
+        self._in_flight = len(batch[0])
         self._batches.put(batch)
 
-    def _settle(self, batch: Batch, fault: LogUnavailable | None) -> None:
+    def _settle(self, futures: Futures, fault: LogUnavailable | None) -> None:
         self._in_flight = 0
-        if self._pending:
+        if fault is not None:
+            self._fail(futures, fault)
+            return
+        if self._records:
             self._hand_over()
-        for _, future in batch:
-            if future.done():  # the waiter was cancelled; the record is durable all the same
-                continue
-            if fault is None:
+        for future in futures:
+            if not future.done():  # else the waiter was cancelled; the record is durable all the same
                 future.set_result(None)
-            else:
+        self._tell_idle()
+
+    def _fail(self, futures: Futures, fault: LogUnavailable) -> None:
+        futures += self._futures
+        self._records, self._futures = [], []
+        if self._on_fault is not None:
+            self._on_fault(fault)
+        for future in futures:
+            if not future.done():
                 future.set_exception(fault)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        if self._idle is not None and not self.backlog and not self._idle.done():
+            self._idle.set_result(None)
 
     def _run(self) -> None:
         assert self._loop is not None
         while (batch := self._batches.get()) is not None:
+            records, futures = batch
             fault: LogUnavailable | None = None
             try:
-                self._appender.append([record for record, _ in batch])
+                self._appender.append(records)
             except LogUnavailable as error:
                 fault = error
             except Exception as error:  # the thread's own loop: a fault here must reach the callers, not end the thread
                 _log.exception("append failed")
                 fault = LogUnavailable(f"append failed: {error}")
-            self._loop.call_soon_threadsafe(self._settle, batch, fault)
+            self._loop.call_soon_threadsafe(self._settle, futures, fault)

@@ -1,7 +1,7 @@
 """The log, as every service sees it. Adapters: `sqlite.py` (local mode, one process) and `kafka.py`.
 
-Appending is durable on return. Reading is by subscription: in a group (offsets are settled for the group, partitions are shared
-out) or alone from the start (to fold a state). Topic names here are without the configured prefix.
+Appending is durable on return. Reading is by subscription: in a group (offsets are settled for the group, partitions
+are shared out) or alone from the start (to fold a state). Topic names here are without the configured prefix.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -89,7 +89,9 @@ class EventLog(Protocol):
         on_assigned: Assigned | None = None,
         on_revoked: Revoked | None = None,
     ) -> Subscription:
-        """With a group: from its settled offsets (else the start), sharing partitions. Without: all partitions, from the start."""
+        """With a group: from its settled offsets (else the start), sharing partitions. Without: all partitions, from
+        the start.
+        """
         ...
 
     async def close(self) -> None: ...
