@@ -1,0 +1,237 @@
+"""A call on its way through the spine: the facts gathered so far, and the two events made from them. No I/O here."""
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from tidegate.events import (
+    CallCompleted,
+    CallRequested,
+    Capture,
+    DecisionInputs,
+    Decided,
+    Finding,
+    Mode,
+    Outcome,
+    Sealed,
+    Stage,
+)
+from tidegate.identity import Principal
+from tidegate.ids import uuid7
+from tidegate_edge.accept import Request
+from tidegate_edge.catalog import Tool
+
+NULL: Final = msgspec.Raw(b"null")
+EMPTY_OBJECT: Final = b"{}"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where this happens; the same for all calls of an edge."""
+
+    tenant: str
+    region: str
+    edge: str
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """How a tool's calls are recorded: configured per tenant, server or tool."""
+
+    mode: Mode = "spool"
+    capture: Capture = "masked"
+
+
+class Ongoing:
+    """The facts of one call. Steps of the spine add theirs; the events read them."""
+
+    __slots__ = (
+        "arguments",
+        "arguments_captured",
+        "bundle",
+        "call_id",
+        "catalog",
+        "control_epoch",
+        "decision",
+        "fingerprints",
+        "findings",
+        "forwarded_us",
+        "message",
+        "policy_us",
+        "principal",
+        "protocol_session",
+        "reason",
+        "release",
+        "request",
+        "requested_us",
+        "rules",
+        "session_id",
+        "stage",
+        "target",
+        "terms",
+        "tool",
+        "tool_server",
+    )
+
+    def __init__(
+        self, request: Request, principal: Principal, tool: Tool | None, named: str, server: str, terms: Terms, now_us: int
+    ) -> None:
+        self.call_id = uuid7(now_us)
+        self.requested_us = now_us
+        self.request = request
+        self.principal = principal
+        self.tool = tool
+        self.tool_server = tool.server if tool else server
+        self.target = tool.name if tool else named[:128]
+        self.terms = terms
+        self.session_id = ""
+        self.protocol_session = ""
+        self.arguments = EMPTY_OBJECT  # as they will be forwarded
+        self.arguments_captured = EMPTY_OBJECT  # without what the inspection found
+        self.decision: Decided = "deny"
+        self.stage: Stage = "admission"
+        self.reason = ""
+        self.message = ""
+        self.rules: tuple[str, ...] = ()
+        self.bundle = ""
+        self.release = 0
+        self.catalog = ""
+        self.control_epoch = 0
+        self.findings: tuple[Finding, ...] = ()
+        self.fingerprints: tuple[str, ...] = ()
+        self.policy_us = 0
+        self.forwarded_us = 0
+
+    def refuse(self, stage: Stage, reason: str, message: str, decision: Decided = "deny") -> None:
+        self.decision, self.stage, self.reason, self.message = decision, stage, reason, message
+
+
+def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> CallRequested:
+    """The record that must be durable before anything is forwarded."""
+    principal, capture = call.principal, call.terms.capture
+    arguments = captured(call.arguments, call.arguments_captured, capture, capture_bytes_max)
+    return CallRequested(
+        id=uuid7(call.requested_us),
+        time_us=call.requested_us,
+        tenant=principal.tenant,
+        region=place.region,
+        call_id=call.call_id,
+        root_call_id=call.call_id,
+        requested_us=call.requested_us,
+        subject_id=principal.subject_id,
+        agent=principal.agent,
+        session_id=call.session_id,
+        protocol_session_id=call.protocol_session,
+        protocol=call.request.version,
+        edge=place.edge,
+        method=call.request.method,
+        server=call.tool_server,
+        target=call.target,
+        mode=call.terms.mode,
+        decision=call.decision,
+        stage=call.stage,
+        reason=call.reason,
+        message=call.message,
+        rules=call.rules,
+        bundle=call.bundle,
+        inputs=DecisionInputs(
+            bundle=call.bundle,
+            release=call.release,
+            catalog=call.catalog,
+            groups=principal.groups,
+            labels=call.tool.labels if call.tool else (),
+            now_us=call.requested_us,
+            control_epoch=call.control_epoch,
+            arguments_kept=arguments is not NULL and call.arguments_captured == call.arguments,
+        ),
+        findings=call.findings,
+        arguments_bytes=len(call.arguments),
+        arguments_digest=hashlib.sha256(call.arguments).hexdigest(),
+        capture=capture,
+        fingerprints=call.fingerprints,
+        labels=call.tool.labels if call.tool else (),
+        sealed=Sealed(
+            issuer=principal.issuer,
+            subject=principal.subject,
+            login=principal.login,
+            claimed_client=_claimed_client(call.request.client_info),
+            arguments=arguments,
+        ),
+    )
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a forwarded call ended."""
+
+    outcome: Outcome
+    completed_us: int
+    upstream_us: int = 0
+    error_code: int = 0
+    reason: str = ""
+    message: str = ""
+    result: bytes = b""  # as the upstream sent it
+    result_captured: bytes = b""
+    findings: tuple[Finding, ...] = ()
+    masked: int = 0
+    fingerprints: tuple[str, ...] = ()
+
+
+def completed_event(call: Ongoing, ended: Ended, place: Place, capture_bytes_max: int) -> CallCompleted:
+    """The record of the answer; repeats the dimensions of its request."""
+    principal, capture = call.principal, call.terms.capture
+    return CallCompleted(
+        id=uuid7(ended.completed_us),
+        time_us=ended.completed_us,
+        tenant=principal.tenant,
+        region=place.region,
+        call_id=call.call_id,
+        root_call_id=call.call_id,
+        requested_us=call.requested_us,
+        subject_id=principal.subject_id,
+        agent=principal.agent,
+        session_id=call.session_id,
+        protocol_session_id=call.protocol_session,
+        protocol=call.request.version,
+        edge=place.edge,
+        method=call.request.method,
+        server=call.tool_server,
+        target=call.target,
+        mode=call.terms.mode,
+        decision=call.decision,
+        stage=call.stage,
+        reason=ended.reason or call.reason,
+        message=ended.message,
+        rules=call.rules,
+        bundle=call.bundle,
+        outcome=ended.outcome,
+        error_code=ended.error_code,
+        completed_us=ended.completed_us,
+        policy_us=call.policy_us,
+        upstream_us=ended.upstream_us,
+        total_us=ended.completed_us - call.requested_us,
+        findings=ended.findings,
+        masked=ended.masked,
+        arguments_bytes=len(call.arguments),
+        result_bytes=len(ended.result),
+        result_digest=hashlib.sha256(ended.result).hexdigest() if ended.result else "",
+        capture=capture,
+        fingerprints=ended.fingerprints,
+        labels=call.tool.labels if call.tool else (),
+        sealed=Sealed(
+            login=principal.login,
+            result=captured(ended.result, ended.result_captured, capture, capture_bytes_max) if ended.result else NULL,
+        ),
+    )
+
+
+def captured(whole: bytes, masked: bytes, capture: Capture, bytes_max: int) -> msgspec.Raw:
+    """What an event keeps of arguments or a result under a capture policy; null where nothing is kept."""
+    if capture in ("digest", "none"):
+        return NULL
+    kept = whole if capture == "full" else masked
+    return msgspec.Raw(kept) if len(kept) <= bytes_max else NULL
+
+
+def _claimed_client(client_info: object) -> str:
+    if not isinstance(client_info, dict):
+        return ""
+    return f"{client_info.get('name', '')}/{client_info.get('version', '')}"[:128]

@@ -1,0 +1,117 @@
+"""The catalogue: every server's tools as last seen, their exposed names and labels. Immutable; swapped whole.
+
+Definitions are kept byte for byte but for the name. A digest over the canonical definition tells a change. A failed or partial list is
+never taken as a withdrawal. Counterpart: `discovery.py` fetches; `lists.py` renders.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
+
+from tidegate_edge.messages import decode_fields, encode
+
+NAME_MAX: Final = 64  # clients and model APIs cut or refuse longer tool names
+SEPARATOR: Final = "__"
+_HINTS: Final = (("readOnlyHint", "read-only"), ("destructiveHint", "destructive"), ("openWorldHint", "open-world"))
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """One tool of one server. `fields` are its definition's members, byte for byte."""
+
+    server: str
+    name: str  # the upstream's own
+    exposed: str  # at /mcp; untouched at /mcp/{server}
+    digest: str
+    labels: tuple[str, ...]
+    fields: dict[str, msgspec.Raw]
+    input_schema: Any = None  # decoded; kept only where it asks for Mcp-Param-* headers
+    param_headers: dict[tuple[str, ...], str] = {}  # argument path → header token, from `x-mcp-header`
+
+    @property
+    def read_only(self) -> bool:
+        return "read-only" in self.labels
+
+
+class Shelf(msgspec.Struct, frozen=True):
+    """One server's tools."""
+
+    server: str
+    tools: tuple[Tool, ...]
+    digest: str
+
+
+class Catalog:
+    """All shelves, with the maps that the hot path needs."""
+
+    def __init__(self, shelves: Mapping[str, Shelf] | None = None) -> None:
+        self.shelves: dict[str, Shelf] = dict(shelves or {})
+        self.tools: tuple[Tool, ...] = tuple(tool for _, shelf in sorted(self.shelves.items()) for tool in shelf.tools)
+        self.by_exposed: dict[str, Tool] = {tool.exposed: tool for tool in self.tools}
+        self.by_server: dict[str, dict[str, Tool]] = {
+            name: {tool.name: tool for tool in shelf.tools} for name, shelf in self.shelves.items()
+        }
+
+    def with_shelf(self, shelf: Shelf) -> "Catalog":
+        return Catalog({**self.shelves, shelf.server: shelf})
+
+    def find(self, server: str, name: str) -> Tool | None:
+        """The tool that a client means: by exposed name at /mcp (server ""), by its own name at /mcp/{server}."""
+        if not server:
+            return self.by_exposed.get(name)
+        return self.by_server.get(server, {}).get(name)
+
+
+def shelve(server: str, definitions: Iterable[bytes], labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]) -> Shelf:
+    """Read a server's definitions. `own` are the server's labels, `labels` the operator's by tool. Nameless tools are left out."""
+    tools: dict[str, Tool] = {}
+    for raw in definitions:
+        tool = _read_tool(server, raw, labels, own)
+        if tool is not None:
+            tools.setdefault(tool.name, tool)
+    ordered = tuple(sorted(tools.values(), key=lambda tool: tool.name))
+    digest = hashlib.sha256("".join(f"{tool.name}:{tool.digest};" for tool in ordered).encode()).hexdigest()
+    return Shelf(server, ordered, digest)
+
+
+def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]) -> Tool | None:
+    try:
+        definition = msgspec.json.decode(raw)
+        fields = decode_fields(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    name = definition.get("name")
+    if not isinstance(name, str) or not 0 < len(name) <= 128:
+        return None
+    canonical = msgspec.json.encode(definition, order="sorted")
+    given = labels.get(name, ())
+    all_labels = tuple(sorted({*own, *given, *(_hinted(definition) if not given else ())}))
+    schema = definition.get("inputSchema")
+    if find_invalid_x_mcp_header(schema) is not None:  # 2026-07-28 transports: such a tool must be left out
+        return None
+    headers = x_mcp_header_map(schema) if isinstance(schema, dict) else {}
+    digest = hashlib.sha256(canonical).hexdigest()
+    return Tool(server, name, exposed_name(server, name), digest, all_labels, fields, schema if headers else None, headers)
+
+
+def _hinted(definition: dict[str, Any]) -> list[str]:
+    """Labels that the server's own annotations suggest; an operator's labels for the tool replace them."""
+    annotations = definition.get("annotations")
+    if not isinstance(annotations, dict):
+        return []
+    return [label for hint, label in _HINTS if annotations.get(hint) is True]
+
+
+def exposed_name(server: str, name: str) -> str:
+    """`server__tool`; past 64 characters cut, with a stable hash of the whole name at the end."""
+    full = f"{server}{SEPARATOR}{name}"
+    if len(full) <= NAME_MAX:
+        return full
+    return f"{full[: NAME_MAX - 9]}_{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def renamed(tool: Tool, name: str) -> bytes:
+    """The definition under another name, all else byte for byte."""
+    return encode({**tool.fields, "name": msgspec.Raw(encode(name))})

@@ -1,0 +1,63 @@
+"""What the edge counts. Plain integers on the hot path; read by Prometheus when it asks (`EdgeCollector`)."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+Gauges = Callable[[], dict[str, float]]
+
+_GAUGES = {
+    "tidegate_calls_in_flight": "Calls forwarded and not yet answered",
+    "tidegate_connections": "Open client connections",
+    "tidegate_pending_records": "Records handed over and not yet durable",
+    "tidegate_spool_backlog_records": "Records durable here and not yet in the log",
+    "tidegate_spool_backlog_bytes": "Bytes durable here and not yet in the log",
+    "tidegate_bundle_release": "Number of the ruling release; 0 before the first",
+    "tidegate_quarantines": "Quarantines in force",
+}
+
+
+class Counters:
+    """Since start."""
+
+    def __init__(self) -> None:
+        self.by_decision: Counter[str] = Counter()
+        self.by_outcome: Counter[str] = Counter()
+        self.refused_requests: Counter[str] = Counter()
+        self.unrecorded = 0
+        self.lost_async = 0
+
+    def decided(self, decision: str) -> None:
+        self.by_decision[decision] += 1
+
+    def ended(self, outcome: str) -> None:
+        self.by_outcome[outcome] += 1
+
+
+class EdgeCollector(Collector):
+    """Every metric of the edge with unit and meaning."""
+
+    def __init__(self, counters: Counters, gauges: Gauges) -> None:
+        self._counters = counters
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        counters = self._counters
+        decisions = CounterMetricFamily("tidegate_calls", "Calls recorded, by decision", labels=["decision"])
+        for decision, count in counters.by_decision.items():
+            decisions.add_metric([decision], count)
+        yield decisions
+        outcomes = CounterMetricFamily("tidegate_calls_ended", "Forwarded calls that ended, by outcome", labels=["outcome"])
+        for outcome, count in counters.by_outcome.items():
+            outcomes.add_metric([outcome], count)
+        yield outcomes
+        refused = CounterMetricFamily("tidegate_requests_refused", "Requests that never became a call, by reason", labels=["reason"])
+        for reason, count in counters.refused_requests.items():
+            refused.add_metric([reason], count)
+        yield refused
+        yield CounterMetricFamily("tidegate_unrecorded", "Calls refused because no durable record could be made", value=counters.unrecorded)
+        yield CounterMetricFamily("tidegate_async_lost", "Records of async tools that failed to become durable", value=counters.lost_async)
+        for name, value in self._gauges().items():
+            yield GaugeMetricFamily(name, _GAUGES[name], value=value)

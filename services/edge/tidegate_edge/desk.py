@@ -1,0 +1,134 @@
+"""The desk behind the front door: an exchange becomes a request of a known principal in a session, and goes to its method.
+
+A stranger's body is not parsed: identify comes before accept. What a known principal sends and is refused is an event.
+"""
+
+import asyncio
+from typing import Final
+from urllib.parse import unquote
+
+import msgspec
+
+from tidegate.errors import Fault, LogUnavailable
+from tidegate.events import RequestRefused
+from tidegate.identity import Principal, Refused, www_authenticate
+from tidegate.ids import now_us, uuid7
+from tidegate_edge import methods
+from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, accept, refuse
+from tidegate_edge.edge import Edge
+from tidegate_edge.http_front import Exchange
+from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply
+
+ALLOW: Final = b"allow: POST, DELETE\r\n"
+
+
+class Desk:
+    """Serves exchanges for one edge."""
+
+    def __init__(self, edge: Edge, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
+        self._edge = edge
+        self._hosts = frozenset(host.encode() for host in allowed_hosts)
+        self._origins = frozenset(origin.encode() for origin in allowed_origins)
+
+    async def serve(self, exchange: Exchange) -> Reply:
+        """One exchange, start to reply. A fault of ours is told as one, with its code."""
+        try:
+            return await self._serve(exchange)
+        except Fault as fault:
+            return refuse(503, INTERNAL_ERROR, fault.sentence, data={"reason": fault.code})
+
+    async def _serve(self, exchange: Exchange) -> Reply:
+        headers = {name: value.strip(b" \t") for name, value in exchange.headers.items()}
+        if (wrong := self._wrong_address(headers)) is not None:
+            return wrong
+        server = self._server_of(exchange.path)
+        if server is None:
+            return refuse(404, INVALID_REQUEST, "no such MCP endpoint; use /mcp, or /mcp/{server} with a configured server")
+        principal = await self._identify(headers, server)
+        if isinstance(principal, Reply):
+            return principal
+        if exchange.method == b"POST":
+            return await self._post(exchange, headers, principal, server)
+        if exchange.method == b"DELETE" and headers.get(b"mcp-protocol-version", b"").decode("latin-1") not in MODERN_VERSIONS:
+            return await methods.end_session(self._edge, principal, headers.get(b"mcp-session-id", b"").decode("latin-1"))
+        return Reply(405, refuse(405, INVALID_REQUEST, "this endpoint takes POST, and DELETE for a session").body, ALLOW)
+
+    def _wrong_address(self, headers: dict[bytes, bytes]) -> Reply | None:
+        """Foreign Host or Origin: DNS rebinding (2025-11-25 and 2026-07-28 transports, Security)."""
+        if headers.get(b"host", b"").lower() not in self._hosts:
+            return refuse(421, INVALID_REQUEST, "this Host is not served here; add it to allowed_hosts or set public_url")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.lower() not in self._origins:
+            return refuse(403, INVALID_REQUEST, "this Origin is not allowed; add it to allowed_origins")
+        return None
+
+    def _server_of(self, path: bytes) -> str | None:
+        """The server of /mcp/{server}; "" for /mcp; None for anything else."""
+        parts = unquote(path.partition(b"?")[0].decode("latin-1")).rstrip("/").split("/")
+        if parts == ["", "mcp"]:
+            return ""
+        return parts[2] if len(parts) == 3 and parts[2] in self._edge.upstreams else None
+
+    async def _identify(self, headers: dict[bytes, bytes], server: str) -> Principal | Reply:
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        token = token.strip(b" \t")
+        if scheme.lower() != b"bearer" or not token:
+            return self._challenge(None, server)
+        principal = self._edge.verifier.verify_cached(token, now_us()) or await self._edge.verifier.verify(token.decode("latin-1"))
+        return self._challenge(principal, server) if isinstance(principal, Refused) else principal
+
+    def _challenge(self, refused: Refused | None, server: str) -> Reply:
+        self._edge.counters.refused_requests[refused.reason if refused else "no-token"] += 1
+        path = f"/mcp/{server}" if server else "/mcp"
+        metadata = f"{self._edge.settings.url}/.well-known/oauth-protected-resource{path}"
+        value = www_authenticate(refused, metadata)
+        sentence = refused.message if refused else "A bearer token is needed."
+        reply = refuse(refused.status if refused else 401, INVALID_REQUEST, sentence)
+        return msgspec.structs.replace(reply, headers=f"www-authenticate: {value}\r\n".encode("latin-1", "replace"))
+
+    async def _post(self, exchange: Exchange, headers: dict[bytes, bytes], principal: Principal, server: str) -> Reply:
+        accepted = accept(headers, bytes(exchange.body))
+        if isinstance(accepted, Request):
+            exchange.cancel_on_disconnect = accepted.modern
+            reply = await methods.serve(self._edge, principal, server, accepted)
+        elif isinstance(accepted, Batch):
+            reply = await self._batch(principal, server, accepted)
+        else:
+            reply = accepted
+        if reply.status >= 400:
+            await self._record_refusal(principal, accepted, reply)
+        return reply
+
+    async def _batch(self, principal: Principal, server: str, batch: Batch) -> Reply:
+        async def one(member: Request | Reply) -> Reply:
+            return member if isinstance(member, Reply) else await methods.serve(self._edge, principal, server, member)
+
+        replies = await asyncio.gather(*[one(member) for member in batch.members])
+        bodies = [reply.body for reply in replies if reply.body]
+        return Reply(200, b"[%b]" % b",".join(bodies)) if bodies else Reply(202)
+
+    async def _record_refusal(self, principal: Principal, accepted: Request | Batch | Reply, reply: Reply) -> None:
+        """Refusals of known principals are facts. Calls write their own; what cannot be recorded is refused all the same."""
+        method = accepted.method if isinstance(accepted, Request) else ""
+        if method == "tools/call":
+            return
+        self._edge.counters.refused_requests[f"status-{reply.status}"] += 1
+        at_us = now_us()
+        event = RequestRefused(
+            id=uuid7(at_us),
+            time_us=at_us,
+            tenant=principal.tenant,
+            region=self._edge.place.region,
+            subject_id=principal.subject_id,
+            agent=principal.agent,
+            session_id="",
+            edge=self._edge.place.edge,
+            method=method[:64],
+            reason=f"status-{reply.status}",
+            message=reply.body[:300].decode(errors="replace"),
+            status=reply.status,
+        )
+        try:
+            await self._edge.recorder.record(event, "spool")
+        except LogUnavailable:
+            self._edge.counters.unrecorded += 1

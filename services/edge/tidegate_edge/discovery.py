@@ -1,0 +1,102 @@
+"""Keeps the catalogue: asks every upstream for its definitions at start and from time to time, and records what changed as events."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from tidegate.errors import Fault, UpstreamFault
+from tidegate.events import AnyEvent, ServerRegistered, ToolDefined, ToolWithdrawn
+from tidegate.ids import now_us, uuid7
+from tidegate.settings import Settings
+from tidegate_edge.catalog import Catalog, Shelf, shelve
+from tidegate_edge.messages import encode
+from tidegate_edge.upstream.port import Upstream
+
+REFRESH_S: Final = 60.0
+RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+LIST_TIMEOUT_S: Final = 30.0
+
+_log = logging.getLogger(__name__)
+Append = Callable[[Sequence[AnyEvent]], Awaitable[None]]
+
+
+class Discovery:
+    """One task per upstream; `on_change` gets each new catalogue, after its events are durable."""
+
+    def __init__(self, settings: Settings, upstreams: Mapping[str, Upstream], append: Append, on_change: Callable[[Catalog], None]) -> None:
+        self._settings = settings
+        self._upstreams = upstreams
+        self._append = append
+        self._on_change = on_change
+        self._tool_labels: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._server_labels = {name: server.labels for name, server in settings.servers.items()}
+        for rule in settings.rules:
+            if rule.tool and rule.labels:
+                self._tool_labels.setdefault(rule.server, {})[rule.tool] = rule.labels
+            elif rule.labels:
+                self._server_labels[rule.server] = (*self._server_labels[rule.server], *rule.labels)
+        self.catalog = Catalog()
+        self.troubles: dict[str, str] = {}  # server → why its list could not be fetched
+        self.awaiting = set(upstreams)  # servers that were not tried yet
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for name in self._upstreams:
+                tasks.create_task(self._watch(name), name=f"discover {name}")
+
+    async def _watch(self, name: str) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._refresh(name)
+                failures = 0
+                self.troubles.pop(name, None)
+            except Fault as fault:
+                failures += 1
+                if self.troubles.get(name) != fault.sentence:
+                    _log.warning("%s", fault.sentence)
+                self.troubles[name] = fault.sentence
+            self.awaiting.discard(name)
+            await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else REFRESH_S)
+
+    async def _refresh(self, name: str) -> None:
+        found = await self._upstreams[name].definitions(LIST_TIMEOUT_S)
+        shelf = shelve(name, found.tools, self._tool_labels.get(name, {}), self._server_labels[name])
+        before = self.catalog.shelves.get(name)
+        if before is not None and (before.digest == shelf.digest or (found.partial and len(shelf.tools) < len(before.tools))):
+            return
+        if not shelf.tools and found.partial:
+            raise UpstreamFault(f"{name}: {found.partial}")
+        await self._append(self._changes(name, before, shelf))
+        self.catalog = self.catalog.with_shelf(shelf)
+        self._on_change(self.catalog)
+
+    def _changes(self, name: str, before: Shelf | None, after: Shelf) -> list[AnyEvent]:
+        settings = self._settings
+        old = {tool.name: tool for tool in before.tools} if before else {}
+        new = {tool.name: tool for tool in after.tools}
+
+        def common() -> dict[str, str | int]:
+            at_us = now_us()
+            return {"id": uuid7(at_us), "time_us": at_us, "tenant": settings.tenant, "region": settings.region}
+
+        events: list[AnyEvent] = []
+        if before is None:
+            transport = "http" if settings.servers[name].url else "stdio"
+            events.append(ServerRegistered(**common(), server=name, transport=transport, labels=self._server_labels[name]))  # type: ignore[arg-type]
+        for tool in after.tools:
+            previous = old[tool.name].digest if tool.name in old else ""
+            if previous != tool.digest:
+                definition = msgspec.Raw(encode(tool.fields))
+                events.append(
+                    ToolDefined(**common(), server=name, tool=tool.name, digest=tool.digest, previous=previous, definition=definition)  # type: ignore[arg-type]
+                )
+        events.extend(
+            ToolWithdrawn(**common(), server=name, tool=gone, previous=old[gone].digest)  # type: ignore[arg-type]
+            for gone in old.keys() - new.keys()
+        )
+        return events

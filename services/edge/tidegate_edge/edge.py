@@ -1,0 +1,83 @@
+"""The edge's state that a call reads: swapped whole by the watchers, never changed in place. Made in `wiring.py`."""
+
+from collections.abc import Mapping
+
+from tidegate.identity import TokenVerifier
+from tidegate.limits import Limits
+from tidegate.policy.control import Quarantines
+from tidegate.sealing import Sealer
+from tidegate.secrets import ClusterSecrets
+from tidegate.sessions.port import SessionStore
+from tidegate.settings import Settings
+from tidegate_edge.calls import Place, Terms
+from tidegate_edge.catalog import Tool
+from tidegate_edge.counters import Counters
+from tidegate_edge.recorder import Recorder
+from tidegate_edge.ruling import Ruling
+from tidegate_edge.upstream.port import Upstream
+
+
+class Edge:
+    """Everything that a request needs, in one place."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        place: Place,
+        secrets: ClusterSecrets,
+        verifier: TokenVerifier,
+        sessions: SessionStore,
+        recorder: Recorder,
+        upstreams: Mapping[str, Upstream],
+    ) -> None:
+        self.settings = settings
+        self.limits: Limits = settings.limits
+        self.place = place
+        self.verifier = verifier
+        self.sessions = sessions
+        self.recorder = recorder
+        self.upstreams = upstreams
+        self.sealer: Sealer = secrets.sealer()
+        self.counters = Counters()
+        self.rulings: dict[str, Ruling] = {}  # by tenant
+        self.quarantines = Quarantines()
+        self.calls_in_flight = 0
+        self.draining = False
+        self._secrets = secrets
+        self._fingerprint_keys: dict[str, bytes] = {}
+        self._terms: dict[tuple[str, str], Terms] = {}
+
+    def fingerprint_key(self, tenant: str) -> bytes:
+        key = self._fingerprint_keys.get(tenant)
+        if key is None:
+            key = self._fingerprint_keys[tenant] = self._secrets.fingerprint_key(tenant)
+        return key
+
+    def timeout_of(self, server: str) -> float:
+        """Seconds that a call of this server may take."""
+        return self.settings.servers[server].timeout_s or self.limits.call_timeout_s
+
+    def terms_of(self, server: str, tool: Tool | None) -> Terms:
+        """How calls of this tool are recorded: the tool's rule, else its server's, else the default."""
+        if tool is None:
+            return Terms(_not_async(self.settings.audit.mode), self.settings.audit.capture)
+        key = (server, tool.name)
+        terms = self._terms.get(key)
+        if terms is None:
+            terms = self._terms[key] = _terms(self.settings, tool)
+        return terms
+
+
+def _terms(settings: Settings, tool: Tool) -> Terms:
+    mode, capture = _not_async(settings.audit.mode), settings.audit.capture
+    matching = [rule for rule in settings.rules if rule.server == tool.server and rule.tool in ("", tool.name)]
+    for rule in sorted(matching, key=lambda rule: bool(rule.tool)):  # the tool's own rule last
+        if rule.durability is not None and (rule.durability != "async" or (rule.tool and tool.read_only)):
+            mode = rule.durability
+        capture = rule.capture or capture
+    return Terms(mode, capture)
+
+
+def _not_async(mode: str) -> str:  # type: ignore[return]
+    """`async` is never a default: it is enabled per tool, for read-only ones."""
+    return "spool" if mode == "async" else mode

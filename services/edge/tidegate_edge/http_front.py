@@ -1,0 +1,254 @@
+"""The front door: uvicorn's httptools protocol, with the MCP path answered here and every other request handed to ASGI.
+
+An `Exchange` stands where uvicorn expects its request/response cycle, so that pipelining, keep-alive and the drain at shutdown are
+uvicorn's own: `shutdown()` closes idle connections and lets a running exchange finish. Limits on headers, body and time are ours.
+Counterpart: `spine.py` serves an exchange. Written against uvicorn 0.54 (pinned to its minor version).
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tidegate.limits import HEADERS_BYTES_MAX, HEADERS_COUNT_MAX, Limits
+from tidegate_edge.accept import SINGLE_HEADERS
+from tidegate_edge.messages import INVALID_REQUEST, Reply, error_body
+
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_OK_JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+_MCP_PATHS: Final = (b"/mcp/", b"/mcp?")
+
+
+class Exchange:
+    """One request to the MCP path and its reply. Quacks like uvicorn's RequestResponseCycle where uvicorn touches it."""
+
+    __slots__ = (
+        "body",
+        "cancel_on_disconnect",
+        "client",
+        "disconnected",
+        "fault",
+        "headers",
+        "keep_alive",
+        "message_event",
+        "method",
+        "more_body",
+        "path",
+        "protocol",
+        "response_complete",
+        "started_s",
+        "task",
+    )
+
+    def __init__(self, protocol: "McpProtocol", method: bytes, path: bytes, keep_alive: bool) -> None:
+        self.protocol = protocol
+        self.method = method
+        self.path = path
+        self.keep_alive = keep_alive
+        self.headers: dict[bytes, bytes] = {}
+        self.body = bytearray()
+        self.more_body = True
+        self.disconnected = False
+        self.response_complete = False
+        self.cancel_on_disconnect = False
+        self.fault: Reply | None = None
+        self.message_event = protocol.idle_event
+        self.client = protocol.client
+        self.started_s = 0.0
+        self.task: asyncio.Task[None] | None = None
+
+    async def run_asgi(self, _app: object) -> None:
+        """Named for uvicorn, which starts a queued exchange by this."""
+        try:
+            reply = self.fault or await self.protocol.serve(self)
+        except asyncio.CancelledError:
+            self.protocol.transport.close()
+            raise
+        except Exception:  # a fault of ours must cost one request, not the connection's task
+            self.protocol.logger.exception("a request failed")
+            reply = _fault(500, "the gateway failed on this request; its log says more")
+        self.send(reply)
+
+    def send(self, reply: Reply) -> None:
+        """Write the reply; the exchange is over."""
+        if self.disconnected or self.response_complete:
+            self.response_complete = True
+            return
+        self.response_complete = True
+        closing = reply.close or not self.keep_alive
+        headers = reply.headers + (b"connection: close\r\n" if closing else b"")
+        transport = self.protocol.transport
+        if reply.status == 200:
+            transport.write(_OK_JSON % (len(reply.body), headers, reply.body))
+        else:
+            kind = b"content-type: application/json\r\n" if reply.body else b""
+            line = _STATUS_LINES[reply.status]
+            transport.write(b"%b%bcontent-length: %d\r\n%b\r\n%b" % (line, kind, len(reply.body), headers, reply.body))
+        if closing:
+            transport.close()
+        self.protocol.on_response_complete()
+
+
+Serve = Callable[[Exchange], Awaitable[Reply]]
+
+
+class McpProtocol(HttpToolsProtocol):
+    """Bind `serve` and `limits` by subclassing (see `protocol_class`): uvicorn constructs this class itself."""
+
+    serve: Serve
+    limits: Limits
+    idle_event: asyncio.Event
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.idle_event = asyncio.Event()
+        self._header_bytes = 0
+        self._began_s = 0.0  # when the request being read began; 0 between requests
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._began_s = time.monotonic()
+        if len(self.connections) > self.limits.connections_max:
+            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            if isinstance(cycle, Exchange):
+                cycle.disconnected = True
+                if cycle.task is not None and cycle.cancel_on_disconnect:
+                    cycle.task.cancel()
+        self.pipeline.clear()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._began_s = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count_header(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count_header(len(name) + len(value))
+
+    def _count_header(self, size: int) -> None:
+        self._header_bytes += size
+        if (self._header_bytes > HEADERS_BYTES_MAX or len(self.headers) > HEADERS_COUNT_MAX) and not self.transport.is_closing():
+            self._refuse_unread(431, "headers too large")
+
+    def on_headers_complete(self) -> None:
+        if self.transport.is_closing():
+            return
+        path = self.url
+        if path != b"/mcp" and not path.startswith(_MCP_PATHS):
+            super().on_headers_complete()
+            return
+        parser = self.parser
+        http_version = parser.get_http_version()
+        exchange = Exchange(self, parser.get_method(), path, http_version != "1.0" and parser.should_keep_alive())
+        exchange.headers = self._read_headers(exchange)
+        if self.expect_100_continue and exchange.fault is None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        waiting = self.cycle is not None and not self.cycle.response_complete
+        self.cycle, running = exchange, self.cycle  # type: ignore[assignment]
+        if waiting:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+            exchange.message_event = running.message_event
+
+    def _read_headers(self, exchange: Exchange) -> dict[bytes, bytes]:
+        pairs = self.headers
+        headers = dict(pairs)
+        if len(headers) != len(pairs):
+            seen: set[bytes] = set()
+            for name, _ in pairs:
+                if name in seen and name in SINGLE_HEADERS:
+                    exchange.fault = _fault(400, f"the header {name.decode('latin-1')} is given twice")
+                seen.add(name)
+        length = headers.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > self.limits.body_bytes_max):
+            exchange.fault = _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")
+        return headers
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self.cycle
+        if not isinstance(exchange, Exchange):
+            super().on_body(body)
+            return
+        if exchange.fault is not None or exchange.response_complete:
+            return
+        exchange.body += body
+        if len(exchange.body) > self.limits.body_bytes_max:
+            exchange.body.clear()
+            exchange.fault = _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")
+
+    def on_message_complete(self) -> None:
+        self._began_s = 0.0
+        exchange = self.cycle
+        if not isinstance(exchange, Exchange):
+            super().on_message_complete()
+            return
+        if exchange.response_complete:
+            return
+        exchange.more_body = False
+        exchange.started_s = time.monotonic()
+        if not self.pipeline:
+            self._start_asgi_task(exchange, self.app)  # type: ignore[arg-type]
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if not isinstance(cycle, Exchange):
+            super()._start_asgi_task(cycle, app)
+            return
+        if cycle.more_body:  # its turn came before its body: `on_message_complete` will start it
+            return
+        task = self.loop.create_task(cycle.run_asgi(app))
+        cycle.task = task
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def is_slow(self, now_s: float) -> bool:
+        """True when the request being read has taken too long: headers, or headers and body."""
+        if self._began_s == 0.0 or self.flow.read_paused:
+            return False
+        allowed = self.limits.header_timeout_s
+        if isinstance(self.cycle, Exchange) and self.cycle.more_body:
+            allowed += self.limits.body_timeout_s
+        return now_s - self._began_s > allowed
+
+    def refuse_slow(self) -> None:
+        """Answer 408 and close."""
+        self._refuse_unread(408, "the request took too long to arrive")
+
+    def _refuse_unread(self, status: int, message: str) -> None:
+        reply = _fault(status, message)
+        line = _STATUS_LINES[status]
+        self.transport.write(
+            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (line, len(reply.body), reply.body)
+        )
+        self.transport.close()
+
+
+def _fault(status: int, message: str) -> Reply:
+    return Reply(status, error_body(None, INVALID_REQUEST, message), close=True)
+
+
+def protocol_class(serve: Serve, limits: Limits) -> type[McpProtocol]:
+    """The class to hand to uvicorn (`Config(http=…)`), bound to this edge."""
+    return type("BoundMcpProtocol", (McpProtocol,), {"serve": staticmethod(serve), "limits": limits})
+
+
+async def close_slow_connections(connections: set[Any], every_s: float = 1.0) -> None:
+    """One coarse sweep instead of a timer per request. Runs until cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        now_s = time.monotonic()
+        for connection in list(connections):
+            if isinstance(connection, McpProtocol) and connection.is_slow(now_s):
+                connection.refuse_slow()

@@ -1,0 +1,85 @@
+"""JSON-RPC messages on the wire, and the values that pass between the steps of the spine. Nothing here does I/O."""
+
+from typing import Any, Final
+
+import msgspec
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+HEADER_MISMATCH: Final = -32020
+
+PROTOCOL_VERSION_META: Final = "io.modelcontextprotocol/protocolVersion"
+CLIENT_INFO_META: Final = "io.modelcontextprotocol/clientInfo"
+CLIENT_CAPABILITIES_META: Final = "io.modelcontextprotocol/clientCapabilities"
+SERVER_INFO_META: Final = "io.modelcontextprotocol/serverInfo"
+META_PREFIX: Final = "io.modelcontextprotocol/"
+
+encode: Final = msgspec.json.Encoder().encode
+
+RequestId = int | str
+
+
+class Wire(msgspec.Struct):
+    """A message as it came; `params` byte for byte."""
+
+    jsonrpc: str = ""
+    method: str | msgspec.UnsetType = msgspec.UNSET
+    id: int | str | float | None | msgspec.UnsetType = msgspec.UNSET
+    params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class RpcError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The `error` of a response."""
+
+    code: int
+    message: str
+    data: Any = None
+
+
+class ResultHead(msgspec.Struct, frozen=True):
+    """What the gateway must know of a tool's result; the rest stays bytes."""
+
+    isError: bool = False  # noqa: N815  (the protocol's name)
+    resultType: str | None = None  # noqa: N815
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What goes back to the client: an HTTP status, a body (JSON unless empty) and extra header lines, each ending in CRLF."""
+
+    status: int
+    body: bytes = b""
+    headers: bytes = b""
+    close: bool = False
+
+
+decode_wire: Final = msgspec.json.Decoder(Wire).decode
+decode_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+decode_result_head: Final = msgspec.json.Decoder(ResultHead).decode
+decode_error: Final = msgspec.json.Decoder(RpcError).decode
+
+
+def result_body(request_id: RequestId, result: bytes) -> bytes:
+    """A JSON-RPC response around the bytes of a result."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(request_id), result)
+
+
+def error_body(request_id: RequestId | None, code: int, message: str, data: Any = None) -> bytes:
+    """A JSON-RPC error response; `id` is null where the request's could not be read."""
+    error = encode(RpcError(code, message, data))
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (encode(request_id), error)
+
+
+def request_body(request_id: RequestId, method: str, params: bytes) -> bytes:
+    """A JSON-RPC request around the bytes of its params."""
+    return b'{"jsonrpc":"2.0","id":%b,"method":%b,"params":%b}' % (encode(request_id), encode(method), params)
+
+
+def with_field(raw: bytes, name: str, value: bytes) -> bytes:
+    """The JSON object `raw` with one more member in front. `raw` must be an object without that key."""
+    rest = raw[1:].lstrip()
+    return b"{%b:%b%b%b" % (encode(name), value, b"" if rest == b"}" else b",", rest)

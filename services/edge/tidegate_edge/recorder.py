@@ -1,0 +1,84 @@
+"""record: events become durable here, before what they permit takes effect.
+
+Modes: `spool` (the edge's own fsynced spool, or the local log itself), `strict` (acknowledged by Kafka, or refused),
+`strict-or-spool`, `async` (handed over, not awaited; only for tools labelled read-only). Each way to durability is a writer with a
+chain of its own. One event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tidegate.chain import Chain
+from tidegate.errors import LogUnavailable
+from tidegate.events import AnyEvent, Mode
+from tidegate.log.port import Record
+
+
+class Submitter(Protocol):
+    """What a `GroupCommit` and the local log offer."""
+
+    def submit(self, record: Record) -> "asyncio.Future[None]": ...
+
+    @property
+    def backlog(self) -> int: ...
+
+
+class Writer:
+    """A chain and the way its records become durable."""
+
+    def __init__(self, chain: Chain, submitter: Submitter) -> None:
+        self.chain = chain
+        self.submitter = submitter
+
+    def write(self, event: AnyEvent) -> "asyncio.Future[None]":
+        """Sealed and handed over in one step, so that the chain's order is the log's order. Raises LogUnavailable."""
+        chain = self.chain
+        seq, prev = chain.seq, chain.prev
+        try:
+            return self.submitter.submit(chain.seal(event))
+        except LogUnavailable:
+            chain.seq, chain.prev = seq, prev  # not taken: the chain goes on as if it had not been sealed
+            raise
+
+
+class Recorder:
+    """Durability by mode. `strict` is None where the log is local: there every append is the log's own."""
+
+    def __init__(self, spool: Writer, strict: Writer | None = None, on_lost: Callable[[], None] | None = None) -> None:
+        self._spool = spool
+        self._strict = strict
+        self._on_lost = on_lost
+
+    async def record(self, event: AnyEvent, mode: Mode) -> None:
+        """Durable on return, by the mode's own meaning. Raises LogUnavailable: then nothing may follow from the event."""
+        if mode == "spool":
+            await self._spool.write(event)
+        elif mode == "async":
+            self._spool.write(event).add_done_callback(self._noticed)
+        elif self._strict is None:
+            await self._spool.write(event)
+        else:
+            await self._record_strictly(event, mode)
+
+    async def _record_strictly(self, event: AnyEvent, mode: Mode) -> None:
+        assert self._strict is not None
+        try:
+            await self._strict.write(event)
+        except LogUnavailable:
+            if mode != "strict-or-spool":
+                raise
+            await self._spool.write(event)
+
+    async def record_all(self, events: Sequence[AnyEvent]) -> None:
+        """Facts that are not calls: in order, durable on return."""
+        if events:
+            await asyncio.gather(*[self._spool.write(event) for event in events])
+
+    async def record_completion(self, event: AnyEvent, mode: Mode) -> None:
+        """The answer to something already forwarded: where strict fails it goes to the spool, for it must not be lost."""
+        await self.record(event, "strict-or-spool" if mode == "strict" else mode)
+
+    def _noticed(self, future: "asyncio.Future[None]") -> None:
+        if not future.cancelled() and future.exception() is not None and self._on_lost is not None:
+            self._on_lost()

@@ -1,0 +1,47 @@
+"""decide: what the ruling bundle says. A `Ruling` is swapped whole when a release or the catalogue changes; calls read it once.
+
+Decisions that hold whatever the arguments are, are kept per (principal facts, server, tool); all others are made each time.
+"""
+
+from typing import Any, Final
+
+from tidegate.identity import Principal
+from tidegate.inspection.scanner import Scanner
+from tidegate.policy.engine import Engine, Verdict
+from tidegate_edge.catalog import Catalog, Tool
+
+STANDING_MAX: Final = 200_000
+
+
+class Ruling:
+    """One bundle over one catalogue."""
+
+    def __init__(self, engine: Engine, scanner: Scanner, catalog: Catalog, *, number: int, digest: str) -> None:
+        self.engine = engine
+        self.scanner = scanner
+        self.catalog = catalog
+        self.number = number
+        self.digest = digest
+        self._standing: dict[tuple[str, str, str], Verdict | None] = {}
+        self.lists: dict[tuple[str, str, bool], bytes] = {}  # rendered tool lists, by principal facts, server and era
+
+    def standing(self, principal: Principal, tool: Tool) -> Verdict | None:
+        """The decision that holds for any arguments; None where they matter."""
+        key = (principal.key, tool.server, tool.name)
+        try:
+            return self._standing[key]
+        except KeyError:
+            verdict = self.engine.standing(principal, tool.server, tool.name)
+            if len(self._standing) >= STANDING_MAX:
+                self._standing.clear()
+            self._standing[key] = verdict
+            return verdict
+
+    def decide(self, principal: Principal, tool: Tool, arguments: dict[str, Any]) -> Verdict:
+        """allow, deny or ask. Total: an error in evaluation is a denial that says so."""
+        return self.standing(principal, tool) or self.engine.evaluate(principal, tool.server, tool.name, arguments)
+
+    def is_visible(self, principal: Principal, tool: Tool) -> bool:
+        """Listed, and by that callable, argument conditions aside."""
+        verdict = self.standing(principal, tool)
+        return verdict is None or verdict.effect != "deny"

@@ -1,0 +1,174 @@
+"""The steps between accept and reply. Each takes the call, adds its facts to it, and says nothing to anybody."""
+
+from typing import Any
+
+import msgspec
+from mcp.shared.inbound import encode_header_value, mcp_param_headers
+
+from tidegate.errors import UpstreamFault
+from tidegate.identity import Principal
+from tidegate.ids import now_us
+from tidegate.inspection.fingerprints import fingerprints
+from tidegate_edge import reply, strict_json, translate
+from tidegate_edge.accept import Request
+from tidegate_edge.calls import EMPTY_OBJECT, Ended, Ongoing
+from tidegate_edge.edge import Edge
+from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head
+from tidegate_edge.upstream.port import Answer, Caller, Routing
+
+
+class Visit(msgspec.Struct, frozen=True):
+    """Who came, through which door, in which session."""
+
+    principal: Principal
+    server: str  # of /mcp/{server}; "" at /mcp
+    session_id: str  # the governance session
+    protocol_session: str = ""
+
+
+def begin(edge: Edge, visit: Visit, request: Request) -> Ongoing:
+    """The call's target, as the client's name for it resolves at this door."""
+    ruling = edge.rulings.get(visit.principal.tenant)
+    name = str(request.params.get("name", ""))
+    tool = ruling.catalog.find(visit.server, name) if ruling else None
+    terms = edge.terms_of(tool.server if tool else visit.server, tool)
+    call = Ongoing(request, visit.principal, tool, name, visit.server, terms, now_us())
+    call.session_id = visit.session_id
+    call.protocol_session = visit.protocol_session
+    fields = decode_fields(request.raw_params)
+    call.arguments = call.arguments_captured = bytes(fields["arguments"]) if "arguments" in fields else EMPTY_OBJECT
+    if ruling is not None:
+        call.bundle, call.release = ruling.digest, ruling.number
+        call.catalog = ruling.catalog.shelves[tool.server].digest if tool else ""
+    return call
+
+
+def admit(edge: Edge, call: Ongoing) -> None:
+    """Quarantines, limits, and whether there is anything to decide with. Sets decision `allow` where the call may go on."""
+    quarantines = edge.quarantines
+    call.control_epoch = quarantines.epoch
+    standing = quarantines.match(
+        tenant=call.principal.tenant,
+        session_id=call.session_id,
+        subject_id=call.principal.subject_id,
+        agent=call.principal.agent,
+        server=call.tool_server,
+        tool=call.target,
+        now_us=call.requested_us,
+    )
+    if standing is not None:
+        call.refuse("quarantine", "quarantined", f"This {standing.scope} is in quarantine: {standing.reason}")
+        call.rules = (standing.quarantine_id,)
+    elif edge.rulings.get(call.principal.tenant) is None:
+        call.refuse("policy", "no-bundle", "No policy bundle is active yet, so nothing is permitted. Ask the operator to publish one.")
+    elif edge.calls_in_flight >= edge.limits.concurrent_calls_max:
+        call.refuse("limit", "gateway-busy", "The gateway has too many calls in flight. Try again shortly.", "limited")
+    else:
+        call.decision, call.stage = "allow", "policy"
+
+
+def decide(edge: Edge, call: Ongoing) -> None:
+    """The bundle's verdict. A tool that the principal may not see is refused in the words used for one that does not exist."""
+    ruling = edge.rulings[call.principal.tenant]
+    arguments = call.request.params.get("arguments", {})
+    if call.tool is None:
+        call.refuse("policy", "unknown-tool", reply.unknown_tool(call))
+    elif not isinstance(arguments, dict):
+        call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
+    else:
+        verdict = ruling.decide(call.principal, call.tool, arguments)
+        call.decision, call.rules = verdict.effect, verdict.rules
+        call.reason, call.message = verdict.reason, verdict.message
+    call.policy_us = now_us() - call.requested_us
+
+
+def inspect_arguments(edge: Edge, call: Ongoing) -> None:
+    """Patterns over the arguments: what blocks refuses, what masks changes what is forwarded. Fingerprints for egress."""
+    assert call.tool is not None
+    scanner = edge.rulings[call.principal.tenant].scanner
+    scan = scanner.scan(call.arguments, "arguments")
+    call.findings = scan.findings
+    if scan.findings:
+        call.arguments_captured = scan.masked or call.arguments
+    if scan.blocked is not None:
+        call.refuse("inspection", "arguments-blocked", f"The arguments hold something that may not be sent: {scan.blocked.rule}.")
+        call.rules = (scan.blocked.rule,)
+        return
+    if scan.masked is not None:
+        call.arguments = scan.masked
+    if "egress" in call.tool.labels:
+        call.fingerprints = fingerprints(call.arguments, edge.fingerprint_key(call.principal.tenant))
+
+
+async def forward(edge: Edge, call: Ongoing) -> Answer:
+    """Send to the upstream, in the upstream's era and under the upstream's name. Raises UpstreamFault."""
+    assert call.tool is not None
+    upstream = edge.upstreams[call.tool.server]
+    await upstream.ready(edge.timeout_of(call.tool.server))
+    params = translate.params_for_upstream(call.request, call.tool.name, call.arguments, upstream.modern)
+    headers = b""
+    if upstream.modern and call.tool.param_headers:
+        named = mcp_param_headers(call.tool.param_headers, msgspec.json.decode(call.arguments))
+        headers = "".join(f"{name.lower()}: {value}\r\n" for name, value in named.items()).encode()
+    caller = Caller(call.principal.tenant, call.principal.subject_id, call.principal.agent)
+    routing = Routing(encode_header_value(call.tool.name), headers)
+    return await upstream.request("tools/call", params, caller, routing=routing, timeout_s=edge.timeout_of(call.tool.server))
+
+
+def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Reply]:
+    """Patterns over the answer, whatever it is; then the answer in the client's era."""
+    assert call.tool is not None
+    completed_us = now_us()
+    raw = answer.result or answer.error
+    try:
+        strict_json.read(raw)
+        facts = _facts(answer)
+    except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
+        return failed(call, UpstreamFault(f"{call.tool_server}: the answer is refused: {error}", code="upstream-malformed"))
+    scan = edge.rulings[call.principal.tenant].scanner.scan(raw, "result")
+    sensitive = "sensitive" in call.tool.labels and answer.result
+    key = edge.fingerprint_key(call.principal.tenant) if sensitive else b""
+    ended = Ended(
+        outcome="blocked" if scan.blocked else facts[0],
+        completed_us=completed_us,
+        upstream_us=completed_us - call.forwarded_us,
+        error_code=facts[1],
+        reason="result-blocked" if scan.blocked else "",
+        message=reply.BLOCKED_RESULT if scan.blocked else "",
+        result=raw,
+        result_captured=scan.masked or raw,
+        findings=scan.findings,
+        masked=scan.masks,
+        fingerprints=fingerprints(raw, key) if sensitive else (),
+    )
+    if scan.blocked is not None:
+        return ended, reply.blocked_result(call, scan.blocked.rule)
+    shown = raw if scan.masked is None else scan.masked
+    return ended, reply.answer(call, shown, is_error=not answer.result)
+
+
+def _facts(answer: Answer) -> tuple[Any, int]:
+    """(outcome, JSON-RPC error code) of an answer."""
+    if answer.error:
+        return "rpc-error", decode_error(answer.error).code
+    return ("tool-error" if decode_result_head(answer.result).isError else "ok"), 0
+
+
+def failed(call: Ongoing, fault: UpstreamFault) -> tuple[Ended, Reply]:
+    """The upstream failed: what to record, and what to say."""
+    at_us = now_us()
+    outcome = "timeout" if fault.code == "upstream-timeout" else "upstream-failed"
+    ended = Ended(
+        outcome=outcome,
+        completed_us=at_us,
+        upstream_us=at_us - call.forwarded_us,
+        reason=fault.code,
+        message=fault.sentence,
+    )
+    return ended, reply.upstream_failed(call, fault)
+
+
+def cancelled(call: Ongoing) -> Ended:
+    """The caller went away (modern clients cancel by closing the stream); what the upstream did is not known."""
+    at_us = now_us()
+    return Ended(outcome="cancelled", completed_us=at_us, upstream_us=at_us - call.forwarded_us, reason="caller-gone")

@@ -1,0 +1,217 @@
+"""An upstream over streamable HTTP, in the era it speaks: modern (2026-07-28, no session) or legacy (a session per caller).
+
+The era is found once by `server/discover` and kept; a network fault is no verdict. Legacy sessions are shared by the edges through the
+session store: whoever initializes first, wins. 404 on a session means "not executed": re-initialize and send once more.
+"""
+
+import asyncio
+import itertools
+from typing import Any, Final
+
+import msgspec
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+from tidegate import __version__
+from tidegate.errors import UpstreamFault
+from tidegate.sessions.port import SessionStore, UpstreamKey, UpstreamSession
+from tidegate_edge import messages
+from tidegate_edge.messages import CLIENT_CAPABILITIES_META, CLIENT_INFO_META, PROTOCOL_VERSION_META, encode
+from tidegate_edge.upstream.connection import Pool, Response
+from tidegate_edge.upstream.listing import drain_tools
+from tidegate_edge.translate import CLIENT_INFO, MODERN
+from tidegate_edge.upstream.port import NO_ROUTING, Answer, Caller, Definitions, Routing
+
+LEGACY: Final = "2025-11-25"
+SESSION_TTL_S: Final = 3_600.0
+CACHED_SESSIONS_MAX: Final = 10_000
+
+
+class HttpUpstream:
+    """One server behind a URL; `headers` carry its credential."""
+
+    def __init__(self, name: str, pool: Pool, headers: dict[str, str], sessions: SessionStore, *, tenant: str) -> None:
+        self.name = name
+        self._pool = pool
+        self._sessions = sessions
+        self._owner = Caller(tenant, "gateway", "tidegate")
+        self._modern: bool | None = None
+        self._ids = itertools.count(1)
+        self._known: dict[Caller, UpstreamSession] = {}
+        self._probe = asyncio.Lock()
+        own = "".join(f"{key.lower()}: {value}\r\n" for key, value in headers.items())
+        self._head = (
+            f"POST {pool.target} HTTP/1.1\r\nhost: {pool.authority}\r\ncontent-type: application/json\r\n"
+            f"accept: application/json, text/event-stream\r\nuser-agent: tidegate/{__version__}\r\n{own}"
+        ).encode()
+        self._modern_head = self._head + f"mcp-protocol-version: {MODERN}\r\n".encode()
+
+    @property
+    def modern(self) -> bool:
+        return bool(self._modern)
+
+    async def start(self) -> None:
+        """Nothing to do: connections open with the first request."""
+
+    async def ready(self, timeout_s: float) -> None:
+        if self._modern is None:
+            await self._find_era(timeout_s)
+
+    async def request(self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float) -> Answer:
+        if self._modern:
+            return await self._modern_request(method, params, routing, timeout_s)
+        return await self._legacy_request(method, params, caller, timeout_s)
+
+    async def definitions(self, timeout_s: float) -> Definitions:
+        await self.ready(timeout_s)
+
+        async def fetch(cursor: str | None) -> Answer:
+            params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
+            if self._modern:
+                params["_meta"] = _own_meta()
+            return await self.request("tools/list", encode(params), self._owner, routing=NO_ROUTING, timeout_s=timeout_s)
+
+        return await drain_tools(self.name, fetch)
+
+    async def close(self) -> None:
+        """End the gateway's own session and all connections. Callers' sessions live on: other edges use them."""
+        session = self._known.pop(self._owner, None)
+        if session is not None and session.session_id:
+            await self._sessions.drop_upstream(self._key(self._owner), session.session_id)
+            await self._end_session(session)
+        self._pool.close()
+
+    # the two eras
+
+    async def _find_era(self, timeout_s: float) -> None:
+        async with self._probe:
+            if self._modern is not None:
+                return
+            request_id = next(self._ids)
+            body = messages.request_body(request_id, "server/discover", encode({"_meta": _own_meta()}))
+            response = await self._post(self._modern_head + b"mcp-method: server/discover\r\n", body, request_id, timeout_s)
+            if response.status in (401, 403) or response.status >= 500:
+                raise UpstreamFault(
+                    f"{self.name}: answered {response.status} to server/discover; check its URL and credential (servers.{self.name})",
+                    code="upstream-unauthorized" if response.status < 500 else "upstream-failed",
+                )
+            self._modern = _is_modern(response, request_id)
+            session = response.headers.get(b"mcp-session-id")
+            if session and not self._modern:  # some servers open a session for the probe: do not leave it behind
+                await self._end_session(UpstreamSession(session.decode("latin-1"), LEGACY))
+
+    async def _modern_request(self, method: str, params: bytes, routing: Routing, timeout_s: float) -> Answer:
+        request_id = next(self._ids)
+        head = b"%bmcp-method: %b\r\n" % (self._modern_head, method.encode())
+        if routing.name:
+            head += b"mcp-name: %b\r\n%b" % (routing.name.encode(), routing.param_headers)
+        body = messages.request_body(request_id, method, params)
+        return self._answer_in(await self._post(head, body, request_id, timeout_s), request_id)
+
+    async def _legacy_request(self, method: str, params: bytes, caller: Caller, timeout_s: float) -> Answer:
+        for attempt in (1, 2):
+            session = self._known.get(caller) or await self._session(caller, timeout_s)
+            request_id = next(self._ids)
+            body = messages.request_body(request_id, method, params)
+            response = await self._post(self._session_head(session), body, request_id, timeout_s)
+            if response.status != 404 or not session.session_id or attempt == 2:
+                return self._answer_in(response, request_id)
+            self._known.pop(caller, None)  # 404 on a session: not executed, so it may be sent once more
+            await self._sessions.drop_upstream(self._key(caller), session.session_id)
+        raise AssertionError("the second attempt returns")
+
+    # legacy sessions
+
+    async def _session(self, caller: Caller, timeout_s: float) -> UpstreamSession:
+        key = self._key(caller)
+        standing = await self._sessions.get_upstream(key)
+        if standing is None:
+            mine = await self._initialize(timeout_s)
+            standing = await self._sessions.put_upstream(key, mine, SESSION_TTL_S)
+            if standing.session_id != mine.session_id:  # another edge was first
+                await self._end_session(mine)
+        if len(self._known) >= CACHED_SESSIONS_MAX:
+            self._known.pop(next(iter(self._known)))
+        self._known[caller] = standing
+        return standing
+
+    async def _initialize(self, timeout_s: float) -> UpstreamSession:
+        request_id = next(self._ids)
+        params = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": CLIENT_INFO}
+        body = messages.request_body(request_id, "initialize", encode(params))
+        response = await self._post(self._head, body, request_id, timeout_s)
+        answer = self._answer_in(response, request_id)
+        if answer.error:
+            raise UpstreamFault(f"{self.name}: initialize failed: {answer.error[:200].decode(errors='replace')}", sent=False)
+        version = msgspec.json.decode(answer.result).get("protocolVersion", LEGACY)
+        session = UpstreamSession(response.headers.get(b"mcp-session-id", b"").decode("latin-1"), str(version))
+        initialized = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
+        await self._pool.send(self._session_head(session), initialized, timeout_s=timeout_s)
+        return session
+
+    async def _end_session(self, session: UpstreamSession) -> None:
+        head = self._session_head(session).replace(b"POST ", b"DELETE ", 1)
+        try:
+            await self._pool.send(head, b"", timeout_s=2.0)
+        except UpstreamFault:
+            return  # best effort: the upstream ends idle sessions by itself
+
+    def _session_head(self, session: UpstreamSession) -> bytes:
+        head = b"%bmcp-protocol-version: %b\r\n" % (self._head, session.protocol.encode())
+        return head + b"mcp-session-id: %b\r\n" % session.session_id.encode() if session.session_id else head
+
+    def _key(self, caller: Caller) -> UpstreamKey:
+        return UpstreamKey(caller.tenant, self.name, caller.subject_id, caller.agent)
+
+    # answers
+
+    async def _post(self, head: bytes, body: bytes, request_id: int, timeout_s: float) -> Response:
+        def is_wanted(event: bytes) -> bool:
+            return _response_in(event, request_id) is not None
+
+        return await self._pool.send(head, body, is_wanted=is_wanted, timeout_s=timeout_s)
+
+    def _answer_in(self, response: Response, request_id: int) -> Answer:
+        candidates = [response.body] if response.events is None else response.events
+        for raw in candidates:
+            if (answer := _response_in(raw, request_id)) is not None:
+                return answer
+        if response.status in (401, 403):
+            raise UpstreamFault(
+                f"{self.name}: refused the gateway's credential ({response.status}); see servers.{self.name}.headers",
+                code="upstream-unauthorized",
+            )
+        kind = response.headers.get(b"content-type", b"nothing").decode("latin-1")[:80]
+        raise UpstreamFault(f"{self.name}: answered {response.status} with {kind}, not with this request's response")
+
+
+def _response_in(raw: bytes, request_id: int) -> Answer | None:
+    """The response to `request_id` in these bytes. An error without a readable id answers the only request there is."""
+    try:
+        wire = messages.decode_wire(raw)
+    except msgspec.DecodeError:
+        return None
+    if wire.id == request_id and wire.result is not msgspec.UNSET:
+        return Answer(result=bytes(wire.result))
+    if wire.error is not msgspec.UNSET and wire.method is msgspec.UNSET:
+        return Answer(error=bytes(wire.error))
+    return None
+
+
+def _is_modern(response: Response, request_id: int) -> bool:
+    """Modern iff a DiscoverResult names a modern version, or an error is one that only a modern server gives."""
+    for raw in [response.body] if response.events is None else response.events:
+        answer = _response_in(raw, request_id)
+        if answer is None:
+            continue
+        try:
+            if answer.result:
+                versions = msgspec.json.decode(answer.result).get("supportedVersions", [])
+                return bool(set(MODERN_PROTOCOL_VERSIONS) & set(versions))
+            return messages.decode_error(answer.error).code in (-32020, -32021, -32022)
+        except (msgspec.DecodeError, AttributeError, TypeError):
+            return False
+    return False
+
+
+def _own_meta() -> dict[str, Any]:
+    return {PROTOCOL_VERSION_META: MODERN, CLIENT_CAPABILITIES_META: {}, CLIENT_INFO_META: CLIENT_INFO}
