@@ -23,7 +23,7 @@ Batch = tuple[list[Record], Futures]
 
 
 def check_size(record: Record) -> None:
-    """Raises LogUnavailable (`record-too-large`) for what no adapter could take: refused before it can block a queue."""
+    """Raises LogUnavailable (`record-too-large`) for what no adapter takes: refused before it blocks a queue."""
     if record.value is not None and len(record.value) > EVENT_BYTES_MAX:
         raise LogUnavailable(
             f"a record of {len(record.value)} bytes, where the log takes {EVENT_BYTES_MAX} at most; "

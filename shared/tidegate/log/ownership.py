@@ -1,4 +1,4 @@
-"""Exclusive ownership of a directory or file by one process: an advisory lock that the kernel drops with the process."""
+"""Exclusive ownership of a directory or file by one process: a lock that the kernel drops with the process."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from tidegate.errors import LogUnavailable
 
 
 class Ownership:
-    """Held from construction until `release` or the end of the process. Raises LogUnavailable naming the owner's pid."""
+    """Held from construction until `release` or the process's end. Raises LogUnavailable naming the owner's pid."""
 
     def __init__(self, lock_file: Path, what: str) -> None:
         lock_file.parent.mkdir(parents=True, exist_ok=True)

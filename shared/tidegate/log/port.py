@@ -44,11 +44,14 @@ class Subscription(Protocol):
     """An open read of some topics. Offsets are settled explicitly, last of all."""
 
     async def poll(self, records_max: int, timeout_s: float) -> list[Delivered]:
-        """Up to `records_max` records; [] after `timeout_s` without any. Order holds within a partition."""
+        """Up to `records_max` records; [] after `timeout_s` without any, or sooner when `caught_up` has become true.
+
+        Order holds within a partition.
+        """
         ...
 
     async def settle(self, offsets: Mapping[Partition, int]) -> None:
-        """The group resumes from these (the next offset to read). Raises LogUnavailable if the group's claim is lost."""
+        """The group resumes from these (the next offset to read). Raises LogUnavailable, `claim-lost` if taken away."""
         ...
 
     @property
@@ -67,7 +70,7 @@ Assigned = Callable[[frozenset[Partition]], Awaitable[None]]
 """Called before the first record of newly assigned partitions is delivered."""
 
 Revoked = Callable[[frozenset[Partition]], Awaitable[None]]
-"""Called before partitions are taken away: finish or drop what is in hand."""
+"""Called before partitions are taken away, on `close` as well: finish (and settle) or drop what is in hand."""
 
 
 class EventLog(Protocol):
