@@ -1,0 +1,1 @@
+"""Sessions, as edges share them. `port.py` says what a store promises; `opening.py` chooses one."""

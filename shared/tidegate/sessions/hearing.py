@@ -1,0 +1,196 @@
+"""Hearing of ended sessions: one subscription, kept alive by pings, and the acknowledgements that it sends and
+receives.
+
+Counterpart: `redis.py`. The rule: `is_sound` is True only while every notice published now would reach us. It turns
+False at once when the connection breaks, and after `SILENCE_S` when nothing is heard, pings included. What was
+cached before is dropped whenever it turns False, because notices may have been missed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, Literal
+
+import msgspec
+from redis.asyncio.connection import Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+_log = logging.getLogger(__name__)
+
+PING_EVERY_S: Final = 0.5
+SILENCE_S: Final = 2.0
+_RETRY_EVERY_S: Final = 0.25
+_ACKNOWLEDGEMENTS_MAX: Final = 10_000
+_CONNECT_TIMEOUT_S: Final = 1.0
+
+Kind = Literal["session", "upstream"]
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something is gone. `key` is its Redis key; who publishes a `nonce` wants an acknowledgement on `reply_to`."""
+
+    v: int = 1
+    kind: Kind
+    key: str
+    reply_to: str = ""
+    nonce: str = ""
+
+
+class Acknowledgement(msgspec.Struct, frozen=True, kw_only=True):
+    nonce: str
+    by: str
+
+
+_notices = msgspec.json.Decoder(Notice)
+_acknowledgements = msgspec.json.Decoder(Acknowledgement)
+
+Publish = Callable[[str, bytes], Awaitable[int]]
+
+
+class Hearing:
+    """`on_notice` is called for each notice before it is acknowledged, `on_loss` whenever notices may be missed."""
+
+    def __init__(
+        self, url: str, *, publish: Publish, on_notice: Callable[[Notice], None], on_loss: Callable[[], None]
+    ) -> None:
+        self._connection_kwargs: dict[str, Any] = {**parse_url(url), "protocol": 2, "decode_responses": False}
+        self._connection_class = self._connection_kwargs.pop("connection_class", Connection)
+        database = self._connection_kwargs.get("db", 0)
+        self.instance = uuid.uuid4().hex
+        self.channel = f"tidegate|1|gone|{database}"
+        self.reply_to = f"tidegate|1|heard|{database}|{self.instance}"
+        self._publish, self._on_notice, self._on_loss = publish, on_notice, on_loss
+        self._subscribed = False
+        self._heard_at = 0.0
+        self._waiting: dict[str, _Waiting] = {}
+        self._acknowledge: asyncio.Queue[Notice] = asyncio.Queue(_ACKNOWLEDGEMENTS_MAX)
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_sound(self) -> bool:
+        return self._subscribed and time.monotonic() - self._heard_at < SILENCE_S
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="sessions-hearing")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    @contextlib.contextmanager
+    def expecting(self) -> "Iterator[_Waiting]":
+        """A `_Waiting` whose nonce goes into a notice; acknowledgements count from before it is published."""
+        waiting = _Waiting(uuid.uuid4().hex)
+        self._waiting[waiting.nonce] = waiting
+        try:
+            yield waiting
+        finally:
+            del self._waiting[waiting.nonce]
+
+    async def _run(self) -> None:
+        reported = False
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    connection = await self._subscribe()
+                    reported = False
+                    group.create_task(self._read(connection), name="sessions-read")
+                    group.create_task(self._ping(connection), name="sessions-ping")
+                    group.create_task(self._acknowledge_all(), name="sessions-acknowledge")
+            except* Exception as errors:  # the loop of this process: whatever broke it, subscribe again
+                if not reported:
+                    _log.warning("sessions: notices are not heard, asking on each call: %s", repr(errors.exceptions[0]))
+                reported = True
+            finally:
+                self._lose()
+            await asyncio.sleep(_RETRY_EVERY_S)
+
+    def _lose(self) -> None:
+        self._subscribed = False
+        self._on_loss()
+
+    async def _subscribe(self) -> Any:
+        connection = self._connection_class(
+            **{
+                "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+                "socket_timeout": SILENCE_S,
+                **self._connection_kwargs,
+                "retry": Retry(NoBackoff(), 0),  # never reconnect silently: what was missed meanwhile must be known
+            }
+        )
+        try:
+            await connection.connect()
+            await connection.send_command("SUBSCRIBE", self.channel, self.reply_to)
+            for _ in range(2):
+                await connection.read_response(timeout=SILENCE_S)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._heard_at = time.monotonic()
+        self._subscribed = True
+        return connection
+
+    async def _read(self, connection: Any) -> None:
+        try:
+            while True:
+                reply = await connection.read_response(timeout=SILENCE_S)
+                self._heard_at = time.monotonic()
+                if reply[0] == b"message":
+                    self._take(reply[1].decode(), reply[2])
+        finally:
+            self._lose()
+            await connection.disconnect(nowait=True)
+
+    async def _ping(self, connection: Any) -> None:
+        while True:
+            await asyncio.sleep(PING_EVERY_S)
+            await connection.send_command("PING", check_health=False)
+
+    def _take(self, channel: str, body: bytes) -> None:
+        try:
+            if channel == self.reply_to:
+                acknowledgement = _acknowledgements.decode(body)
+                if (waiting := self._waiting.get(acknowledgement.nonce)) is not None:
+                    waiting.take(acknowledgement.by)
+                return
+            notice = _notices.decode(body)
+        except msgspec.DecodeError:
+            _log.warning("sessions: a notice of %d bytes cannot be read; everything cached is dropped", len(body))
+            self._on_loss()
+            return
+        self._on_notice(notice)
+        if notice.nonce:
+            with contextlib.suppress(asyncio.QueueFull):  # then its sender waits for its own deadline
+                self._acknowledge.put_nowait(notice)
+
+    async def _acknowledge_all(self) -> None:
+        while True:
+            notice = await self._acknowledge.get()
+            body = msgspec.json.encode(Acknowledgement(nonce=notice.nonce, by=self.instance))
+            await self._publish(notice.reply_to, body)
+
+
+class _Waiting:
+    """Who has acknowledged one notice."""
+
+    def __init__(self, nonce: str) -> None:
+        self.nonce = nonce
+        self._by: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def take(self, by: str) -> None:
+        self._by.add(by)
+        self._changed.set()
+
+    async def until(self, receivers: int) -> None:
+        """Returns when so many processes have acknowledged."""
+        while len(self._by) < receivers:
+            self._changed.clear()
+            await self._changed.wait()

@@ -1,0 +1,399 @@
+"""What a session store promises, on every adapter; and what the Redis one promises when its server goes away."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+import redis.asyncio
+from tests.parts.valkey import Valkey, running_valkey_server
+
+from tidegate.errors import CallerFault, ConfigFault
+from tidegate.ids import now_us, uuid7
+from tidegate.limits import Limits
+from tidegate.sessions.memory import MemorySessions
+from tidegate.sessions.opening import open_sessions
+from tidegate.sessions.port import SessionRecord, SessionStore, SessionsUnavailable, UpstreamKey, UpstreamSession
+from tidegate.sessions.redis import RedisSessions
+from tidegate.settings import Settings
+
+PER_SUBJECT_MAX = 3
+DEADLINE_S = 10.0
+
+
+async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
+    """Waits for a fact, with a deadline."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            holds = fact()
+            if holds is True or (not isinstance(holds, bool) and await holds):
+                return
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class Edges:
+    """Two edges of one cluster, and a tenant that no other test uses."""
+
+    a: SessionStore
+    b: SessionStore
+    tenant: str
+    until_forgotten: Callable[[], Awaitable[None]]  # until everything of the tenant has expired
+
+    def record(self, session_id: str = "s-1", subject_id: str = "u-1", tenant: str = "") -> SessionRecord:
+        return SessionRecord(
+            session_id=session_id,
+            tenant=tenant or self.tenant,
+            subject_id=subject_id,
+            agent="claude-code",
+            protocol="2025-11-25",
+            client_info=msgspec.Raw(b'{"name":"x"}'),
+            opened_us=now_us(),
+            edge="edge-a",
+        )
+
+    def upstream_key(self, server: str = "git", subject_id: str = "u-1", agent: str = "claude-code") -> UpstreamKey:
+        return UpstreamKey(self.tenant, server, subject_id, agent)
+
+
+def upstream(session_id: str, edge: str = "edge-a") -> UpstreamSession:
+    return UpstreamSession(session_id=session_id, protocol="2025-11-25", opened_us=now_us(), edge=edge)
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def pass_hours(self) -> None:
+        self.now += 100_000.0
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
+async def edges(request: pytest.FixtureRequest) -> AsyncIterator[Edges]:
+    tenant = f"acme-{uuid7()}"
+    if request.param == "memory":
+        clock = Time()
+        store = MemorySessions(per_subject_max=PER_SUBJECT_MAX, clock=clock)
+        yield Edges(store, store, tenant, clock.pass_hours)
+        return
+    url = request.getfixturevalue("valkey_url")
+    a, b = (RedisSessions(url, per_subject_max=PER_SUBJECT_MAX) for _ in range(2))
+    client = redis.asyncio.Redis.from_url(url)
+
+    async def nothing_left() -> bool:
+        return not await client.keys(f"{tenant}*")
+
+    await a.start()
+    await b.start()
+    await until(lambda: not a.awaiting and not b.awaiting)
+    yield Edges(a, b, tenant, lambda: until(nothing_left))
+    await a.stop()
+    await b.stop()
+    await client.aclose()
+
+
+async def test_a_session_opened_on_one_edge_is_read_whole_on_another(edges: Edges) -> None:
+    record = edges.record()
+    assert await edges.a.open(record, 60)
+    assert await edges.b.get(edges.tenant, "s-1") == record
+
+
+async def test_once_read_a_session_is_known_to_be_live_without_asking(edges: Edges) -> None:
+    await edges.a.open(edges.record(), 60)
+    await edges.b.get(edges.tenant, "s-1")
+    assert edges.a.is_live(edges.tenant, "s-1") is True
+    assert edges.b.is_live(edges.tenant, "s-1") is True
+    assert edges.b.known(edges.tenant, "s-1") == await edges.b.get(edges.tenant, "s-1")
+
+
+async def test_what_was_never_opened_is_not_known_and_not_there(edges: Edges) -> None:
+    assert edges.a.is_live(edges.tenant, "s-9") is None
+    assert await edges.a.get(edges.tenant, "s-9") is None
+    assert not await edges.a.touch(edges.tenant, "s-9", 60)
+    assert await edges.a.end(edges.tenant, "s-9", 2)
+
+
+async def test_a_session_ended_on_one_edge_is_live_on_none_when_end_returns(edges: Edges) -> None:
+    for number in range(20):
+        session_id = f"s-{number}"
+        await edges.a.open(edges.record(session_id), 60)
+        await edges.b.get(edges.tenant, session_id)
+        assert await edges.a.end(edges.tenant, session_id, 2)
+        assert edges.b.is_live(edges.tenant, session_id) is None
+        assert edges.a.is_live(edges.tenant, session_id) is None
+        assert await edges.b.get(edges.tenant, session_id) is None
+
+
+async def test_readers_racing_with_an_end_never_keep_the_session(edges: Edges) -> None:
+    for number in range(10):
+        session_id = f"s-{number}"
+        await edges.a.open(edges.record(session_id), 60)
+        reads = [asyncio.create_task(edges.b.get(edges.tenant, session_id)) for _ in range(20)]
+        assert await edges.a.end(edges.tenant, session_id, 2)
+        await asyncio.gather(*reads)
+        assert edges.b.is_live(edges.tenant, session_id) is None
+
+
+async def test_a_session_that_is_not_used_expires_on_every_edge(edges: Edges) -> None:
+    await edges.a.open(edges.record(), 0.2)
+    await edges.b.get(edges.tenant, "s-1")
+    await edges.until_forgotten()
+    assert edges.a.is_live(edges.tenant, "s-1") is None
+    assert edges.b.is_live(edges.tenant, "s-1") is None
+    assert await edges.b.get(edges.tenant, "s-1") is None
+
+
+async def test_a_touched_session_lives_on(edges: Edges) -> None:
+    await edges.a.open(edges.record("s-1"), 0.3)
+    await edges.a.open(edges.record("s-2"), 0.3)
+    assert await edges.b.touch(edges.tenant, "s-1", 60)
+
+    async def other_is_gone() -> bool:
+        return await edges.a.get(edges.tenant, "s-2") is None
+
+    if isinstance(edges.a, MemorySessions):
+        edges.a._clock.now += 30  # type: ignore[attr-defined]
+    await until(other_is_gone)
+    assert await edges.a.get(edges.tenant, "s-1") is not None
+    assert edges.b.is_live(edges.tenant, "s-1") is True
+
+
+async def test_a_subject_holds_no_more_sessions_than_it_may(edges: Edges) -> None:
+    for number in range(PER_SUBJECT_MAX):
+        assert await edges.a.open(edges.record(f"s-{number}"), 60)
+    assert not await edges.b.open(edges.record("s-9"), 60)
+    assert await edges.b.get(edges.tenant, "s-9") is None
+    assert await edges.b.open(edges.record("s-0"), 60), "opening the same one again takes no further place"
+    assert await edges.b.open(edges.record("s-9", subject_id="u-2"), 60), "another subject is not concerned"
+    await edges.b.end(edges.tenant, "s-0", 2)
+    assert await edges.a.open(edges.record("s-10"), 60), "an ended session gives its place back"
+
+
+async def test_expired_sessions_give_their_places_back(edges: Edges) -> None:
+    for number in range(PER_SUBJECT_MAX):
+        await edges.a.open(edges.record(f"s-{number}"), 0.2)
+    await edges.until_forgotten()
+    assert await edges.a.open(edges.record("s-9"), 60)
+
+
+async def test_an_oversized_record_is_the_callers_fault(edges: Edges) -> None:
+    record = msgspec.structs.replace(edges.record(), client_info=msgspec.Raw(b'"' + b"x" * 20_000 + b'"'))
+    with pytest.raises(CallerFault, match="larger than"):
+        await edges.a.open(record, 60)
+    assert await edges.a.get(edges.tenant, "s-1") is None
+
+
+@pytest.mark.parametrize("other", ["{tenant}|1|session", "{tenant}|1", "{tenant}%7C1", "", "*"])
+async def test_tenants_with_equal_ids_never_meet(edges: Edges, other: str) -> None:
+    other = other.format(tenant=edges.tenant)
+    await edges.a.open(edges.record("s-1"), 60)
+    assert await edges.a.get(other, "s-1") is None
+    assert edges.a.is_live(other, "s-1") is None
+    await edges.a.end(other, "s-1", 2)
+    assert await edges.a.get(edges.tenant, "s-1") is not None
+    key = edges.upstream_key()
+    await edges.a.put_upstream(key, upstream("up-1"), 60)
+    assert await edges.a.get_upstream(key._replace(tenant=other)) is None
+    ours = await edges.a.window(edges.tenant, "u-1", "a", "", 60, now_us())
+    assert ours != await edges.a.window(other + "x", "u-1", "a", "", 60, now_us())
+
+
+async def test_the_first_upstream_session_stands_for_every_edge(edges: Edges) -> None:
+    key = edges.upstream_key()
+    assert await edges.a.get_upstream(key) is None
+    stands = await asyncio.gather(
+        *(edge.put_upstream(key, upstream(f"up-{n}"), 60) for n, edge in enumerate([edges.a, edges.b] * 4))
+    )
+    assert len({session.session_id for session in stands}) == 1
+    assert await edges.b.get_upstream(key) == stands[0]
+    assert edges.a.known_upstream(key) == edges.b.known_upstream(key) == stands[0]
+
+
+async def test_upstream_sessions_are_never_shared_between_principals(edges: Edges) -> None:
+    await edges.a.put_upstream(edges.upstream_key(), upstream("up-1"), 60)
+    for key in [edges.upstream_key(subject_id="u-2"), edges.upstream_key(agent="x"), edges.upstream_key(server="web")]:
+        assert await edges.a.get_upstream(key) is None
+
+
+async def test_dropping_an_upstream_session_spares_its_successor(edges: Edges) -> None:
+    key = edges.upstream_key()
+    await edges.a.put_upstream(key, upstream("old one"), 60)
+    await edges.b.get_upstream(key)
+    await edges.a.drop_upstream(key, "old one")
+    await until(lambda: edges.b.known_upstream(key) is None)
+    await edges.b.put_upstream(key, upstream("new"), 60)
+    await edges.a.drop_upstream(key, "old one")
+    found = await edges.a.get_upstream(key)
+    assert found is not None
+    assert found.session_id == "new"
+
+
+async def test_an_upstream_session_without_an_id_can_be_shared_and_dropped(edges: Edges) -> None:
+    key = edges.upstream_key()
+    assert (await edges.a.put_upstream(key, upstream(""), 60)).session_id == ""
+    await edges.b.drop_upstream(key, "")
+    assert await edges.b.get_upstream(key) is None
+
+
+async def test_an_unused_upstream_session_expires(edges: Edges) -> None:
+    await edges.a.put_upstream(edges.upstream_key(), upstream("up-1"), 0.2)
+    await edges.until_forgotten()
+    assert await edges.a.get_upstream(edges.upstream_key()) is None
+
+
+async def test_calls_within_the_idle_time_share_a_window_on_every_edge(edges: Edges) -> None:
+    calls = [edge.window(edges.tenant, "u-1", "a", "sid-1", 60, now_us()) for edge in [edges.a, edges.b] * 5]
+    assert len(set(await asyncio.gather(*calls))) == 1
+
+
+async def test_a_window_belongs_to_one_subject_agent_and_token_session(edges: Edges) -> None:
+    ids = {
+        await edges.a.window(edges.tenant, subject, agent, sid, 60, now_us())
+        for subject in ("u-1", "u-2")
+        for agent in ("a", "a|", "b")
+        for sid in ("", "|", "sid-1")
+    }
+    assert len(ids) == 18
+
+
+async def test_after_the_idle_time_a_new_window_opens(edges: Edges) -> None:
+    first = await edges.a.window(edges.tenant, "u-1", "a", "", 0.3, now_us())
+    await edges.until_forgotten()
+    assert edges.b.known_window(edges.tenant, "u-1", "a", "") is None
+    second = await edges.b.window(edges.tenant, "u-1", "a", "", 60, now_us())
+    assert second != first
+    assert await edges.a.window(edges.tenant, "u-1", "a", "", 60, now_us()) == second
+
+
+async def test_the_settings_choose_the_store() -> None:
+    assert isinstance(open_sessions(Settings()), MemorySessions)
+    store = open_sessions(Settings(sessions="redis://127.0.0.1:1/0", limits=Limits()))
+    assert isinstance(store, RedisSessions)
+    assert store.awaiting == {"sessions"}
+    await store.stop()
+    with pytest.raises(ConfigFault, match=r"\$\.sessions"):
+        open_sessions(Settings(sessions="redis://127.0.0.1:1/0?socket_timeout=soon"))
+
+
+async def test_a_full_memory_store_refuses_and_forgets_nothing() -> None:
+    clock = Time()
+    store = MemorySessions(per_subject_max=PER_SUBJECT_MAX, clock=clock, entries_max=2)
+    edges = Edges(store, store, "acme", clock.pass_hours)
+    for number in range(2):
+        await store.open(edges.record(f"s-{number}", subject_id=f"u-{number}"), 60)
+    with pytest.raises(SessionsUnavailable, match="redis://"):
+        await store.open(edges.record("s-9", subject_id="u-9"), 60)
+    assert store.is_live("acme", "s-0")
+    clock.now += 61
+    assert await store.open(edges.record("s-9", subject_id="u-9"), 60)
+
+
+@pytest.mark.redis
+class TestWhenRedisGoesAway:
+    @pytest.fixture
+    def valkey(self) -> "AsyncIterator[Valkey]":
+        with running_valkey_server() as server:
+            yield server  # type: ignore[misc]
+
+    @pytest.fixture
+    async def pair(self, valkey: Valkey) -> AsyncIterator[Edges]:
+        a, b = (RedisSessions(valkey.url, per_subject_max=PER_SUBJECT_MAX) for _ in range(2))
+        await a.start()
+        await b.start()
+        await until(lambda: not a.awaiting and not b.awaiting)
+        yield Edges(a, b, "acme", lambda: asyncio.sleep(0))
+        await a.stop()
+        await b.stop()
+
+    async def test_a_killed_server_is_noticed_asked_in_vain_and_found_again(self, valkey: Valkey, pair: Edges) -> None:
+        await pair.a.open(pair.record(), 60)
+        await pair.a.put_upstream(pair.upstream_key(), upstream("up-1"), 60)
+        await pair.a.window("acme", "u-1", "a", "", 60, now_us())
+        valkey.kill()
+        await until(lambda: pair.a.is_live("acme", "s-1") is None)
+        assert pair.a.awaiting == {"sessions"}
+        assert pair.a.known_upstream(pair.upstream_key()) is None
+        assert pair.a.known_window("acme", "u-1", "a", "") is None
+        began = time.monotonic()
+        with pytest.raises(SessionsUnavailable, match="did not answer"):
+            await pair.a.get("acme", "s-1")
+        assert time.monotonic() - began < 3
+        valkey.start()
+        await until(lambda: not pair.a.awaiting and not pair.b.awaiting)
+        assert await pair.a.get("acme", "s-1") is None, "the server came back empty, and the edge does not pretend"
+        assert await pair.a.open(pair.record(), 60)
+        await pair.b.get("acme", "s-1")
+        assert await pair.a.end("acme", "s-1", 2)
+        assert pair.b.is_live("acme", "s-1") is None
+
+    async def test_a_silent_server_is_refused_within_the_deadline(self, valkey: Valkey, pair: Edges) -> None:
+        await pair.a.open(pair.record(), 60)
+        valkey.pause()
+        try:
+            began = time.monotonic()
+            for method in (
+                pair.a.get("acme", "s-2"),
+                pair.a.window("acme", "u-1", "a", "", 60, now_us()),
+            ):
+                with pytest.raises(SessionsUnavailable):
+                    await method
+            assert time.monotonic() - began < 6
+            await until(lambda: pair.a.is_live("acme", "s-1") is None)
+        finally:
+            valkey.resume()
+        await until(lambda: not pair.a.awaiting)
+        assert await pair.a.get("acme", "s-1") is not None
+
+    async def test_an_end_missed_while_not_hearing_is_never_answered_live(self, valkey: Valkey, pair: Edges) -> None:
+        await pair.b.open(pair.record(), 60)
+        assert pair.b.is_live("acme", "s-1") is True
+        client = redis.asyncio.Redis.from_url(valkey.url)
+        await client.client_kill_filter(_type="pubsub")
+        await until(lambda: pair.b.is_live("acme", "s-1") is None)
+        await client.delete("acme|1|session|s-1")
+        await client.aclose()
+        await until(lambda: not pair.b.awaiting)
+        assert pair.b.is_live("acme", "s-1") is None
+        assert await pair.b.get("acme", "s-1") is None
+
+    async def test_an_edge_that_hears_and_does_not_acknowledge_makes_end_say_so(
+        self, valkey: Valkey, pair: Edges
+    ) -> None:
+        client = redis.asyncio.Redis.from_url(valkey.url)
+        mute = client.pubsub()
+        await mute.subscribe("tidegate|1|gone|0")
+        await mute.get_message(timeout=2)
+        await pair.a.open(pair.record(), 60)
+        began = time.monotonic()
+        assert not await pair.a.end("acme", "s-1", 0.3)
+        assert time.monotonic() - began < 2
+        assert await pair.b.get("acme", "s-1") is None
+        await mute.aclose()
+        await client.aclose()
+
+    async def test_a_broken_notice_drops_everything_cached(self, valkey: Valkey, pair: Edges) -> None:
+        await pair.a.open(pair.record(), 60)
+        client = redis.asyncio.Redis.from_url(valkey.url)
+        await client.publish("tidegate|1|gone|0", b"\xff{")
+        await until(lambda: pair.a.is_live("acme", "s-1") is None)
+        assert await pair.a.get("acme", "s-1") is not None
+        await client.aclose()
+
+    async def test_every_key_begins_with_tenant_and_version_and_ends_by_itself(
+        self, valkey: Valkey, pair: Edges
+    ) -> None:
+        await pair.a.open(pair.record(), 60)
+        await pair.a.put_upstream(pair.upstream_key(), upstream("up-1"), 60)
+        await pair.a.window("acme", "u-1", "a", "", 60, now_us())
+        await pair.a.touch("acme", "s-1", 120)
+        client = redis.asyncio.Redis.from_url(valkey.url)
+        keys = await client.keys("*")
+        assert len(keys) == 4
+        assert all(key.startswith(b"acme|1|") for key in keys)
+        assert all([await client.pttl(key) > 0 for key in keys])
+        await client.aclose()
