@@ -1,5 +1,8 @@
 """Faults, by whose they are. A refusal is a value (see `decisions`); an exception here is a fault with a stable code."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 
 class Fault(Exception):
     """Something failed. `code` is stable kebab case, `sentence` says what to do."""
@@ -47,7 +50,37 @@ class ConfigFault(Fault):
     code = "bad-config"
 
 
+class Problem(NamedTuple):
+    """One thing wrong in a bundle: where, which rule, and a sentence that says what to do."""
+
+    path: str
+    sentence: str
+    line: int = 0  # from 1; 0 where unknown
+    rule: str = ""
+    fatal: bool = True  # False: worth a look, does not stop a release
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line else self.path
+        return f"{where}: {self.sentence}"
+
+
 class BundleFault(Fault):
     """A bundle is malformed, unsigned, foreign, too large or fails its own cases; the ruling one stays."""
 
     code = "bad-bundle"
+
+    def __init__(self, sentence: str, *, code: str | None = None, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(sentence, code=code)
+        self.problems = tuple(problems)
+
+
+class AnalyticsUnavailable(OurFault):
+    """ClickHouse cannot be reached or cannot take work now; whether an insert was stored is unknown. Try again later."""
+
+    code = "analytics-unavailable"
+
+
+class AnalyticsRefused(OurFault):
+    """ClickHouse understood a statement and refused it; the sentence carries its error."""
+
+    code = "analytics-refused"

@@ -1,0 +1,301 @@
+"""The engine: one bundle, ready to decide. Immutable; swapped whole when the bundle or the catalogue changes.
+
+A decision evaluates only the rules whose scope can match (a slice, parsed once) over only the argument attributes
+that they mention; tests/properties/test_policy_engine.py shows that this changes no verdict. An error in a rule
+denies. Counterparts: `rules.py` and `entities.py` prepare, `arguments.py` encodes, `verdict.py` words the answers.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import msgspec
+from cedarpy import _internal as cedar
+
+from tidegate.errors import BundleFault
+from tidegate.limits import POLICY_ROUTES_MAX
+from tidegate.policy.arguments import NotRepresentable, encode_arguments
+from tidegate.policy.bundle import ENTITIES, Bundle
+from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
+from tidegate.policy.rules import NOTHING, Need, Rule, Uid, parse_rules
+from tidegate.policy.verdict import Verdict, unrepresentable, verdict_of
+
+__all__ = ["Engine", "PolicyPrincipal", "ToolFacts", "Verdict"]
+
+_UNKNOWN_ARGS = '{"__extn":{"fn":"unknown","arg":"args"}}'
+VERDICTS_PER_ROUTE_MAX = 64
+_NO_ENTITIES = cedar.Entities.from_json_str("[]")
+_encode = msgspec.json.Encoder().encode
+
+
+class PolicyPrincipal(Protocol):
+    """Who asks: the Cedar id of the user, the agent that acts, and the groups of the token."""
+
+    @property
+    def user(self) -> str: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def groups(self) -> tuple[str, ...]: ...
+
+
+class _Diagnostics(msgspec.Struct, frozen=True):
+    reason: list[str] = []
+    errors: list[str] = []
+    nontrivial_residuals: list[str] = []
+
+
+class _Response(msgspec.Struct, frozen=True):
+    diagnostics: _Diagnostics
+    decision: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Response).decode
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rules, parsed together under their own ids."""
+
+    rules: tuple[Rule, ...]
+
+    @cached_property
+    def parsed(self) -> cedar.PolicySet:
+        statics = {rule.id: {**rule.est, "annotations": {}} for rule in self.rules}
+        return cedar.PolicySet.from_json_str(
+            _encode({"templates": {}, "staticPolicies": statics, "templateLinks": []}).decode()
+        )
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Rule]:
+        return {rule.id: rule for rule in self.rules}
+
+    @cached_property
+    def needs(self) -> Need:
+        need = NOTHING
+        for rule in self.rules:
+            need |= rule.needs
+        return need
+
+    @cached_property
+    def without_asks(self) -> "Slice":
+        return Slice(tuple(rule for rule in self.rules if not rule.ask))
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Everything about (principal, agent, tool) that holds for every call: `standing` alone where it decides."""
+
+    standing: Verdict | None
+    visible: bool
+    slice: Slice
+    entities: cedar.Entities
+    request: dict[str, Any] = field(default_factory=dict)
+    args: Need = NOTHING
+    context_opening: str = ""
+    verdicts: dict[tuple[str, ...], Verdict] = field(default_factory=dict)  # by the rules that were satisfied
+
+
+class Engine:
+    """Decides by one bundle. Make it with `Engine.build`."""
+
+    def __init__(
+        self, digest: str, rules: tuple[Rule, ...], book: EntityBook, slices: dict[tuple[str, ...], Slice]
+    ) -> None:
+        self.digest = digest
+        self.rules = rules
+        self._book = book
+        self._slices = slices
+        self._tools: dict[tuple[str, str], ToolFacts] = {}
+        self._servers: dict[str, tuple[str, ...]] = {}
+        self._targets: dict[tuple[str, str], tuple[Target, tuple[Rule, ...]]] = {}
+        self._routes: OrderedDict[tuple[object, ...], _Route] = OrderedDict()
+        self._routes_max = max(256, min(POLICY_ROUTES_MAX, 4_000_000 // (len(book.entities) + 8)))
+
+    @staticmethod
+    def build(bundle: Bundle, tools: Iterable[ToolFacts], servers: Mapping[str, Iterable[str]]) -> "Engine":
+        """An engine for these tools and servers (name to labels). Raises BundleFault and as `with_tools` does."""
+        rules, problems = parse_rules(bundle.policies)
+        if problems:
+            raise BundleFault(str(problems[0]), problems=problems)
+        return Engine(bundle.digest, tuple(rules), open_entities(bundle.text(ENTITIES)), {}).with_tools(tools, servers)
+
+    def with_tools(self, tools: Iterable[ToolFacts], servers: Mapping[str, Iterable[str]]) -> "Engine":
+        """The same rules, shared as parsed, for another catalogue. Raises ConfigFault on a label with a slash."""
+        engine = Engine(self.digest, self.rules, self._book, self._slices)
+        engine._servers = {name: tuple(labels) for name, labels in servers.items()}
+        engine._tools = {(facts.server, facts.tool): facts for facts in tools}
+        for label in {label for labels in engine._servers.values() for label in labels}:
+            check_label(label)
+        for label in {label for facts in engine._tools.values() for label in facts.labels}:
+            check_label(label)
+        return engine
+
+    def standing(self, principal: PolicyPrincipal, server: str, tool: str) -> Verdict | None:
+        """The verdict on every call of this tool, whatever its arguments; None where that depends on them."""
+        return self._route(principal, server, tool).standing
+
+    def visible(self, principal: PolicyPrincipal, server: str, tool: str) -> bool:
+        """Whether some call of this tool may be allowed, at least after approval."""
+        return self._route(principal, server, tool).visible
+
+    def evaluate(self, principal: PolicyPrincipal, server: str, tool: str, arguments: Mapping[str, object]) -> Verdict:
+        """The verdict on this call. Never raises: what cannot be evaluated is denied."""
+        route = self._route(principal, server, tool)
+        if route.standing is not None:
+            return route.standing
+        try:
+            args = _encode(encode_arguments(arguments, route.args)).decode()
+        except NotRepresentable as fault:
+            return unrepresentable(
+                fault, server, tool, [rule.id for rule in route.slice.rules if _looks_at(rule, fault.path)]
+            )
+        request = {**route.request, "context": f"{route.context_opening}{args}}}"}
+        found = _authorize(request, route.slice.parsed, route.entities)
+        key = tuple(found.reason)
+        verdict = None if found.errors else route.verdicts.get(key)
+        if verdict is None:
+            verdict = verdict_of(found.reason, found.errors, route.slice.by_id, server, tool)
+            if not found.errors and len(route.verdicts) < VERDICTS_PER_ROUTE_MAX:
+                route.verdicts[key] = verdict
+        return verdict if verdict.effect != "ask" else _unless_denied(verdict, request, route, server, tool)
+
+    def _route(self, principal: PolicyPrincipal, server: str, tool: str) -> _Route:
+        key = (principal.user, principal.agent, principal.groups, server, tool)
+        route = self._routes.get(key)
+        if route is not None:
+            return route
+        route = self._prepare(principal, server, tool)
+        self._routes[key] = route
+        if len(self._routes) > self._routes_max:
+            self._routes.popitem(last=False)
+        return route
+
+    def _prepare(self, principal: PolicyPrincipal, server: str, tool: str) -> _Route:
+        target, candidates = self._target(server, tool)
+        user: Uid = ("User", principal.user)
+        groups: list[Uid] = [("Group", name) for name in principal.groups]
+        ancestors = self._book.ancestors([*groups, *self._book.parents(user)])
+        chosen = self._slice(tuple(rule for rule in candidates if rule.principal.admits(user, ancestors)))
+        if not chosen.rules:
+            return _Route(verdict_of([], [], {}, server, tool), False, chosen, _NO_ENTITIES)
+        try:
+            entities = target.with_user(user, groups)
+        except (
+            ValueError
+        ) as fault:  # a lone surrogate in an id, a cycle of groups: nothing can be decided for this principal
+            return _Route(verdict_of([], [str(fault)], chosen.by_id, server, tool), False, chosen, _NO_ENTITIES)
+        standing, visible = _preview(principal, target, chosen, entities, server, tool)
+        request = {
+            "principal": _entity_uid(user),
+            "action": _entity_uid(target.action),
+            "resource": _entity_uid(target.server),
+        }
+        opening = _context_opening(principal.agent, chosen.needs)
+        args = chosen.needs.parts.get("args", NOTHING)
+        if chosen.needs.whole:
+            args = Need(True, args.decimal, args.parts)
+        return _Route(standing, visible, chosen, entities, request, args, opening)
+
+    def _target(self, server: str, tool: str) -> tuple[Target, tuple[Rule, ...]]:
+        known = self._targets.get((server, tool))
+        if known is not None:
+            return known
+        facts = self._tools.get((server, tool)) or ToolFacts(server, tool)
+        target = self._book.target(facts, self._servers.get(server, ()))
+        candidates = tuple(
+            rule
+            for rule in self.rules
+            if rule.action.admits(target.action, target.action_ancestors)
+            and rule.resource.admits(target.server, target.server_ancestors)
+        )
+        if (server, tool) in self._tools:  # only the catalogue bounds this cache
+            self._targets[server, tool] = (target, candidates)
+        return target, candidates
+
+    def _slice(self, rules: tuple[Rule, ...]) -> Slice:
+        """Kept per set of rules: many principals and tools share one."""
+        key = tuple(rule.id for rule in rules)
+        if key not in self._slices:
+            if len(self._slices) >= POLICY_ROUTES_MAX:
+                self._slices.clear()
+            self._slices[key] = Slice(rules)
+        return self._slices[key]
+
+
+def _authorize(request: dict[str, Any], rules: cedar.PolicySet, entities: cedar.Entities) -> _Diagnostics:
+    try:
+        return _decode(cedar.is_authorized_batch([request], rules, entities, None, False)[0]).diagnostics
+    except ValueError as fault:
+        return _Diagnostics(errors=[str(fault)])
+
+
+def _unless_denied(ask: Verdict, request: dict[str, Any], route: _Route, server: str, tool: str) -> Verdict:
+    """Approval cannot grant what no rule permits: without the asking rules, the call must be allowed."""
+    rest = route.slice.without_asks
+    found = _authorize(request, rest.parsed, route.entities)
+    verdict = verdict_of(found.reason, found.errors, rest.by_id, server, tool)
+    return ask if verdict.effect == "allow" else verdict
+
+
+def _looks_at(rule: Rule, path: str) -> bool:
+    args = rule.needs.parts.get("args", NOTHING)
+    return (
+        rule.needs.whole
+        or args.whole
+        or any(path == name or path.startswith((f"{name}.", f"{name}[")) for name in args.parts)
+    )
+
+
+def _preview(
+    principal: PolicyPrincipal, target: Target, rules: Slice, entities: cedar.Entities, server: str, tool: str
+) -> tuple[Verdict | None, bool]:
+    """With the arguments unknown: the verdict, where no rule is left open, and whether an allow is possible."""
+    request: dict[str, str | None] = {
+        "principal": f'User::"{_escaped(principal.user)}"',
+        "action": f'Action::"{_escaped(target.action[1])}"',
+        "resource": f'Server::"{_escaped(server)}"',
+        "context": f'{{"agent":{{"id":{_encode(principal.agent).decode()}}},"args":{_UNKNOWN_ARGS}}}',
+    }
+    found = _authorize_partial(request, rules, entities)
+    plain = _authorize_partial(request, rules.without_asks, entities)
+    if found is None or plain is None:
+        return None, True
+    granted = verdict_of(plain.reason, plain.errors, rules.by_id, server, tool)
+    if plain.nontrivial_residuals:
+        satisfied = [*plain.reason, *plain.nontrivial_residuals]
+        hopeless = granted.reason in ("forbidden-by-rule", "evaluation-error")
+        return None, not hopeless and any(rules.by_id[name].effect == "permit" for name in satisfied)
+    if found.nontrivial_residuals:
+        return None, granted.effect == "allow"
+    verdict = verdict_of(found.reason, found.errors, rules.by_id, server, tool)
+    standing = granted if verdict.effect == "ask" and granted.effect != "allow" else verdict
+    return standing, standing.effect != "deny"
+
+
+def _authorize_partial(request: dict[str, str | None], rules: Slice, entities: cedar.Entities) -> _Diagnostics | None:
+    """None where the request has no textual form (an id with characters that Cedar's syntax does not take)."""
+    try:
+        response = _decode(cedar.is_authorized_partial(request, rules.parsed, entities, None, False))
+    except ValueError:
+        return None
+    if response.decision == "NoDecision":
+        return None
+    return response.diagnostics
+
+
+def _context_opening(agent: str, needs: Need) -> str:
+    if not needs.whole and "agent" not in needs.parts:
+        return '{"args":'
+    return f'{{"agent":{{"id":{_encode(agent).decode()}}},"args":'
+
+
+def _entity_uid(uid: Uid) -> dict[str, str]:
+    return {"type": uid[0], "id": uid[1]}
+
+
+def _escaped(text: str) -> str:
+    """A Cedar string literal's inside."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")

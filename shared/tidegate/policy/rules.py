@@ -1,0 +1,256 @@
+"""Cedar texts taken apart: each rule with its annotations, its scope, and what of the context it looks at.
+
+Counterpart: `engine.py` slices by the scopes here and sends only the arguments named here. Every reading errs on the
+wide side: a form that is not understood counts as "may match" or "uses everything".
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+from cedarpy import _internal as cedar
+
+from tidegate.errors import Problem
+
+Uid = tuple[str, str]
+"""An entity's type and id."""
+
+RULE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|;', re.DOTALL)
+_BLANK = re.compile(r"(?:\s|//[^\n]*)*")
+_DECIMAL_METHODS = frozenset({"lessThan", "lessThanOrEqual", "greaterThan", "greaterThanOrEqual"})
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One line of a rule's head. `entities` empty and `type` empty: anything."""
+
+    entities: tuple[Uid, ...] = ()
+    type: str = ""
+    exact: bool = False  # `==`: the entity itself, not what is in it
+
+    def admits(self, uid: Uid, ancestors: frozenset[Uid]) -> bool:
+        """Whether the entity can match; `ancestors` holds everything it is in, itself excluded."""
+        if self.type and uid[0] != self.type:
+            return False
+        if not self.entities:
+            return True
+        return uid in self.entities or (not self.exact and any(entity in ancestors for entity in self.entities))
+
+
+@dataclass(frozen=True)
+class Need:
+    """What rules want to see of a value: all of it, only that it is there, or the named attributes of it."""
+
+    whole: bool = False
+    decimal: bool = False  # compared as a decimal: whole numbers are sent as decimals, too
+    parts: Mapping[str, "Need"] = field(default_factory=dict)
+
+    def __or__(self, other: "Need") -> "Need":
+        names = self.parts.keys() | other.parts.keys()
+        nothing = Need()
+        parts = {name: self.parts.get(name, nothing) | other.parts.get(name, nothing) for name in sorted(names)}
+        return Need(self.whole or other.whole, self.decimal or other.decimal, parts)
+
+
+NOTHING = Need()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One static Cedar policy."""
+
+    id: str
+    effect: Literal["permit", "forbid"]
+    ask: bool
+    reason: str
+    advice: str
+    path: str
+    line: int
+    principal: Scope
+    action: Scope
+    resource: Scope
+    needs: Need  # of the context
+    est: Mapping[str, Any] = field(repr=False)  # Cedar's own JSON form
+
+
+def parse_rules(texts: Mapping[str, str]) -> tuple[list[Rule], list[Problem]]:
+    """The rules of all texts in order of path and line, and what is wrong with them. A wrong rule is left out."""
+    rules: list[Rule] = []
+    problems: list[Problem] = []
+    seen: dict[str, Rule] = {}
+    for path, text in texts.items():
+        for item in _parse_text(path, text):
+            if isinstance(item, Problem):
+                problems.append(item)
+                continue
+            rules.append(item)
+            if (earlier := seen.setdefault(item.id, item)) is not item:
+                sentence = f'@id("{item.id}") is taken by {earlier.path}:{earlier.line}; give each rule its own'
+                problems.append(Problem(path, sentence, item.line, item.id))
+                rules.pop()
+    return rules, problems
+
+
+def _parse_text(path: str, text: str) -> Iterator[Rule | Problem]:
+    try:
+        parsed = _statics(text)
+    except ValueError as error:
+        yield _located(path, text, error)
+        return
+    starts = [text.count("\n", 0, start) + 1 for start, _ in statements(text)]
+    for index in range(len(parsed["staticPolicies"]) + len(parsed["templates"])):
+        line = starts[index] if index < len(starts) else 0
+        est = parsed["staticPolicies"].get(f"policy{index}")
+        if est is None:
+            sentence = "templates (?principal, ?resource) are not used here; write the rule for a Group"
+            yield Problem(path, sentence, line)
+        else:
+            yield _rule(path, line, est)
+
+
+def _rule(path: str, line: int, est: dict[str, Any]) -> Rule | Problem:
+    notes = {name: value or "" for name, value in est.get("annotations", {}).items()}
+    rule_id = notes.get("id", "")
+    if not RULE_ID.fullmatch(rule_id):
+        what = (
+            f'@id("{rule_id}") is not 1 to 128 of letters, digits and . _ : / -'
+            if rule_id
+            else 'the rule has no @id("…")'
+        )
+        return Problem(path, f"{what}; the id is what denials and the audit trail name", line, rule_id)
+    effect: Literal["permit", "forbid"] = est["effect"]
+    if "effect" in notes and (notes["effect"] != "ask" or effect != "forbid"):
+        return Problem(path, '@effect takes only "ask", and only on a forbid', line, rule_id)
+    return Rule(
+        id=rule_id,
+        effect=effect,
+        ask="effect" in notes,
+        reason=notes.get("reason", ""),
+        advice=notes.get("advice", ""),
+        path=path,
+        line=line,
+        principal=_scope(est["principal"]),
+        action=_scope(est["action"]),
+        resource=_scope(est["resource"]),
+        needs=needs_of(condition["body"] for condition in est["conditions"]),
+        est=est,
+    )
+
+
+def statements(text: str) -> Iterator[tuple[int, str]]:
+    """Each statement of a Cedar text with the offset at which it begins, comments before it skipped."""
+    start = 0
+    for token in _TOKEN.finditer(text):
+        if token[0] == ";":
+            yield _statement(text, start, token.end())
+            start = token.end()
+    begin, rest = _statement(text, start, len(text))
+    if rest:
+        yield begin, rest
+
+
+def _statement(text: str, start: int, end: int) -> tuple[int, str]:
+    blank = _BLANK.match(text, start, end)
+    begin = blank.end() if blank else start
+    return begin, text[begin:end]
+
+
+def _located(path: str, text: str, error: ValueError) -> Problem:
+    """Cedar's message has no position: the first statement that does not parse alone is the place."""
+    for start, statement in statements(text):
+        try:
+            _statics(statement)
+        except ValueError as inner:
+            name = re.search(r'@id\("((?:\\.|[^"\\])*)"\)', statement)
+            return Problem(path, f"does not parse: {inner}", text.count("\n", 0, start) + 1, name[1] if name else "")
+    return Problem(path, f"does not parse: {error}")
+
+
+def _statics(text: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = msgspec.json.decode(cedar.policies_to_json_str(text))
+    return parsed
+
+
+def _scope(est: Mapping[str, Any]) -> Scope:
+    match est:
+        case {"op": "==", "entity": entity}:
+            return Scope((_uid(entity),), exact=True)
+        case {"op": "in", "entity": entity}:
+            return Scope((_uid(entity),))
+        case {"op": "in", "entities": [_, *_] as entities}:
+            return Scope(tuple(_uid(entity) for entity in entities))
+        case {"op": "is", "entity_type": kind, "in": {"entity": entity}}:
+            return Scope((_uid(entity),), type=kind)
+        case {"op": "is", "entity_type": kind}:
+            return Scope(type=kind)
+        case _:
+            return Scope()
+
+
+def _uid(entity: Mapping[str, str]) -> Uid:
+    return entity["type"], entity["id"]
+
+
+def needs_of(bodies: Iterable[Any]) -> Need:
+    """What these conditions look at, as a need of `context`."""
+    need = NOTHING
+    for body in bodies:
+        for path, leaf in _mentions(body):
+            need |= _at(path, leaf)
+    return need
+
+
+def _at(path: tuple[str, ...], leaf: Need) -> Need:
+    for name in reversed(path):
+        leaf = Need(parts={name: leaf})
+    return leaf
+
+
+def _mentions(node: Any, decimal: bool = False) -> Iterator[tuple[tuple[str, ...], Need]]:
+    """Every mention of the context: its path and its use. Anything but a chain of attributes uses the whole value."""
+    path = _chain(node)
+    if path is not None:
+        yield path, Need(whole=True, decimal=decimal)
+    elif isinstance(node, Mapping):
+        for op, operand in node.items():
+            yield from _mentions_under(op, operand)
+    elif isinstance(node, list):
+        for part in node:
+            yield from _mentions(part)
+
+
+def _mentions_under(op: str, operand: Any) -> Iterator[tuple[tuple[str, ...], Need]]:
+    if op == "has" and (path := _chain(operand["left"])) is not None:
+        yield (*path, operand["attr"]), NOTHING
+    elif op == "Value":
+        return
+    elif op == "Record":  # its keys are attribute names, not operators
+        for part in operand.values():
+            yield from _mentions(part)
+    elif op in _DECIMAL_METHODS:
+        for part in operand:
+            yield from _mentions(part, decimal=True)
+    elif op in ("==", "!=") and any(_is_decimal(operand[side]) for side in ("left", "right")):
+        yield from _mentions(operand["left"], decimal=True)
+        yield from _mentions(operand["right"], decimal=True)
+    else:
+        yield from _mentions(operand)
+
+
+def _is_decimal(node: Any) -> bool:
+    return isinstance(node, Mapping) and "decimal" in node
+
+
+def _chain(node: Any) -> tuple[str, ...] | None:
+    """("args", "path") of `context.args.path`; () of `context`; None of anything else."""
+    match node:
+        case {"Var": "context"}:
+            return ()
+        case {".": {"left": left, "attr": str(attr)}}:
+            path = _chain(left)
+            return None if path is None else (*path, attr)
+        case _:
+            return None

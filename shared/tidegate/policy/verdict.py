@@ -1,0 +1,86 @@
+"""What the engine says: the effect, the rules that determined it, and a sentence for the model. Pure."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from tidegate.policy.arguments import NotRepresentable
+from tidegate.policy.rules import Rule
+
+Effect = Literal["allow", "deny", "ask"]
+Reason = Literal[
+    "granted",
+    "tool-not-granted",
+    "forbidden-by-rule",
+    "approval-required",
+    "evaluation-error",
+    "argument-not-representable",
+]
+
+_ERRED = re.compile(r"while evaluating policy `([^`]+)`: (.*)", re.DOTALL)
+_TELLING = re.compile(r"(?:record|`.*`) does not have the attribute `\w+`|type error: expected [\w, ]+, got \w+")
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A decision. `rules` are the ids of the determining rules; `message` and `advice` are sentences for the model."""
+
+    effect: Effect
+    reason: Reason
+    rules: tuple[str, ...] = ()
+    message: str = ""
+    advice: str = ""
+
+
+def verdict_of(
+    satisfied: Sequence[str], errors: Sequence[str], rules: Mapping[str, Rule], server: str, tool: str
+) -> Verdict:
+    """The verdict on satisfied rules and Cedar's errors: forbid, then error, then ask, then permit, else deny."""
+    found = [rules[name] for name in sorted(satisfied)]
+    forbids = [rule for rule in found if rule.effect == "forbid"]
+    if hard := [rule for rule in forbids if not rule.ask]:
+        return _worded("deny", "forbidden-by-rule", forbids, hard, f"forbids this call of {server}/{tool}")
+    if errors:
+        return _erred(errors, server, tool)
+    if forbids:
+        return _worded(
+            "ask",
+            "approval-required",
+            forbids,
+            forbids,
+            f"wants a person to approve this call of {server}/{tool} first",
+        )
+    if found:
+        return Verdict("allow", "granted", tuple(rule.id for rule in found))
+    return Verdict("deny", "tool-not-granted", (), f"No rule grants you this call of {server}/{tool}.")
+
+
+def unrepresentable(fault: NotRepresentable, server: str, tool: str, rules: Sequence[str]) -> Verdict:
+    """The denial of a call whose argument a rule needs and cannot be given."""
+    message = (
+        f"The argument '{fault.path}' of {server}/{tool} {fault.why}, and a rule needs its value; the call is denied."
+    )
+    return Verdict("deny", "argument-not-representable", tuple(sorted(rules)), message)
+
+
+def _worded(
+    effect: Effect, reason: Reason, determining: Sequence[Rule], speaking: Sequence[Rule], verb: str
+) -> Verdict:
+    speaker = next((rule for rule in speaking if rule.reason), speaking[0])
+    advice = next((rule.advice for rule in speaking if rule.advice), "")
+    message = speaker.reason or f"The rule '{speaker.id}' {verb}."
+    return Verdict(effect, reason, tuple(rule.id for rule in determining), message, advice)
+
+
+def _erred(errors: Sequence[str], server: str, tool: str) -> Verdict:
+    """Cedar's own words are repeated only where they cannot hold an argument's value."""
+    erred = sorted({match[1]: match[2] for error in errors if (match := _ERRED.search(error))}.items())
+    if not erred:
+        return Verdict(
+            "deny", "evaluation-error", (), f"This call of {server}/{tool} could not be evaluated, so it is denied."
+        )
+    name, detail = erred[0]
+    because = f" ({detail})" if _TELLING.fullmatch(detail) else ""
+    message = f"The rule '{name}' could not be evaluated for this call of {server}/{tool}{because}, so it is denied."
+    return Verdict("deny", "evaluation-error", tuple(name for name, _ in erred), message)
