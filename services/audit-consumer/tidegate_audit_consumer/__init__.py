@@ -1,0 +1,1 @@
+"""The audit consumer: the log into ClickHouse, each event once. Start reading at `spine.py`."""

@@ -1,0 +1,146 @@
+"""The audit consumer as its hosts see it: started by `create_audit_consumer`, in a process of its own or inside
+`up`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from math import ceil
+
+from prometheus_client import CollectorRegistry
+
+from tidegate.analytics.chdb_server import EmbeddedEngine
+from tidegate.analytics.clickhouse import open_server
+from tidegate.analytics.port import Analytics
+from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable
+from tidegate.log.port import EventLog
+from tidegate.settings import Settings
+from tidegate_audit_consumer.batch import Bounds
+from tidegate_audit_consumer.metrics import Metrics
+from tidegate_audit_consumer.migrate import migrate
+from tidegate_audit_consumer.parts import Claims, Counts, Parts
+from tidegate_audit_consumer.progress import Progress
+from tidegate_audit_consumer.spine import consume
+
+GROUP = "audit-consumer"
+TOPICS = ("calls", "sessions", "detections", "policy", "control", "catalog")
+UNKNOWN_GRACE_S = 60  # over the longest call timeout, before a call without completion shows as unknown
+
+
+class AuditConsumer:
+    """A running consumer. Its task is the host's: if it ends with an exception, the host's scope ends with it."""
+
+    def __init__(self, settings: Settings, parts: Parts) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._prepared = False
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        """What readiness still waits for: "analytics", "log"; empty when ingesting."""
+        return frozenset(self._parts.awaited)
+
+    @property
+    def counts(self) -> Counts:
+        """What went through since the start."""
+        return self._parts.counts
+
+    @property
+    def analytics(self) -> Analytics:
+        """The connection it writes with; hosts may read through it."""
+        return self._parts.analytics
+
+    async def wait_until_ingested(self, reached: int | Callable[[Counts], bool], timeout_s: float = 10.0) -> None:
+        """Until so many records went through since the start, or the predicate holds. Raises TimeoutError."""
+        holds = (lambda counts: counts.records >= reached) if isinstance(reached, int) else reached
+        async with asyncio.timeout(timeout_s), self._parts.changed:
+            await self._parts.changed.wait_for(lambda: holds(self._parts.counts))
+
+    async def run(self) -> None:
+        """Migrations, then batches until stopped. Raises ConfigFault when the database is another version's."""
+        while not self._prepared and not self._parts.stopping.is_set():
+            try:
+                await prepare_database(self._parts.analytics, self._settings)
+                self._prepared = True
+                self._parts.resume()
+            except (AnalyticsUnavailable, AnalyticsRefused) as fault:
+                await self._parts.pause(fault)
+        await consume(self._parts)
+
+    def stop(self) -> None:
+        """Finish the batch in hand, then end."""
+        self._parts.stopping.set()
+
+
+async def prepare_database(analytics: Analytics, settings: Settings) -> None:
+    """Migrations and the parameters of the views."""
+    await migrate(analytics)
+    timeouts = [settings.limits.call_timeout_s, *(server.timeout_s for server in settings.servers.values())]
+    await analytics.insert(
+        "tidegate.parameters", {"name": ["unknown_after_s"], "value": [float(ceil(max(timeouts)) + UNKNOWN_GRACE_S)]}
+    )
+
+
+@contextlib.asynccontextmanager
+async def create_audit_consumer(
+    settings: Settings,
+    log: EventLog,
+    clock: Callable[[], int],
+    *,
+    registry: CollectorRegistry,
+    bounds: Bounds | None = None,
+) -> AsyncIterator[AuditConsumer]:
+    """A consumer that runs inside the scope; the log must be prepared. With `analytics: chdb` this process owns the
+    engine.
+
+    `clock` gives microseconds since the epoch. Leaving the scope finishes the batch in hand within
+    limits.drain_timeout_s. Raises AnalyticsOwned when another process owns the engine's directory, LogUnavailable when
+    the log cannot be followed.
+    """
+    async with AsyncExitStack() as stack:
+        analytics = await _open_analytics(settings, stack)
+        parts = await _assemble(log, analytics, clock, registry, bounds or Bounds(), stack)
+        consumer = AuditConsumer(settings, parts)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        task = group.create_task(consumer.run(), name="audit-consumer")
+        try:
+            yield consumer
+        finally:
+            consumer.stop()
+            await asyncio.wait([task], timeout=settings.limits.drain_timeout_s)
+            task.cancel()
+
+
+async def _open_analytics(settings: Settings, stack: AsyncExitStack) -> Analytics:
+    if settings.analytics == "chdb":
+        engine = await stack.enter_async_context(EmbeddedEngine(settings.data_dir))
+        return engine.analytics
+    analytics = open_server(settings.analytics, settings.analytics_password)
+    stack.push_async_callback(analytics.close)
+    return analytics
+
+
+async def _assemble(
+    log: EventLog,
+    analytics: Analytics,
+    clock: Callable[[], int],
+    registry: CollectorRegistry,
+    bounds: Bounds,
+    stack: AsyncExitStack,
+) -> Parts:
+    progress = Progress(analytics)
+    claims = Claims(progress)
+    subscription = await log.follow(TOPICS, group=GROUP, on_assigned=claims.assigned, on_revoked=claims.revoked)
+    stack.push_async_callback(subscription.close)
+    return Parts(
+        log=log,
+        subscription=subscription,
+        analytics=analytics,
+        progress=progress,
+        claims=claims,
+        metrics=Metrics(registry),
+        bounds=bounds,
+        clock=clock,
+        awaited={"analytics"},
+    )

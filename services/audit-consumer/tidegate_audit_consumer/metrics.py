@@ -1,0 +1,34 @@
+"""What the audit consumer measures; each metric declared once."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """Registered with the registry that is passed in; one consumer a registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.rows = Counter("tidegate_audit_rows", "Rows inserted, by table", ["table"], registry=registry)
+        self.batches = Counter("tidegate_audit_batches", "Batches stored and settled", registry=registry)
+        self.skipped = Counter(
+            "tidegate_audit_skipped_records", "Records not inserted because they were stored already", registry=registry
+        )
+        self.dead_letters = Counter(
+            "tidegate_audit_dead_letters", "Records that could not be read, by reason", ["reason"], registry=registry
+        )
+        self.retries = Counter(
+            "tidegate_audit_retries", "Batches tried again, by what failed", ["fault"], registry=registry
+        )
+        self.lag = Gauge(
+            "tidegate_audit_lag_records", "Records in the log that are not delivered yet", registry=registry
+        )
+        self.delay_seconds = Gauge(
+            "tidegate_audit_delay_seconds",
+            "From the log's taking the last record settled to its settling",
+            registry=registry,
+        )
+        self.insert_seconds = Histogram(
+            "tidegate_audit_insert_seconds",
+            "Time to store one batch in all its tables",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )

@@ -1,0 +1,166 @@
+-- One row per call, put together from its events in any order and any number of deliveries: each column is a maximum, an event
+-- that does not know a column leaves it at its least value. So a completion never erases what its request recorded, and merging
+-- is idempotent. Key and partition are made of tenant, requested_at and call_id only, which every event of a call repeats.
+CREATE TABLE IF NOT EXISTS tidegate.calls_raw
+(
+    tenant LowCardinality(String) COMMENT 'Whose call this is',
+    requested_at DateTime64(6, 'UTC') COMMENT 'When the edge accepted the call' CODEC(Delta, ZSTD(1)),
+    call_id String COMMENT 'The call; its decision has the same id' CODEC(ZSTD(1)),
+    version SimpleAggregateFunction(max, UInt8) COMMENT 'The last word on the call: 1 requested, 2 abandoned, 3 completed',
+    root_call_id SimpleAggregateFunction(max, String) COMMENT 'The logical call over retries and input rounds' CODEC(ZSTD(1)),
+    region SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Region of the edge',
+    edge SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'The edge that served the call',
+    subject_id SimpleAggregateFunction(max, String) COMMENT 'Pseudonym of the subject' CODEC(ZSTD(1)),
+    agent SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Agent, from the token',
+    session_id SimpleAggregateFunction(max, String) COMMENT 'Governance session' CODEC(ZSTD(1)),
+    protocol_session_id SimpleAggregateFunction(max, String) COMMENT 'The protocol''s own session id, where it has one' CODEC(ZSTD(1)),
+    protocol SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'MCP revision the client spoke',
+    method SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'MCP method, e.g. tools/call',
+    server SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Upstream server',
+    target SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Tool (or resource, prompt) by the upstream''s own name',
+    labels SimpleAggregateFunction(max, Array(String)) COMMENT 'Labels of server and tool',
+    decision SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'allow, deny, ask or limited',
+    bundle SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Digest of the policy bundle that decided',
+    requested_mode SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Durability under which the request was recorded',
+    requested_stage SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Stage that decided, as the request has it',
+    requested_reason SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Reason code, as the request has it',
+    requested_message SimpleAggregateFunction(max, String) COMMENT 'Sentence for the model, as the request has it' CODEC(ZSTD(1)),
+    requested_rules SimpleAggregateFunction(max, Array(String)) COMMENT 'Determining rules, as the request has them',
+    completed_mode SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Durability under which the completion was recorded',
+    completed_stage SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Stage, as the completion has it',
+    completed_reason SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Reason code, as the completion has it',
+    completed_message SimpleAggregateFunction(max, String) COMMENT 'Sentence for the model, as the completion has it' CODEC(ZSTD(1)),
+    completed_rules SimpleAggregateFunction(max, Array(String)) COMMENT 'Determining rules, as the completion has them',
+    release SimpleAggregateFunction(max, UInt64) COMMENT 'Number of the release that pointed at the bundle',
+    catalog SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'Digest of the server''s definitions at the decision',
+    groups SimpleAggregateFunction(max, Array(String)) COMMENT 'Groups of the subject at the decision',
+    control_epoch SimpleAggregateFunction(max, UInt64) COMMENT 'Epoch of quarantines and revocations at the decision',
+    arguments_kept SimpleAggregateFunction(max, UInt8) COMMENT '1 where the arguments decided on are kept whole and unmasked',
+    arguments_capture SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'How arguments were captured: full, masked, digest or none',
+    arguments_bytes SimpleAggregateFunction(max, UInt64) COMMENT 'Size of the arguments as forwarded',
+    arguments_digest SimpleAggregateFunction(max, String) COMMENT 'SHA-256, hex, of the arguments as forwarded' CODEC(ZSTD(1)),
+    arguments_fingerprints SimpleAggregateFunction(max, Array(String)) COMMENT 'Keyed content fingerprints of the arguments' CODEC(ZSTD(1)),
+    arguments_findings SimpleAggregateFunction(max, Array(Tuple(rule String, severity String, action String, direction String, count UInt64))) COMMENT 'What inspection found before forwarding' CODEC(ZSTD(1)),
+    abandoned_at SimpleAggregateFunction(max, DateTime64(6, 'UTC')) COMMENT 'When the recovering edge found the call without completion; 1970 where it did not' CODEC(ZSTD(1)),
+    completed_at SimpleAggregateFunction(max, DateTime64(6, 'UTC')) COMMENT 'When the call ended; 1970 while it has not' CODEC(ZSTD(1)),
+    outcome SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'ok, tool-error, rpc-error, upstream-failed, timeout, cancelled or blocked; empty before completion',
+    error_code SimpleAggregateFunction(max, Nullable(Int64)) COMMENT 'JSON-RPC error code where outcome is rpc-error',
+    policy_us SimpleAggregateFunction(max, UInt64) COMMENT 'Time spent deciding, microseconds',
+    upstream_us SimpleAggregateFunction(max, UInt64) COMMENT 'Time spent upstream, microseconds',
+    total_us SimpleAggregateFunction(max, UInt64) COMMENT 'Time from accept to answer, microseconds',
+    masked SimpleAggregateFunction(max, UInt64) COMMENT 'Values masked in the answer',
+    result_capture SimpleAggregateFunction(max, LowCardinality(String)) COMMENT 'How the result was captured: full, masked, digest or none',
+    result_bytes SimpleAggregateFunction(max, UInt64) COMMENT 'Size of the result as the upstream sent it',
+    result_digest SimpleAggregateFunction(max, String) COMMENT 'SHA-256, hex, of the result as the upstream sent it' CODEC(ZSTD(1)),
+    result_fingerprints SimpleAggregateFunction(max, Array(String)) COMMENT 'Keyed content fingerprints of the result' CODEC(ZSTD(1)),
+    result_findings SimpleAggregateFunction(max, Array(Tuple(rule String, severity String, action String, direction String, count UInt64))) COMMENT 'What inspection found in the result' CODEC(ZSTD(1)),
+    issuer SimpleAggregateFunction(max, String) COMMENT 'Personal: token issuer' CODEC(ZSTD(1)),
+    subject SimpleAggregateFunction(max, String) COMMENT 'Personal: the token''s sub' CODEC(ZSTD(1)),
+    login SimpleAggregateFunction(max, String) COMMENT 'Personal: login or e-mail' CODEC(ZSTD(1)),
+    claimed_client SimpleAggregateFunction(max, String) COMMENT 'Personal: the client''s own name for itself; a hint, never an identity' CODEC(ZSTD(1)),
+    arguments SimpleAggregateFunction(max, String) COMMENT 'Personal: arguments as captured, JSON' CODEC(ZSTD(3)),
+    result SimpleAggregateFunction(max, String) COMMENT 'Personal: result as captured, JSON' CODEC(ZSTD(3)),
+    requested_event SimpleAggregateFunction(max, String) COMMENT 'Event id of the request; empty while it has not arrived' CODEC(ZSTD(1)),
+    abandoned_event SimpleAggregateFunction(max, String) COMMENT 'Event id of the abandonment, if any' CODEC(ZSTD(1)),
+    completed_event SimpleAggregateFunction(max, String) COMMENT 'Event id of the completion, if any' CODEC(ZSTD(1)),
+    INDEX by_call_id call_id TYPE bloom_filter GRANULARITY 4
+)
+ENGINE = AggregatingMergeTree
+PARTITION BY toYYYYMM(requested_at)
+ORDER BY (tenant, requested_at, call_id)
+SETTINGS non_replicated_deduplication_window = 1000
+COMMENT 'Events of calls; query the view tidegate.calls';
+
+-- What the views need to know of the configuration; written by the consumer at each start.
+CREATE TABLE IF NOT EXISTS tidegate.parameters
+(
+    name LowCardinality(String) COMMENT 'unknown_after_s: seconds after which a call without completion shows as unknown',
+    value Float64 COMMENT 'The value in force',
+    set_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC') COMMENT 'When it was set'
+)
+ENGINE = ReplacingMergeTree(set_at)
+ORDER BY name
+COMMENT 'Parameters of the views';
+
+CREATE VIEW IF NOT EXISTS tidegate.calls
+(
+    call_id String COMMENT 'The call; its decision has the same id',
+    decision_id String COMMENT 'The decision''s id: the call''s',
+    root_call_id String COMMENT 'The logical call over retries and input rounds',
+    tenant LowCardinality(String) COMMENT 'Whose call this is',
+    region LowCardinality(String) COMMENT 'Region of the edge',
+    requested_at DateTime64(6, 'UTC') COMMENT 'When the edge accepted the call',
+    completed_at Nullable(DateTime64(6, 'UTC')) COMMENT 'When the call ended; NULL while it has not',
+    status LowCardinality(String) COMMENT 'ok, tool-error, rpc-error, upstream-failed, timeout, cancelled, blocked; denied, asked, limited: not forwarded; pending; unknown: forwarded perhaps, and no completion was recorded in time',
+    subject_id String COMMENT 'Pseudonym of the subject',
+    agent LowCardinality(String) COMMENT 'Agent, from the token',
+    session_id String COMMENT 'Governance session',
+    protocol_session_id String COMMENT 'The protocol''s own session id, where it has one',
+    protocol LowCardinality(String) COMMENT 'MCP revision the client spoke',
+    edge LowCardinality(String) COMMENT 'The edge that served the call',
+    method LowCardinality(String) COMMENT 'MCP method, e.g. tools/call',
+    server LowCardinality(String) COMMENT 'Upstream server',
+    target LowCardinality(String) COMMENT 'Tool (or resource, prompt) by the upstream''s own name',
+    labels Array(String) COMMENT 'Labels of server and tool',
+    decision LowCardinality(String) COMMENT 'allow, deny, ask or limited',
+    stage LowCardinality(String) COMMENT 'Stage that decided: policy, limit, quarantine, inspection, admission or log',
+    reason LowCardinality(String) COMMENT 'Reason code, kebab case',
+    message String COMMENT 'Sentence that the model was given',
+    rules Array(String) COMMENT 'Ids of the determining rules',
+    mode LowCardinality(String) COMMENT 'Durability under which the request was recorded',
+    bundle LowCardinality(String) COMMENT 'Digest of the policy bundle that decided',
+    release UInt64 COMMENT 'Number of the release that pointed at the bundle',
+    catalog LowCardinality(String) COMMENT 'Digest of the server''s definitions at the decision',
+    groups Array(String) COMMENT 'Groups of the subject at the decision',
+    control_epoch UInt64 COMMENT 'Epoch of quarantines and revocations at the decision',
+    error_code Nullable(Int64) COMMENT 'JSON-RPC error code where outcome is rpc-error',
+    policy_us UInt64 COMMENT 'Time spent deciding, microseconds',
+    upstream_us UInt64 COMMENT 'Time spent upstream, microseconds',
+    total_us UInt64 COMMENT 'Time from accept to answer, microseconds',
+    arguments_bytes UInt64 COMMENT 'Size of the arguments as forwarded',
+    arguments_digest String COMMENT 'SHA-256, hex, of the arguments as forwarded',
+    arguments_capture LowCardinality(String) COMMENT 'How arguments were captured: full, masked, digest or none',
+    arguments_kept UInt8 COMMENT '1 where the arguments decided on are kept whole and unmasked',
+    arguments_fingerprints Array(String) COMMENT 'Keyed content fingerprints of the arguments',
+    result_bytes UInt64 COMMENT 'Size of the result as the upstream sent it',
+    result_digest String COMMENT 'SHA-256, hex, of the result as the upstream sent it',
+    result_capture LowCardinality(String) COMMENT 'How the result was captured: full, masked, digest or none',
+    result_fingerprints Array(String) COMMENT 'Keyed content fingerprints of the result',
+    findings Array(Tuple(rule String, severity String, action String, direction String, count UInt64)) COMMENT 'What inspection found, in arguments and in the result; findings.rule is an array of the rules',
+    masked UInt64 COMMENT 'Values masked in the answer',
+    issuer String COMMENT 'Personal: token issuer',
+    subject String COMMENT 'Personal: the token''s sub',
+    login String COMMENT 'Personal: login or e-mail',
+    claimed_client String COMMENT 'Personal: the client''s own name for itself; a hint, never an identity',
+    arguments String COMMENT 'Personal: arguments as captured, JSON',
+    result String COMMENT 'Personal: result as captured, JSON',
+    requested_event String COMMENT 'Event id of the request; empty while it has not arrived',
+    abandoned_event String COMMENT 'Event id of the abandonment, if any',
+    completed_event String COMMENT 'Event id of the completion, if any'
+)
+AS SELECT
+    call_id, call_id AS decision_id, root_call_id, tenant, region, requested_at,
+    if(version = 3, completed_at, NULL) AS completed_at,
+    multiIf(
+        version = 3, outcome,
+        decision = 'deny', 'denied',
+        decision = 'ask', 'asked',
+        decision = 'limited', 'limited',
+        version = 2, 'unknown',
+        requested_at < now64(6, 'UTC') - toIntervalSecond(
+            (SELECT if(count() = 0, 600, argMax(value, set_at)) FROM tidegate.parameters WHERE name = 'unknown_after_s')), 'unknown',
+        'pending') AS status,
+    subject_id, agent, session_id, protocol_session_id, protocol, edge, method, server, target, labels, decision,
+    if(version = 3, completed_stage, requested_stage) AS stage,
+    if(version = 3, completed_reason, requested_reason) AS reason,
+    if(version = 3, completed_message, requested_message) AS message,
+    if(version = 3, completed_rules, requested_rules) AS rules,
+    if(requested_mode != '', requested_mode, completed_mode) AS mode,
+    bundle, release, catalog, groups, control_epoch, error_code, policy_us, upstream_us, total_us,
+    arguments_bytes, arguments_digest, arguments_capture, arguments_kept, arguments_fingerprints,
+    result_bytes, result_digest, result_capture, result_fingerprints,
+    arrayConcat(arguments_findings, result_findings) AS findings, masked,
+    issuer, subject, login, claimed_client, arguments, result,
+    requested_event, abandoned_event, completed_event
+FROM tidegate.calls_raw FINAL
+SETTINGS do_not_merge_across_partitions_select_final = 1;

@@ -1,0 +1,32 @@
+"""Writes an opened batch: the derived tables first, `events_raw` last, because its offsets are the record of progress.
+
+If it is cut off in between, the batch comes again; every table's key makes the repeated rows one.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from tidegate.analytics.port import Analytics
+from tidegate.log.port import Delivered
+from tidegate_audit_consumer.rows import Opened
+
+
+async def store(analytics: Analytics, opened: Opened, records: Sequence[Delivered]) -> dict[str, int]:
+    """Rows by table. `records` are those that were opened: the same ones again give the same deduplication token."""
+    token = token_of(records)
+    written = {}
+    for table, columns in (
+        ("calls_raw", opened.calls),
+        ("findings_raw", opened.findings),
+        ("events_raw", opened.events),
+    ):
+        if columns:
+            await analytics.insert(f"tidegate.{table}", columns, token=f"{table}-{token}")
+            written[table] = len(next(iter(columns.values())))
+    return written
+
+
+def token_of(records: Sequence[Delivered]) -> str:
+    """Names exactly this set of records, in this order."""
+    positions = ";".join([f"{record.topic}/{record.partition}/{record.offset}" for record in records])
+    return hashlib.sha256(positions.encode()).hexdigest()
