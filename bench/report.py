@@ -73,7 +73,11 @@ def _row(windows: Sequence[Window]) -> Row:
 
 def show(console: Console, rows: Sequence[Row]) -> None:
     table = Table(
-        title="CPU of the system under test per call; ratio to the passthrough", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
+        title="CPU of the system under test per call; ratio to the passthrough",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
     )
     table.add_column("callers", justify="right", no_wrap=True)
     table.add_column("system", no_wrap=True)
