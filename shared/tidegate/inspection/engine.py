@@ -4,6 +4,7 @@ A database is compiled once and only read; it owns one scratch, so a database se
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 try:
@@ -19,9 +20,9 @@ MATCHES_MAX = 20_000
 
 
 class Hit(NamedTuple):
-    """One match end. `start` is the leftmost start for `end`, or 0 for expressions compiled without spans."""
+    """A match end of expression `number`; `start` is the leftmost for that end, or 0 where no spans are compiled."""
 
-    index: int
+    number: int
     start: int
     end: int
 
@@ -35,11 +36,11 @@ class Expression(NamedTuple):
 
 
 class Uncompilable(ValueError):
-    """An expression is refused by the engine; `index` tells which."""
+    """An expression is refused by the engine; `number` tells which."""
 
-    def __init__(self, index: int, reason: str) -> None:
+    def __init__(self, number: int, reason: str) -> None:
         super().__init__(reason)
-        self.index = index
+        self.number = number
         self.reason = reason
 
 
@@ -56,7 +57,7 @@ class Database:
         self._scratch = hyperscan.Scratch(self._database)
 
     def which(self, text: bytes) -> list[int]:
-        """The indexes of the expressions that match, without order. Only for a `single` database, where it is bounded."""
+        """The expressions that match, by number and without order. For a `single` database, where that is bounded."""
         found: list[int] = []
         self._database.scan(text, _note_index, 0, found, self._scratch)
         return found
@@ -71,10 +72,8 @@ class Database:
             found.append(Hit(index, start, end))
             return True if len(found) >= hits_max else None
 
-        try:
+        with suppress(hyperscan.ScanTerminated):
             self._database.scan(text, note, 0, None, self._scratch)
-        except hyperscan.ScanTerminated:
-            pass
         return found
 
 

@@ -1,6 +1,6 @@
-"""Masking: what a matched value is replaced by, in a text and in JSON bytes. Pure. Counterpart: `scanner.py` finds the spans.
+"""Masking: what a matched value is replaced by, in a text and in JSON bytes. Pure. `scanner.py` finds the spans.
 
-Spans are byte offsets into UTF-8 and may cut a character (patterns work on bytes): they are widened to whole characters.
+Spans are byte offsets into UTF-8 and may cut a character, as patterns work on bytes: they are widened to whole ones.
 Mask texts hold nothing that JSON would escape, so they go into a string token as they are.
 """
 

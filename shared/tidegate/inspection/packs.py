@@ -1,8 +1,9 @@
 """The built-in packs of patterns, with the actions they have unless inspection.yaml overrides them.
 
-Precision first: a fixed prefix, a checksum or an entropy test where there is one. Patterns are Hyperscan's dialect of PCRE on
-bytes: no look-around, no anchors.
+Precision first: a fixed prefix, a checksum or an entropy test where there is one. Patterns are Hyperscan's dialect of
+PCRE on bytes: no look-around, no anchors.
 """
+# ruff: noqa: E501, S105 - patterns are not broken over lines, and a pattern that finds secrets is none
 
 from tidegate.inspection.patterns import Action, Pattern, Severity
 
@@ -14,15 +15,31 @@ def _secret(id: str, description: str, pattern: str, severity: Severity = "high"
     )  # fmt: skip
 
 
-def _personal(id: str, description: str, pattern: str, severity: Severity, result: Action, validator: str = "") -> Pattern:
+def _personal(
+    id: str, description: str, pattern: str, severity: Severity, result: Action, validator: str = ""
+) -> Pattern:
     return Pattern(
-        id=id, description=description, pattern=pattern, severity=severity, validator=validator, arguments="alert", result=result
+        id=id,
+        description=description,
+        pattern=pattern,
+        severity=severity,
+        validator=validator,
+        arguments="alert",
+        result=result,
     )
 
 
-def _injection(id: str, description: str, pattern: str, severity: Severity = "high", result: Action = "alert") -> Pattern:
+def _injection(
+    id: str, description: str, pattern: str, severity: Severity = "high", result: Action = "alert"
+) -> Pattern:
     return Pattern(
-        id=id, description=description, pattern=pattern, severity=severity, ignore_case=True, arguments="alert", result=result
+        id=id,
+        description=description,
+        pattern=pattern,
+        severity=severity,
+        ignore_case=True,
+        arguments="alert",
+        result=result,
     )
 
 
@@ -67,7 +84,7 @@ SECRETS = (
 )  # fmt: skip
 
 PERSONAL_DATA = (
-    _personal("email", "E-mail address", r"\b[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b", "low", "alert"),
+    _personal("email", "E-mail address", r"[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b", "low", "alert"),
     _personal(
         "credit-card", "Payment card number with a valid check digit",
         r"\b(?:4\d{3}|5[1-5]\d{2}|2[2-7]\d{2}|6(?:011|5\d{2}|4[4-9]\d)|35\d{2})[ -]?\d{4}[ -]?\d{4}[ -]?\d{4}(?:\d{3})?\b"
@@ -75,7 +92,7 @@ PERSONAL_DATA = (
     ),
     _personal(
         "iban", "Bank account number with a valid checksum",
-        r"\b[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]{4}){2,7}(?: ?[A-Za-z0-9]{1,3})?\b", "high", "mask", "iban",
+        r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", "high", "mask", "iban",
     ),
     _personal(
         "us-ssn", "US social security number",
@@ -92,23 +109,23 @@ PERSONAL_DATA = (
 INJECTION = (
     _injection(
         "injection-ignore-instructions", "Tells the model to drop its instructions",
-        r"\b(?:ignore|disregard|forget|override|bypass)\s{1,4}(?:(?:all|any|every|each|the|your|my|our|these|those|of)\s{1,4}){0,4}"
-        r"(?:previous|prior|above|earlier|preceding|existing|original|system|safety)\s{1,4}(?:[a-z]{1,12}\s{1,4}){0,2}"
+        r"\b(?:ignore|disregard|forget|override|bypass)\s+(?:(?:all|any|every|each|the|your|my|our|these|those|of)\s+){0,4}"
+        r"(?:previous|prior|above|earlier|preceding|existing|original|system|safety)\s+(?:[a-z]{1,12}\s+){0,2}"
         r"(?:instructions?|prompts?|rules?|directions?|directives?|guidelines?|constraints?|messages?)\b",
     ),
     _injection(
         "injection-hide-from-user", "Tells the model to hide something from its user",
-        r"\b(?:do\s{1,4}not|don'?t|never)\s{1,4}(?:tell|inform|notify|alert|mention\s{1,4}(?:this|it|that)\s{1,4}to|reveal\s{1,4}"
-        r"(?:this|it|that)\s{1,4}to|show\s{1,4}(?:this|it|that)\s{1,4}to)\s{1,4}(?:the\s{1,4})?(?:user|human|operator)\b",
+        r"\b(?:do\s+not|don'?t|never)\s+(?:tell|inform|notify|alert|mention\s+(?:this|it|that)\s+to|reveal\s+"
+        r"(?:this|it|that)\s+to|show\s+(?:this|it|that)\s+to)\s+(?:the\s+)?(?:user|human|operator)\b",
     ),
     _injection(
         "injection-new-instructions", "Announces new instructions",
-        r"\b(?:new|updated|revised|real|actual)\s{1,4}(?:system\s{1,4})?(?:instructions?|prompt)\s{0,4}:", "medium",
+        r"\b(?:new|updated|revised|real|actual)\s+(?:system\s+)?(?:instructions?|prompt)\s{0,4}:", "medium",
     ),
     _injection(
         "injection-reveal-prompt", "Asks for the system prompt",
-        r"\b(?:reveal|print|repeat|output|show|leak|exfiltrate)\s{1,4}(?:me\s{1,4})?(?:your|the)\s{1,4}(?:full\s{1,4}|entire\s{1,4}|hidden\s{1,4})?"
-        r"(?:system\s{1,4}prompt|system\s{1,4}message|initial\s{1,4}instructions)\b", "medium",
+        r"\b(?:reveal|print|repeat|output|show|leak|exfiltrate)\s+(?:me\s+)?(?:your|the)\s+(?:full\s+|entire\s+|hidden\s+)?"
+        r"(?:system\s+prompt|system\s+message|initial\s+instructions)\b", "medium",
     ),
     _injection("injection-role-markup", "Chat markup that a model may take for a turn", r"<\|(?:im_start|im_end|system|endoftext|start_header_id)\|>|\[/?INST\]|<</?SYS>>"),
     _injection("injection-important-tag", "The <IMPORTANT> block known from poisoned tools", r"<\s{0,4}important\s{0,4}>[^<]{0,200}\b(?:before|must|tool|file|read)\b"),

@@ -1,4 +1,4 @@
-"""inspection.yaml of a bundle: from text to `InspectionRules`, or a BundleFault that names the place and says what to do.
+"""inspection.yaml of a bundle: from text to `InspectionRules`, or a BundleFault that names the place and the remedy.
 
     packs: [secrets, personal-data, injection]      # built-in patterns, see packs.py
     overrides: {email: {result: mask}}              # another action or severity for one of them
@@ -56,7 +56,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def load_inspection(text: bytes) -> InspectionRules:
-    """The rules in an inspection.yaml. Empty text means no rules. Raises BundleFault; compiles every pattern to be sure."""
+    """The rules in an inspection.yaml; empty text means none. Raises BundleFault. Compiles every pattern to be sure."""
     file = _parsed(text)
     patterns = (*_from_packs(file), *_from_entries(file))
     if len(patterns) > PATTERNS_MAX:
@@ -94,7 +94,9 @@ def _from_packs(file: _File) -> Iterator[Pattern]:
         chosen |= {pattern.id: pattern for pattern in PACKS[name]}
     for id, override in file.overrides.items():
         if id not in chosen:
-            raise _fault(f"$.overrides.{id}", f"no such pattern in the chosen packs{_closest(id, chosen)}; add its pack to packs")
+            raise _fault(
+                f"$.overrides.{id}", f"no such pattern in the chosen packs{_closest(id, chosen)}; add its pack to packs"
+            )
         changes = {name: value for name, value in msgspec.structs.asdict(override).items() if value is not None}
         chosen[id] = msgspec.structs.replace(chosen[id], **changes)
     yield from chosen.values()
@@ -120,7 +122,9 @@ def _refuse_twins(patterns: Iterable[Pattern]) -> None:
     for pattern in patterns:
         if pattern.id in seen:
             first = seen[pattern.id].where
-            hint = "use overrides to change a built-in pattern" if first == "built in" else "give each pattern its own id"
+            hint = (
+                "use overrides to change a built-in pattern" if first == "built in" else "give each pattern its own id"
+            )
             raise _fault(f"{pattern.where}.id", f"'{pattern.id}' is taken ({first}); {hint}")
         seen[pattern.id] = pattern
 
@@ -128,17 +132,23 @@ def _refuse_twins(patterns: Iterable[Pattern]) -> None:
 def _check(pattern: Pattern) -> None:
     where = pattern.where
     if not _ID.fullmatch(pattern.id):
-        raise _fault(f"{where}.id", f"'{pattern.id}' is not 1 to 64 of a-z, 0-9 and '-', beginning and ending with a letter or digit")
+        raise _fault(
+            f"{where}.id",
+            f"'{pattern.id}' is not 1 to 64 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
+        )
     if pattern.validator and pattern.validator not in VALIDATORS:
         known = ", ".join(VALIDATORS)
-        raise _fault(f"{where}.validator", f"no validator '{pattern.validator}'{_closest(pattern.validator, VALIDATORS)}; there are {known}")
+        raise _fault(
+            f"{where}.validator",
+            f"no validator '{pattern.validator}'{_closest(pattern.validator, VALIDATORS)}; there are {known}",
+        )
     if not 0 < len(pattern.pattern) <= PATTERN_CHARS_MAX:
         raise _fault(f"{where}.pattern", f"expected 1 to {PATTERN_CHARS_MAX} characters, got {len(pattern.pattern)}")
     if anchor := _anchor(pattern.pattern):
         raise _fault(
             f"{where}.pattern",
-            f"the anchor {anchor} is not supported: values are scanned inside their document, where a text has no beginning or "
-            r"end of its own; use \b for a word's edge",
+            f"the anchor {anchor} is not supported: values are scanned inside their document, where a text has no "
+            r"beginning or end of its own; use \b for a word's edge",
         )
 
 
@@ -172,16 +182,20 @@ def _check_compiles(patterns: tuple[Pattern, ...]) -> None:
     if not patterns:
         return
     try:
-        database = Database([Expression(pattern.pattern, pattern.ignore_case, True) for pattern in patterns], single=False)
+        database = Database(
+            [Expression(pattern.pattern, pattern.ignore_case, True) for pattern in patterns], single=False
+        )
     except Uncompilable as error:
-        culprit = patterns[error.index]
+        culprit = patterns[error.number]
         raise _fault(f"{culprit.where}.pattern", f"'{culprit.id}' does not compile: {error.reason}") from error
     for mask in (mask_of(pattern.id) for pattern in patterns):
         for hit in database.hits(mask):
-            culprit = patterns[hit.index]
+            culprit = patterns[hit.number]
             validates = VALIDATORS[culprit.validator](mask[hit.start : hit.end]) if culprit.validator else True
             if validates and {"mask", "block"} & {culprit.arguments, culprit.result}:
-                sentence = f"'{culprit.id}' matches the text that replaces masked values ({mask.decode()}); make it narrower"
+                sentence = (
+                    f"'{culprit.id}' matches the text that replaces masked values ({mask.decode()}); make it narrower"
+                )
                 raise _fault(f"{culprit.where}.pattern", sentence)
 
 

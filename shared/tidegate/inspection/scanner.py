@@ -1,7 +1,7 @@
 """Scanning of arguments and results: patterns over every decoded string, key and number of JSON bytes.
 
-The common case, nothing found, is one pass over the bytes as they are, and a second one over the decoded strings where the bytes
-hold an escape. A first pass may only say too much, never too little: what it reports is settled token by token, on decoded text.
+The common case, nothing found, is one pass: over the bytes as they are, or over the decoded values where they hold an
+escape. The first pass may say too much, never too little: what it reports is settled token by token, on decoded text.
 Masking replaces tokens in the original bytes, so what is not masked stays byte for byte. Counterpart: `rules.py`.
 """
 
@@ -13,16 +13,23 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.events import Direction, Finding
-from tidegate.inspection.engine import MATCHES_MAX, Database, Expression
+from tidegate.inspection.engine import MATCHES_MAX, Database, Expression, Hit
 from tidegate.inspection.masking import Edit, Span, edited, mask_of, masked_text, merged
 from tidegate.inspection.patterns import ACTIONS, SEVERITIES, InspectionRules, Pattern
 from tidegate.inspection.validators import VALIDATORS, Validator
 from tidegate.limits import FINDINGS_PER_CALL_MAX
 
 MASKING_PASSES_MAX: Final = 4
+TOKENS_UNSIFTED_MAX: Final = 24  # with fewer tokens it is cheaper to look at each than to find out which
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*', re.DOTALL)
 _COLON = re.compile(rb"\s*:")
-_decode_any = msgspec.json.Decoder().decode
+
+
+class _Fraction(str):
+    """A number with a fraction or an exponent, as it is written."""
+
+
+_decode_any = msgspec.json.Decoder(float_hook=_Fraction).decode
 _decode_string = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -92,12 +99,9 @@ class _Side:
             return EMPTY
         if self._utf8_only:  # the engine's UTF-8 mode is undefined on anything else
             raw = _as_utf8(raw)
-        if not self._screen.which(raw):
-            if b"\\" not in raw:
-                return EMPTY
-            strings = _strings_of(raw)
-            if strings is not None and not self._screen.which(strings):
-                return EMPTY
+        values = _values_of(raw) if b"\\" in raw else raw
+        if values is not None and not self._screen.which(values):
+            return EMPTY
         return self._settle(raw)
 
     def scan_text(self, text: bytes) -> Scan:
@@ -128,18 +132,23 @@ class _Side:
 
     def _candidates(self, raw: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Tokens to look at one by one: those with escapes, and those in which a match over the whole bytes ended."""
+        tokens = [token.span() for token in _TOKEN.finditer(raw)]
+        ends = self._match_ends(raw) if len(tokens) > TOKENS_UNSIFTED_MAX else None
+        next_end = 0
+        for start, end in tokens:
+            escaped = raw.find(b"\\", start, end) >= 0
+            if ends is not None and not escaped:
+                while ends[next_end] <= start:
+                    next_end += 1
+                if ends[next_end] > end:
+                    continue
+            yield start, end, _text_of(raw[start:end], escaped)
+
+    def _match_ends(self, raw: bytes) -> list[int] | None:
+        """Where matches over the whole bytes end, with a stop behind the last; None if they are too many to list."""
         assert self._locate is not None
         hits = self._locate.hits(raw)
-        all_of_them = len(hits) >= MATCHES_MAX
-        ends = iter(sorted({hit.end for hit in hits}))
-        next_end = next(ends, len(raw) + 1)
-        for token in _TOKEN.finditer(raw):
-            start, end = token.span()
-            while next_end <= start:
-                next_end = next(ends, len(raw) + 1)
-            escaped = raw.find(b"\\", start, end) >= 0
-            if escaped or all_of_them or next_end <= end:
-                yield start, end, _text_of(raw[start:end], escaped)
+        return None if len(hits) >= MATCHES_MAX else [*sorted({hit.end for hit in hits}), len(raw) + 1]
 
     def _judge(self, text: bytes, tally: _Tally) -> list[Span]:
         """Count what matches in one decoded text; the spans, merged, that must not be shown."""
@@ -167,7 +176,7 @@ class _Side:
             tally.add(index, 1)
         return [Span(0, len(text), self._patterns[index].id) for index in indexes if self._hides[index]][:1]
 
-    def _valid_spans(self, text: bytes, hits: Iterable[tuple[int, int, int]]) -> dict[int, list[Span]]:
+    def _valid_spans(self, text: bytes, hits: Iterable[Hit]) -> dict[int, list[Span]]:
         """By pattern: the longest match from each start that its validator accepts."""
         spans: dict[int, dict[int, Span]] = {}
         for index, start, end in reversed(list(hits)):
@@ -192,6 +201,9 @@ class _Side:
         rule = spans[0].rule
         for _ in range(MASKING_PASSES_MAX):
             text = masked_text(text, spans)
+            left = self._screen.which(text) if self._screen is not None else ()
+            if not any(self._hides[index] for index in left):
+                return text
             spans = self._judge(text, _Tally())
             if not spans:
                 return text
@@ -208,7 +220,9 @@ class _Side:
             )
             for index, count in tally.counts.items()
         ]
-        findings.sort(key=lambda finding: (-ACTIONS.index(finding.action), -SEVERITIES.index(finding.severity), finding.rule))
+        findings.sort(
+            key=lambda finding: (-ACTIONS.index(finding.action), -SEVERITIES.index(finding.severity), finding.rule)
+        )
         blocked = findings[0] if findings[0].action == "block" else None
         return Scan(tuple(findings[:FINDINGS_PER_CALL_MAX]), blocked, masked, tally.masks)
 
@@ -225,15 +239,18 @@ def _as_utf8(raw: bytes) -> bytes:
     return raw
 
 
-def _strings_of(raw: bytes) -> bytes | None:
-    """All strings and keys decoded, with quotes between them; None where that could lose one (a duplicate key, for instance)."""
-    if b'\\\\"' in raw:  # then counting quotes is not safe
-        return None
+def _values_of(raw: bytes) -> bytes | None:
+    """All strings and numbers decoded, NUL between them; None where that could lose one, as with a duplicate key."""
     try:
-        stack: list[Any] = [_decode_any(raw)]
-    except (msgspec.DecodeError, RecursionError):
+        return _walked(raw, _decode_any(raw))
+    except (msgspec.DecodeError, RecursionError, ValueError):  # ValueError: an integer of thousands of digits
         return None
+
+
+def _walked(raw: bytes, document: Any) -> bytes | None:
+    stack: list[Any] = [document]
     strings: list[str] = []
+    numbers: list[str] = []
     while stack:
         node = stack.pop()
         kind = type(node)
@@ -244,9 +261,17 @@ def _strings_of(raw: bytes) -> bytes | None:
             stack.extend(node.values())
         elif kind is list:
             stack.extend(node)
-    if 2 * len(strings) != raw.count(b'"') - raw.count(b'\\"'):
+        elif kind is int or kind is _Fraction:
+            numbers.append(str(node))
+    delimiters = 2 * len(strings)
+    strings += numbers
+    values = "\0".join(strings).encode("utf-8", "replace")
+    quoted = values.count(b'"')
+    if raw.count(b'"') != delimiters + quoted or (
+        quoted and b"u0022" in raw
+    ):  # each quote is a delimiter or a character
         return None
-    return '"'.join(strings).encode("utf-8", "replace")
+    return values
 
 
 def _text_of(token: bytes, escaped: bool) -> bytes:
