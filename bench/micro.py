@@ -1,8 +1,8 @@
 """The single steps of a governed call, timed alone: `python -m bench.micro [step …]`.
 
-Each step is made ready once, then timed call by call on the measured request of `load.py` under the bundle of `policy/`.
-A step whose code is not installed is skipped, and says so. The sum is less than an edge's CPU per call: sockets, parsing
-of HTTP, the event loop and Kafka's client are not here.
+Each step is made ready once, then timed call by call on the measured request of `load.py` under the bundle of
+`policy/`; one whose code is not installed is skipped, and says so. The sum is less than an edge's CPU per call:
+sockets, the parsing of HTTP, the event loop and Kafka's client are not here.
 """
 
 import argparse
