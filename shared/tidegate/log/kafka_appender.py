@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from tidegate.chain import cloud_event_headers
@@ -84,7 +85,7 @@ class KafkaAppender:
         topic, key, value, headers = record
         given: Any = headers
         if not headers and value is not None and topic not in _WITHOUT_EVENTS:
-            given = cloud_event_headers(value)
+            given = _cloud_event_headers(value)
         while True:
             try:
                 producer.produce(self._prefix + topic, value, key, headers=given)
@@ -115,3 +116,11 @@ class KafkaAppender:
 
     def _noticed(self, error: KafkaError) -> None:
         self._notice = error.str()
+
+
+def _cloud_event_headers(value: bytes) -> list[tuple[str, bytes]]:
+    """None for bytes that are no event: they are kept all the same, and become a dead letter where they are read."""
+    try:
+        return cloud_event_headers(value)
+    except msgspec.DecodeError:
+        return []
