@@ -1,0 +1,47 @@
+# Needs Python 3.11+, make and git; everything else is set up below the project's own folder, and shown while it happens.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# uv from PATH, else its wheel under .cache/ (tools/get-uv says what it does).
+UV = "$$(tools/get-uv)"
+DEV = $(UV) run --group dev
+SOURCES = shared services cli bench loadtests tests tools
+EXISTING = $(wildcard $(SOURCES))
+
+.PHONY: help setup run test check lint fmt bench lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install everything that development and the tests need, into .venv
+	$(UV) sync --group dev
+
+run: ## set up what local mode needs, then the demo: servers, policy, a first governed call
+	$(UV) run tidegate demo
+
+test: check ## everything: checks, then all tests on real parts (what CI runs)
+
+check: lint ## format, lint, types, import contracts, then all tests
+	$(DEV) pytest
+
+lint: setup ## the checks alone, without tests
+	$(DEV) ruff format --check $(EXISTING)
+	$(DEV) ruff check $(EXISTING)
+	$(DEV) mypy
+	$(DEV) lint-imports
+
+fmt: setup ## format the code and apply safe fixes
+	$(DEV) ruff format $(EXISTING)
+	$(DEV) ruff check --fix $(EXISTING)
+
+bench: setup ## measure a governed call beside a direct one and a bare passthrough
+	$(DEV) python -m bench.run
+
+lock: ## resolve the newest versions anew and write them as pins into pyproject.toml
+	$(UV) run --no-project --python '>=3.11' python tools/pin.py "$$(tools/get-uv)"
+
+clean: ## remove what setup, tests and runs made (the data of local mode under data/ stays)
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist uv.lock
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
