@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -41,6 +41,7 @@ class Edges:
     b: SessionStore
     tenant: str
     until_forgotten: Callable[[], Awaitable[None]]  # until everything of the tenant has expired
+    clock: "Time | None" = None  # where time is ours to move
 
     def record(self, session_id: str = "s-1", subject_id: str = "u-1", tenant: str = "") -> SessionRecord:
         return SessionRecord(
@@ -79,7 +80,7 @@ async def edges(request: pytest.FixtureRequest) -> AsyncIterator[Edges]:
     if request.param == "memory":
         clock = Time()
         store = MemorySessions(per_subject_max=PER_SUBJECT_MAX, clock=clock)
-        yield Edges(store, store, tenant, clock.pass_hours)
+        yield Edges(store, store, tenant, clock.pass_hours, clock)
         return
     url = request.getfixturevalue("valkey_url")
     a, b = (RedisSessions(url, per_subject_max=PER_SUBJECT_MAX) for _ in range(2))
@@ -156,8 +157,8 @@ async def test_a_touched_session_lives_on(edges: Edges) -> None:
     async def other_is_gone() -> bool:
         return await edges.a.get(edges.tenant, "s-2") is None
 
-    if isinstance(edges.a, MemorySessions):
-        edges.a._clock.now += 30  # type: ignore[attr-defined]
+    if edges.clock is not None:
+        edges.clock.now += 30
     await until(other_is_gone)
     assert await edges.a.get(edges.tenant, "s-1") is not None
     assert edges.b.is_live(edges.tenant, "s-1") is True
@@ -261,6 +262,12 @@ async def test_a_window_belongs_to_one_subject_agent_and_token_session(edges: Ed
     assert len(ids) == 18
 
 
+async def test_the_next_call_of_a_window_asks_nobody(edges: Edges) -> None:
+    session_id = await edges.a.window(edges.tenant, "u-1", "a", "", 60, now_us())
+    assert edges.a.known_window(edges.tenant, "u-1", "a", "") == session_id
+    assert edges.a.known_window(edges.tenant, "u-1", "b", "") is None
+
+
 async def test_after_the_idle_time_a_new_window_opens(edges: Edges) -> None:
     first = await edges.a.window(edges.tenant, "u-1", "a", "", 0.3, now_us())
     await edges.until_forgotten()
@@ -268,6 +275,39 @@ async def test_after_the_idle_time_a_new_window_opens(edges: Edges) -> None:
     second = await edges.b.window(edges.tenant, "u-1", "a", "", 60, now_us())
     assert second != first
     assert await edges.a.window(edges.tenant, "u-1", "a", "", 60, now_us()) == second
+
+
+async def test_many_sessions_ended_at_once_are_all_acknowledged(edges: Edges) -> None:
+    ids = [f"s-{number}" for number in range(100)]
+    for session_id in ids:
+        await edges.a.open(edges.record(session_id, subject_id=session_id), 60)
+        await edges.b.get(edges.tenant, session_id)
+    ends = [edge.end(edges.tenant, one, 5) for one, edge in zip(ids, [edges.a, edges.b] * 50, strict=True)]
+    assert all(await asyncio.gather(*ends))
+    assert not any(edge.is_live(edges.tenant, one) for one in ids for edge in (edges.a, edges.b))
+
+
+@pytest.mark.redis
+async def test_what_is_in_use_is_renewed_before_it_ends(valkey_url: str) -> None:
+    store, client = RedisSessions(valkey_url, per_subject_max=1), redis.asyncio.Redis.from_url(valkey_url)
+    await store.start()
+    await until(lambda: not store.awaiting)
+    tenant, key = f"acme-{uuid7()}", UpstreamKey(f"acme-{uuid7()}", "git", "u-1", "a")
+    first = await store.window(tenant, "u-1", "a", "", 2, now_us())
+    await store.put_upstream(key, upstream("up-1"), 2)
+
+    async def left_s(of: str) -> float:
+        return float(await client.pttl((await client.keys(f"{of}*"))[0])) / 1000
+
+    await until(lambda: store.known_window(tenant, "u-1", "a", "") is None and store.known_upstream(key) is None)
+    assert await left_s(tenant) <= 1.75
+    assert await store.window(tenant, "u-1", "a", "", 2, now_us()) == first
+    assert await left_s(tenant) > 1.75
+    assert await left_s(key.tenant) <= 1.75
+    assert await store.get_upstream(key) == store.known_upstream(key)
+    assert await left_s(key.tenant) > 1.75
+    await store.stop()
+    await client.aclose()
 
 
 async def test_the_settings_choose_the_store() -> None:
@@ -296,9 +336,9 @@ async def test_a_full_memory_store_refuses_and_forgets_nothing() -> None:
 @pytest.mark.redis
 class TestWhenRedisGoesAway:
     @pytest.fixture
-    def valkey(self) -> "AsyncIterator[Valkey]":
+    def valkey(self) -> Iterator[Valkey]:
         with running_valkey_server() as server:
-            yield server  # type: ignore[misc]
+            yield server
 
     @pytest.fixture
     async def pair(self, valkey: Valkey) -> AsyncIterator[Edges]:
@@ -348,6 +388,20 @@ class TestWhenRedisGoesAway:
             valkey.resume()
         await until(lambda: not pair.a.awaiting)
         assert await pair.a.get("acme", "s-1") is not None
+
+    async def test_a_question_given_up_never_hands_its_answer_to_the_next(self, valkey: Valkey, pair: Edges) -> None:
+        await pair.b.open(pair.record("s-1"), 60)
+        await pair.b.open(pair.record("s-2"), 60)
+        await asyncio.gather(*(pair.a.get("acme", "s-1") for _ in range(5)))  # connections that will be reused
+        valkey.pause()
+        asked = [asyncio.create_task(pair.a.get("acme", "s-1")) for _ in range(5)]
+        await asyncio.wait(asked, timeout=0.05)
+        for task in asked:
+            task.cancel()
+        await asyncio.wait(asked)
+        valkey.resume()
+        found = await asyncio.gather(*(pair.a.get("acme", "s-2") for _ in range(5)))
+        assert [record and record.session_id for record in found] == ["s-2"] * 5
 
     async def test_an_end_missed_while_not_hearing_is_never_answered_live(self, valkey: Valkey, pair: Edges) -> None:
         await pair.b.open(pair.record(), 60)

@@ -299,6 +299,7 @@ def _subject(tenant: str, subject_id: str) -> str:
     return f"{_prefix(tenant)}subject|{subject_id}"
 
 
+@lru_cache(maxsize=SESSIONS_CACHED_MAX)
 def _entry(tenant: str, kind: str, *parts: str) -> str:
     """Parts of any length and content (an agent's name may be a URL) become one digest."""
     digest = hashlib.blake2b(msgspec.json.encode(parts), digest_size=16).hexdigest()
