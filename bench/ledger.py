@@ -8,9 +8,10 @@ from collections import Counter
 from typing import Final
 
 import msgspec
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 READ_DEADLINE_S: Final = 60.0
+_ASK_DEADLINE_S: Final = 10.0
 _BATCH: Final = 5_000
 
 
@@ -68,9 +69,11 @@ class Ledger:
             if not partitions:
                 raise Unbalanced(f"Kafka has no topic {self._topic}; the edge writes its calls there")
             places = [TopicPartition(self._topic, number, self._next.setdefault(number, 0)) for number in partitions]
-            ends = {place.partition: consumer.get_watermark_offsets(place, timeout=10)[1] for place in places}
+            ends = {place.partition: _end(consumer, place) for place in places}
             consumer.assign(places)
             return self._read_to(consumer, ends)
+        except KafkaException as fault:
+            raise Unbalanced(f"{self._topic} could not be read: {fault}") from fault
         finally:
             consumer.close()
 
@@ -86,3 +89,16 @@ class Ledger:
                 values.append(message.value())
                 self._next[message.partition()] = message.offset() + 1
         return values
+
+
+def _end(consumer: Consumer, place: TopicPartition) -> int:
+    """The offset after the last record. A broker that has just made the topic may ask to be asked again."""
+    until = time.monotonic() + _ASK_DEADLINE_S
+    while True:
+        try:
+            end: int = consumer.get_watermark_offsets(place, timeout=_ASK_DEADLINE_S)[1]
+            return end
+        except KafkaException:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)

@@ -120,7 +120,7 @@ def broken_thresholds(environment: Environment) -> list[str]:
     for entry in calls:
         p95_ms = entry.get_response_time_percentile(0.95)
         if p95_ms > options.p95_ms:
-            broken.append(f"{entry.name}: p95 {p95_ms:.0f} ms, bound {options.p95_ms:.0f} ms")
+            broken.append(f"{entry.name}: p95 {p95_ms:.0f} ms, bound {options.p95_ms:g} ms")
     if environment.runner is not None and environment.runner.exceptions:
         broken.append("the test itself raised exceptions, see above")
     return broken
