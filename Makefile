@@ -7,6 +7,12 @@ MAKEFLAGS += --no-print-directory
 # uv from PATH, else its wheel under .cache/ (tools/get-uv says what it does).
 UV = "$$(tools/get-uv)"
 DEV = $(UV) run --group dev
+# Trust what the machine trusts: many a company's network ends TLS itself.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS ?= true
+export UV_NATIVE_TLS ?= true
+endif
+
 SOURCES = shared services cli bench loadtests tests tools
 EXISTING = $(wildcard $(SOURCES))
 
