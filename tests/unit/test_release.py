@@ -16,18 +16,23 @@ from tidegate.events import BundleReleased
 from tidegate.limits import BUNDLE_CHUNK_BYTES
 from tidegate.log.port import Record
 from tidegate.policy.bundle import Bundle, bundle_of
-from tidegate.policy.obey import Activation, Outcome, PolicyState, Rejection
 from tidegate.policy.release import (
+    Activation,
     Chunks,
+    Outcome,
+    PolicyState,
+    Rejection,
+    chunk_records,
+    pointer_key,
+    records_for_release,
+)
+from tidegate.policy.signing import (
     Release,
     SignedRelease,
     SigningKey,
-    chunk_records,
     ensure_signing_key,
     load_signing_key,
     open_release,
-    pointer_key,
-    records_for_release,
     trusted_keys,
 )
 

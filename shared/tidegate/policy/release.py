@@ -1,169 +1,30 @@
-"""Releases: a signed pointer of a ring to a bundle, and its records in the log. Counterpart: `obey.py` folds them.
+"""Releases in the log: the records that make one, and the fold by which a reader knows which release rules.
 
-On `policy-state`: `tenant|ring` holds the signed release; `tenant|digest|n|m` the n-th of m chunks of canonical bytes
-(a key of its own each, or compaction would keep one chunk only), appended again with every release, so that a reader
-needs no memory of old bundles. Numbers strictly increase within a ring; a roll-back is a new release of an old
-digest.
+On `policy-state`, `tenant|ring` holds the signed release and `tenant|digest|n|m` the n-th of m chunks of the bundle's
+canonical bytes (a key for each, or compaction would keep one chunk only), appended again with every release, so that a
+reader needs no memory of old bundles. Numbers strictly increase within a ring; a roll-back is a new release of an old
+digest. The ruling release stays until a better one is complete; records come in any order of partitions, and twice.
 """
 
-import base64
-import binascii
-import hashlib
-import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tidegate.chain import Chain
-from tidegate.errors import BundleFault, ConfigFault
+from tidegate.errors import BundleFault
 from tidegate.events import BundleReleased
 from tidegate.ids import uuid7
 from tidegate.limits import BUNDLE_BYTES_MAX, BUNDLE_CHUNK_BYTES
-from tidegate.log.port import Record
+from tidegate.log.port import Delivered, Record
 from tidegate.policy.bundle import Bundle
+from tidegate.policy.signing import Release, SignedRelease, Trust, open_release
 
 RING = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
-POINTER_BYTES_MAX = 4_096
 STATE_TOPIC = "policy-state"
-_PURPOSE = b"tidegate release v1\n"  # in front of what is signed: the key's signatures mean nothing elsewhere
-
-
-class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is signed. `not_before_us`: edges hold it back until then."""
-
-    v: Literal[1] = 1
-    tenant: str
-    ring: str
-    number: int
-    digest: str
-    previous: str
-    not_before_us: int = 0
-
-
-class SignedRelease(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A release byte for byte, with the Ed25519 signature (base64) over it and the id of the key that made it."""
-
-    release: msgspec.Raw
-    signature: str
-    key_id: str
-
-
-Trust = Mapping[str, Ed25519PublicKey]
-"""Public keys by their id."""
-
-
-@dataclass(frozen=True)
-class SigningKey:
-    """The policy service's private key. Never printed."""
-
-    private: Ed25519PrivateKey
-
-    def __repr__(self) -> str:
-        return f"SigningKey({self.key_id})"
-
-    @property
-    def public(self) -> str:
-        """The public key as `trust.bundle_keys` takes it: base64 of its 32 bytes."""
-        return base64.b64encode(self.private.public_key().public_bytes_raw()).decode()
-
-    @property
-    def key_id(self) -> str:
-        return key_id_of(self.private.public_key())
-
-    def sign(self, release: Release) -> bytes:
-        """The signed release as it is stored."""
-        body = msgspec.json.encode(release)
-        signature = base64.b64encode(self.private.sign(_PURPOSE + body)).decode()
-        return msgspec.json.encode(SignedRelease(release=msgspec.Raw(body), signature=signature, key_id=self.key_id))
-
-
-def load_signing_key(path: Path) -> SigningKey:
-    """The key in a PEM file. Raises ConfigFault."""
-    try:
-        private = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigFault(f"signing.key_file: {path}: no readable Ed25519 private key in PEM form ({error})") from error
-    if not isinstance(private, Ed25519PrivateKey):
-        raise ConfigFault(
-            f"signing.key_file: {path} holds another kind of key; make one with `openssl genpkey -algorithm ed25519`"
-        )
-    return SigningKey(private)
-
-
-def ensure_signing_key(path: Path) -> SigningKey:
-    """The key in this file, made now (readable by its owner only) where there is none. Raises ConfigFault."""
-    if path.exists():
-        return load_signing_key(path)
-    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(fresh, path)  # whole or not at all, and never over another's key
-    except FileExistsError:
-        pass
-    finally:
-        fresh.unlink(missing_ok=True)
-    return load_signing_key(path)
-
-
-def key_id_of(key: Ed25519PublicKey) -> str:
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
-
-
-def trusted_keys(public: Iterable[str]) -> Trust:
-    """`trust.bundle_keys` by key id. Raises ConfigFault."""
-    keys: dict[str, Ed25519PublicKey] = {}
-    for text in public:
-        try:
-            key = Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
-        except (ValueError, binascii.Error) as error:
-            raise ConfigFault(
-                f"trust.bundle_keys: '{text[:60]}' is not the base64 of an Ed25519 public key's 32 bytes"
-            ) from error
-        keys[key_id_of(key)] = key
-    return keys
-
-
-def open_release(signed: bytes, trust: Trust, tenant: str) -> Release:
-    """The release in its stored form, verified. Raises BundleFault whose code is the reason for the refusal."""
-    if len(signed) > POINTER_BYTES_MAX:
-        raise BundleFault(f"a release has at most {POINTER_BYTES_MAX} bytes", code="release-malformed")
-    try:
-        outer = msgspec.json.decode(signed, type=SignedRelease)
-        signature = base64.b64decode(outer.signature, validate=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise BundleFault(
-            f"the release is not {{release, signature, key_id}}: {error}", code="release-malformed"
-        ) from error
-    key = trust.get(outer.key_id)
-    if key is None:
-        raise BundleFault(
-            f"nobody here trusts the key '{outer.key_id[:32]}'; see trust.bundle_keys", code="key-unknown"
-        )
-    body = bytes(outer.release)
-    try:
-        key.verify(signature, _PURPOSE + body)
-    except InvalidSignature:
-        raise BundleFault("the release's signature does not fit it", code="signature-invalid") from None
-    try:
-        release = msgspec.json.decode(body, type=Release)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleFault(f"the signed release cannot be read: {error}", code="release-malformed") from error
-    if release.tenant != tenant:
-        raise BundleFault(f"the release is for another tenant than '{tenant}'", code="tenant-foreign")
-    return release
 
 
 def pointer_key(tenant: str, ring: str) -> bytes:
@@ -247,3 +108,134 @@ class Chunks:
 
     def _forget(self, key: tuple[str, int]) -> None:
         self._bytes -= sum(map(len, self._parts.pop(key).values()))
+
+
+@dataclass(frozen=True)
+class Activation:
+    """From now on this rules. `signed` and `bundle.canonical` are what an edge keeps on its disk."""
+
+    release: Release
+    bundle: Bundle
+    signed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A release was refused; what ruled still rules. `number` and `digest` are 0 and "" where it cannot be read."""
+
+    reason: str
+    sentence: str
+    tenant: str
+    ring: str
+    number: int = 0
+    digest: str = ""
+
+
+Outcome = Activation | Rejection | None
+
+
+class PolicyState:
+    """Not shared between threads. `ruling` is the last activation."""
+
+    def __init__(self, tenant: str, ring: str, trust: Trust) -> None:
+        self._tenant = tenant
+        self._ring = ring
+        self._trust = trust
+        self._chunks = Chunks()
+        self._pending: tuple[Release, bytes] | None = None
+        self._refused: tuple[int, str] = (0, "")  # the last one refused, so that it is said once
+        self._known: set[tuple[int, str]] = set()  # accepted before: seeing them again is re-delivery, not an attempt
+        self.ruling: Activation | None = None
+
+    @property
+    def awaited(self) -> Release | None:
+        """A verified release that is not complete or not due yet. Where it stays incomplete at the log.s end, read it
+        from the start again: now its chunks are kept, whatever else passes."""
+        return self._pending[0] if self._pending else None
+
+    def apply(self, record: Delivered | Record, now_us: int) -> Outcome:
+        """Fold one record of `policy-state` in; records of other topics, tenants and rings change nothing."""
+        if record.topic != STATE_TOPIC or record.value is None:
+            return None
+        tenant, _, rest = record.key.decode("utf-8", "replace").partition("|")
+        if tenant != self._tenant:
+            return None
+        match rest.split("|"):
+            case [ring] if ring == self._ring:
+                return self._point(record.value, now_us)
+            case [digest, number, count] if number.isdecimal() and count.isdecimal() and len(number + count) < 16:
+                self._chunks.add(digest, int(number), int(count), record.value, self._wanted)
+                return self.advance(now_us) if digest == self._wanted else None
+        return None
+
+    def advance(self, now_us: int) -> Outcome:
+        """Activate what is complete and due. Call it when time has passed and something is `awaited`."""
+        if self._pending is None:
+            return None
+        release, signed = self._pending
+        if release.not_before_us > now_us:
+            return self._reject(release, "not-yet-valid", "the release takes effect later; it is held back until then")
+        canonical = self._chunks.whole(release.digest)
+        if canonical is None:
+            return None
+        self._pending = None
+        try:
+            bundle = Bundle.from_bytes(canonical)
+        except BundleFault as fault:
+            self._chunks.forget(release.digest)
+            return self._reject(release, fault.code, fault.sentence)
+        if bundle.digest != release.digest:
+            self._chunks.forget(release.digest)
+            return self._reject(
+                release, "digest-mismatch", "the bundle's bytes have another digest than the release says"
+            )
+        self.ruling = Activation(release, bundle, signed)
+        return self.ruling
+
+    def restore(self, signed: bytes, canonical: bytes, now_us: int) -> Outcome:
+        """Begin with what was kept on disk, under the same checks as what comes from the log."""
+        try:
+            bundle = Bundle.from_bytes(canonical)
+        except BundleFault as fault:
+            return Rejection(fault.code, fault.sentence, self._tenant, self._ring)
+        records: Sequence[Record] = [
+            *chunk_records(self._tenant, bundle),
+            Record(STATE_TOPIC, pointer_key(self._tenant, self._ring), signed),
+        ]
+        outcome: Outcome = None
+        for record in records:
+            outcome = self.apply(record, now_us) or outcome
+        sentence = "the kept bundle is not the one that the kept release names"
+        return outcome or Rejection("digest-mismatch", sentence, self._tenant, self._ring)
+
+    @property
+    def _wanted(self) -> str:
+        return self._pending[0].digest if self._pending else ""
+
+    @property
+    def _highest(self) -> int:
+        ruling = self.ruling.release.number if self.ruling else 0
+        return max(ruling, self._pending[0].number if self._pending else 0)
+
+    def _point(self, signed: bytes, now_us: int) -> Outcome:
+        try:
+            release = open_release(signed, self._trust, self._tenant)
+        except BundleFault as fault:
+            return Rejection(fault.code, fault.sentence, self._tenant, self._ring)
+        if release.ring != self._ring or not DIGEST.fullmatch(release.digest):
+            return self._reject(release, "ring-foreign", f"the release is not one of the ring '{self._ring}'")
+        if (release.number, release.digest) in self._known:
+            return None
+        if release.number <= self._highest:
+            return self._reject(
+                release, "number-not-higher", f"release {self._highest} is already known; numbers only rise"
+            )
+        self._known.add((release.number, release.digest))
+        self._pending = (release, signed)
+        return self.advance(now_us)
+
+    def _reject(self, release: Release, reason: str, sentence: str) -> Rejection | None:
+        if self._refused == (release.number, reason):
+            return None
+        self._refused = (release.number, reason)
+        return Rejection(reason, sentence, self._tenant, self._ring, release.number, release.digest)
