@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # uv from PATH, else its wheel under .cache/ (tools/get-uv says what it does).
-UV = "$$(tools/get-uv)"
+UV = uv="$$(tools/get-uv)"; "$$uv"
 DEV = $(UV) run --group dev
 # Trust what the machine trusts: many a company's network ends TLS itself.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
@@ -46,7 +46,7 @@ bench: setup ## measure a governed call beside a direct one and a bare passthrou
 	$(DEV) python -m bench.run
 
 lock: ## resolve the newest versions anew and write them as pins into pyproject.toml
-	$(UV) run --no-project --python '>=3.11' python tools/pin.py "$$(tools/get-uv)"
+	$(UV) run --no-project --python '>=3.11' python tools/pin.py "$$uv"
 
 clean: ## remove what setup, tests and runs made (the data of local mode under data/ stays)
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist uv.lock

@@ -1,7 +1,7 @@
 """Resolves the newest versions that pyproject.toml allows and writes them back as its pins: `make lock`.
 
-The lock file itself stays out of the repository, because it would fix download addresses; the pins fix versions, so that
-`uv sync` on any machine resolves the same ones from the index that it is configured for.
+The lock file itself stays out of the repository, because it would fix download addresses; the pins fix versions, so
+that `uv sync` on any machine resolves the same ones from the index that it is configured for.
 """
 
 import re
