@@ -6,7 +6,7 @@ told by its original position.
 """
 
 from tidegate.log.port import EventLog, Record
-from tidegate_audit_consumer.rows import Unreadable
+from tidegate_audit_consumer.reading import Unreadable
 
 MESSAGE_BYTES_MAX = 1_000
 

@@ -13,7 +13,7 @@ from tidegate.log.port import Delivered, EventLog, Partition, Subscription
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.metrics import Metrics
 from tidegate_audit_consumer.progress import Progress
-from tidegate_audit_consumer.rows import Unreadable
+from tidegate_audit_consumer.reading import Unreadable
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from tidegate.log.port import Delivered
 from tidegate_audit_consumer.batch import ends_of, gather
 from tidegate_audit_consumer.dead_letters import bury
 from tidegate_audit_consumer.parts import Parts
-from tidegate_audit_consumer.rows import Unreadable, open_batch
+from tidegate_audit_consumer.reading import Unreadable
+from tidegate_audit_consumer.rows import open_batch
 from tidegate_audit_consumer.store import store
 
 _log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ left in the data directory.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ ROWS_PER_BLOCK = 200_000  # one insert is one block, so that it is stored whole 
 INSERT_SETTINGS = {
     "async_insert": 0,  # on by default in recent releases: it would answer before the rows are stored as one block
     "insert_deduplicate": 1,
+    "optimize_on_insert": 0,  # the views merge while reading; merging each block as well costs and changes nothing
     "max_partitions_per_insert_block": 0,  # a replay may span years; a refusal would stop ingestion for good
 }
 
@@ -107,8 +109,17 @@ class ClickHouseAnalytics:
     def _types_of(self, client: Any, table: str) -> dict[str, str]:
         if table not in self._types:
             rows = client.query(f"DESCRIBE TABLE {table}").result_rows
-            self._types[table] = {str(row[0]): str(row[1]) for row in rows}
+            self._types[table] = {str(row[0]): _wire_type(str(row[1])) for row in rows}
         return self._types[table]
+
+
+def _wire_type(declared: str) -> str:
+    """What a column is sent as: ClickHouse builds dictionaries faster than Python does, and casts while it inserts."""
+    if match := re.fullmatch(r"SimpleAggregateFunction\(\w+, (.*)\)", declared):
+        declared = match[1]
+    if match := re.fullmatch(r"LowCardinality\((.*)\)", declared):
+        declared = match[1]
+    return declared
 
 
 def _fault(error: Exception) -> AnalyticsUnavailable | AnalyticsRefused:

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS tidegate.events_raw
 ENGINE = ReplacingMergeTree(precedence)
 PARTITION BY toYYYYMM(UUIDv7ToDateTime(toUUIDOrZero(event_id), 'UTC'))
 ORDER BY (tenant, event_id)
-SETTINGS non_replicated_deduplication_window = 1000
+SETTINGS non_replicated_deduplication_window = 1000, min_bytes_for_wide_part = 134217728
 COMMENT 'Every event; query the view tidegate.events';
 
 CREATE VIEW IF NOT EXISTS tidegate.events

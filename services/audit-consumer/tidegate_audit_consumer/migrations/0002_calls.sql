@@ -68,7 +68,7 @@ CREATE TABLE IF NOT EXISTS tidegate.calls_raw
 ENGINE = AggregatingMergeTree
 PARTITION BY toYYYYMM(requested_at)
 ORDER BY (tenant, requested_at, call_id)
-SETTINGS non_replicated_deduplication_window = 1000
+SETTINGS non_replicated_deduplication_window = 1000, min_bytes_for_wide_part = 134217728
 COMMENT 'Events of calls; query the view tidegate.calls';
 
 -- What the views need to know of the configuration; written by the consumer at each start.

@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS tidegate.findings_raw
 )
 ENGINE = ReplacingMergeTree(offset)
 ORDER BY (tenant, finding_id)
-SETTINGS non_replicated_deduplication_window = 1000
+SETTINGS non_replicated_deduplication_window = 1000, min_bytes_for_wide_part = 134217728
 COMMENT 'Findings; query the view tidegate.findings';
 
 CREATE VIEW IF NOT EXISTS tidegate.findings

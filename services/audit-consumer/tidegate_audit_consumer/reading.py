@@ -1,0 +1,87 @@
+"""One delivered record into the event it holds, or why it cannot be read. Pure.
+
+Whatever is read here can be inserted: values that ClickHouse could not hold make a record unreadable, because an
+insert that can never succeed would stop ingestion for good. Counterpart: `rows.py`, which makes columns of what was
+read.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested
+from tidegate.log.port import Delivered
+from tidegate.upcast import UnknownType, open_any
+from tidegate_audit_consumer.ocsf import RaisedFinding, open_finding
+
+TIME_MIN_US = 946_684_800_000_000  # 2000-01-01
+TIME_MAX_US = 4_102_444_800_000_000  # 2100-01-01
+INT_MAX = 2**63 - 1
+
+CallEvent = CallRequested | CallCompleted | CallAbandoned
+
+
+class Unreadable(NamedTuple):
+    """A dead letter: the record, a reason in kebab case and what was wrong with it."""
+
+    record: Delivered
+    reason: str
+    message: str
+
+
+def read(record: Delivered) -> AnyEvent | RaisedFinding | Unreadable:
+    """Of any schema version that this one knows. Never raises."""
+    if record.value is None:
+        return Unreadable(record, "no-value", "the record has no value; histories hold no deletions")
+    try:
+        event = open_finding(record.value) if record.topic == "detections" else open_any(record.value)
+    except UnknownType as error:
+        return Unreadable(record, "unknown-type", str(error))
+    except msgspec.ValidationError as error:
+        return Unreadable(record, "wrong-shape", str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Unreadable(record, "not-json", str(error))
+    if fault := _out_of_range(event):
+        return Unreadable(record, "out-of-range", fault)
+    return event
+
+
+def _out_of_range(event: AnyEvent | RaisedFinding) -> str:
+    """What ClickHouse's columns could not hold; "" if nothing."""
+    if not TIME_MIN_US <= event.time_us < TIME_MAX_US:
+        return f"time_us {event.time_us} is not between the years 2000 and 2100"
+    if not 0 <= event.seq <= INT_MAX:
+        return f"seq {event.seq} is not a count"
+    if not event.id or not event.tenant:
+        return "id and tenant must not be empty"
+    if isinstance(event, CallEvent):
+        return _call_out_of_range(event)
+    return ""
+
+
+def _call_out_of_range(event: CallEvent) -> str:
+    match event:
+        case CallRequested():
+            ended_us, inputs = event.requested_us, event.inputs
+            is_counts = 0 <= event.arguments_bytes <= INT_MAX and 0 <= inputs.release <= INT_MAX
+            is_counts = is_counts and 0 <= inputs.control_epoch <= INT_MAX
+        case CallCompleted():
+            ended_us = event.completed_us
+            is_counts = (
+                0 <= event.arguments_bytes <= INT_MAX
+                and 0 <= event.result_bytes <= INT_MAX
+                and 0 <= event.policy_us <= INT_MAX
+                and 0 <= event.upstream_us <= INT_MAX
+                and 0 <= event.total_us <= INT_MAX
+                and 0 <= event.masked <= INT_MAX
+                and -INT_MAX <= event.error_code <= INT_MAX
+            )
+        case CallAbandoned():
+            ended_us, is_counts = event.found_us, True
+    if not (TIME_MIN_US <= event.requested_us < TIME_MAX_US and TIME_MIN_US <= ended_us < TIME_MAX_US):
+        return f"requested at {event.requested_us}, ended at {ended_us}: not between the years 2000 and 2100"
+    if not is_counts:
+        return "a size, a duration, a release or an epoch is negative or too large"
+    if not isinstance(event, CallAbandoned) and any(not 0 <= one.count <= INT_MAX for one in event.findings):
+        return "a finding's count is negative or too large"
+    return ""
