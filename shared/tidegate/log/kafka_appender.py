@@ -70,6 +70,9 @@ class KafkaAppender:
             left = self._producer.flush(max(0.001, deadline - time.monotonic()))
         except (KafkaException, BufferError) as error:
             self._give_up(str(error))
+        except BaseException:
+            self._drop()
+            raise
         else:
             if left or self._errors:
                 self._give_up(
@@ -83,7 +86,7 @@ class KafkaAppender:
 
     def _produce(self, producer: Producer, record: Record, deadline: float) -> None:
         topic, key, value, headers = record
-        given: Any = headers
+        given = list(headers) or None
         if not headers and value is not None and topic not in _WITHOUT_EVENTS:
             given = _cloud_event_headers(value)
         while True:

@@ -35,8 +35,17 @@ class SqliteLog:
         self._subscriptions: list[SqliteSubscription] = []
         self._rebalancing = asyncio.Lock()
         self._appender = SqliteAppender(self.path, self._committed)
-        self._commit = GroupCommit(self._appender, records_max=records_max, name="log-sqlite")
+        self._fault_listeners: list[Callable[[LogUnavailable], None]] = []
+        self._commit = GroupCommit(self._appender, records_max=records_max, name="log-sqlite", on_fault=self._failed)
         self._readers = _Readers(self.path, readonly=False)
+
+    def when_failed(self, listener: Callable[[LogUnavailable], None]) -> None:
+        """Called after records that were handed over could not be stored: a writer begins a new chain then."""
+        self._fault_listeners.append(listener)
+
+    def _failed(self, fault: LogUnavailable) -> None:
+        for listener in self._fault_listeners:
+            listener(fault)
 
     async def prepare(self) -> None:
         """Compact the state topics; the tables were made when the file was opened."""
