@@ -1,7 +1,7 @@
 """Stored form of events: encoding with the writer's hash chain, CloudEvents headers, decoding.
 
-The chain: an event embeds SHA-256 over the exact stored bytes of its writer's previous event, and a gap-free number, so that a
-gap, a fork or a rewrite is provable. Counterpart: `upcast.py` reads what older versions wrote.
+The chain: an event embeds SHA-256 over the exact stored bytes of its writer's previous event, and a gap-free number,
+so that a gap, a fork or a rewrite is provable. Counterpart: `upcast.py` reads what older versions wrote.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Chain:
         self._opening = b'{"writer":%b,"seq":' % _encoder.encode(writer)
 
     def seal(self, event: AnyEvent) -> Record:
-        """The record to append. The event's own `writer`, `seq`, `prev` must be unset: they are written here, in front."""
+        """The record to append. The event's own `writer`, `seq`, `prev` must be unset: they are written here."""
         self.seq += 1
         value = b'%b%d,"prev":"%b",%b' % (self._opening, self.seq, self.prev.encode(), _encoder.encode(event)[1:])
         self.prev = hashlib.sha256(value).hexdigest()
@@ -49,7 +49,7 @@ class Chain:
 
 
 def open_event(value: bytes) -> AnyEvent:
-    """The event in stored bytes. Raises msgspec.DecodeError (ValidationError included): such bytes are a dead letter."""
+    """The event in stored bytes. Raises msgspec.DecodeError (or ValidationError): such bytes are a dead letter."""
     return _decoder.decode(value)
 
 

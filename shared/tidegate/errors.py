@@ -1,4 +1,4 @@
-"""Faults, by whose they are. A refusal is a value (see `decisions`); an exception here is a fault with a stable code."""
+"""Faults, by whose they are. A refusal is a value; an exception here is a fault with a stable code."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -75,7 +75,7 @@ class BundleFault(Fault):
 
 
 class AnalyticsUnavailable(OurFault):
-    """ClickHouse cannot be reached or cannot take work now; whether an insert was stored is unknown. Try again later."""
+    """ClickHouse cannot be reached or cannot take work now; whether an insert was stored is unknown."""
 
     code = "analytics-unavailable"
 

@@ -1,4 +1,5 @@
-"""accept: the bytes of one HTTP request to the MCP path → a `Request`, or the reply that refuses it. Pure, total, fuzzed.
+"""accept: the bytes of one HTTP request to the MCP path → a `Request`, or the reply that refuses it. Pure, total,
+fuzzed.
 
 Sources: MCP 2026-07-28 basic/transports/streamable-http and basic/index (modern), 2025-11-25 basic/transports (legacy).
 """
@@ -31,7 +32,16 @@ MODERN_VERSIONS: Final = frozenset(MODERN_PROTOCOL_VERSIONS)
 VERSION_WITHOUT_HEADER: Final = "2025-03-26"  # 2025-11-25 basic/transports: assumed where the header is absent
 BATCH_VERSION: Final = "2025-03-26"
 SINGLE_HEADERS: Final = frozenset(
-    {b"authorization", b"host", b"origin", b"content-type", b"mcp-session-id", b"mcp-protocol-version", b"mcp-method", b"mcp-name"}
+    {
+        b"authorization",
+        b"host",
+        b"origin",
+        b"content-type",
+        b"mcp-session-id",
+        b"mcp-protocol-version",
+        b"mcp-method",
+        b"mcp-name",
+    }
 )
 _NAMED_METHODS: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
@@ -126,10 +136,16 @@ def _response(value: dict[str, Any], version: str, request_id: RequestId | None)
 
 
 def _modern(
-    value: dict[str, Any], params: dict[str, Any], request_id: RequestId | None, body: bytes, headers: dict[bytes, bytes]
+    value: dict[str, Any],
+    params: dict[str, Any],
+    request_id: RequestId | None,
+    body: bytes,
+    headers: dict[bytes, bytes],
 ) -> Request | Reply:
     if request_id is None:
-        return Reply(202)  # the core protocol defines no client notification on this wire: acknowledged, nothing to act on
+        return Reply(
+            202
+        )  # the core protocol defines no client notification on this wire: acknowledged, nothing to act on
     routing = {
         name: headers[key].decode("latin-1")
         for name, key in (
@@ -152,7 +168,12 @@ def _modern(
 
 
 def _legacy(
-    method: str, params: dict[str, Any], request_id: RequestId | None, body: bytes, headers: dict[bytes, bytes], version: str
+    method: str,
+    params: dict[str, Any],
+    request_id: RequestId | None,
+    body: bytes,
+    headers: dict[bytes, bytes],
+    version: str,
 ) -> Request | Reply:
     if version and version not in LEGACY_VERSIONS:
         supported = ", ".join(sorted(LEGACY_VERSIONS | MODERN_VERSIONS))

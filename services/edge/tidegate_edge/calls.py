@@ -9,8 +9,8 @@ from tidegate.events import (
     CallCompleted,
     CallRequested,
     Capture,
-    DecisionInputs,
     Decided,
+    DecisionInputs,
     Finding,
     Mode,
     Outcome,
@@ -52,8 +52,8 @@ class Ongoing:
         "catalog",
         "control_epoch",
         "decision",
-        "fingerprints",
         "findings",
+        "fingerprints",
         "forwarded_us",
         "message",
         "policy_us",
@@ -73,7 +73,14 @@ class Ongoing:
     )
 
     def __init__(
-        self, request: Request, principal: Principal, tool: Tool | None, named: str, server: str, terms: Terms, now_us: int
+        self,
+        request: Request,
+        principal: Principal,
+        tool: Tool | None,
+        named: str,
+        server: str,
+        terms: Terms,
+        now_us: int,
     ) -> None:
         self.call_id = uuid7(now_us)
         self.requested_us = now_us

@@ -1,7 +1,7 @@
 """The catalogue: every server's tools as last seen, their exposed names and labels. Immutable; swapped whole.
 
-Definitions are kept byte for byte but for the name. A digest over the canonical definition tells a change. A failed or partial list is
-never taken as a withdrawal. Counterpart: `discovery.py` fetches; `lists.py` renders.
+Definitions are kept byte for byte but for the name. A digest over the canonical definition tells a change. A failed or
+partial list is never taken as a withdrawal. Counterpart: `discovery.py` fetches; `lists.py` renders.
 """
 
 import hashlib
@@ -64,8 +64,12 @@ class Catalog:
         return self.by_server.get(server, {}).get(name)
 
 
-def shelve(server: str, definitions: Iterable[bytes], labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]) -> Shelf:
-    """Read a server's definitions. `own` are the server's labels, `labels` the operator's by tool. Nameless tools are left out."""
+def shelve(
+    server: str, definitions: Iterable[bytes], labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]
+) -> Shelf:
+    """Read a server's definitions. `own` are the server's labels, `labels` the operator's by tool. Nameless tools are
+    left out.
+    """
     tools: dict[str, Tool] = {}
     for raw in definitions:
         tool = _read_tool(server, raw, labels, own)
@@ -93,7 +97,9 @@ def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], o
         return None
     headers = x_mcp_header_map(schema) if isinstance(schema, dict) else {}
     digest = hashlib.sha256(canonical).hexdigest()
-    return Tool(server, name, exposed_name(server, name), digest, all_labels, fields, schema if headers else None, headers)
+    return Tool(
+        server, name, exposed_name(server, name), digest, all_labels, fields, schema if headers else None, headers
+    )
 
 
 def _hinted(definition: dict[str, Any]) -> list[str]:

@@ -49,15 +49,23 @@ class EdgeCollector(Collector):
         for decision, count in counters.by_decision.items():
             decisions.add_metric([decision], count)
         yield decisions
-        outcomes = CounterMetricFamily("tidegate_calls_ended", "Forwarded calls that ended, by outcome", labels=["outcome"])
+        outcomes = CounterMetricFamily(
+            "tidegate_calls_ended", "Forwarded calls that ended, by outcome", labels=["outcome"]
+        )
         for outcome, count in counters.by_outcome.items():
             outcomes.add_metric([outcome], count)
         yield outcomes
-        refused = CounterMetricFamily("tidegate_requests_refused", "Requests that never became a call, by reason", labels=["reason"])
+        refused = CounterMetricFamily(
+            "tidegate_requests_refused", "Requests that never became a call, by reason", labels=["reason"]
+        )
         for reason, count in counters.refused_requests.items():
             refused.add_metric([reason], count)
         yield refused
-        yield CounterMetricFamily("tidegate_unrecorded", "Calls refused because no durable record could be made", value=counters.unrecorded)
-        yield CounterMetricFamily("tidegate_async_lost", "Records of async tools that failed to become durable", value=counters.lost_async)
+        yield CounterMetricFamily(
+            "tidegate_unrecorded", "Calls refused because no durable record could be made", value=counters.unrecorded
+        )
+        yield CounterMetricFamily(
+            "tidegate_async_lost", "Records of async tools that failed to become durable", value=counters.lost_async
+        )
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(name, _GAUGES[name], value=value)

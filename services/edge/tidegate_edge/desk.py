@@ -1,4 +1,5 @@
-"""The desk behind the front door: an exchange becomes a request of a known principal in a session, and goes to its method.
+"""The desk behind the front door: an exchange becomes a request of a known principal in a session, and goes to its
+method.
 
 A stranger's body is not parsed: identify comes before accept. What a known principal sends and is refused is an event.
 """
@@ -43,20 +44,31 @@ class Desk:
             return wrong
         server = self._server_of(exchange.path)
         if server is None:
-            return refuse(404, INVALID_REQUEST, "no such MCP endpoint; use /mcp, or /mcp/{server} with a configured server")
+            return refuse(
+                404, INVALID_REQUEST, "no such MCP endpoint; use /mcp, or /mcp/{server} with a configured server"
+            )
         principal = await self._identify(headers, server)
         if isinstance(principal, Reply):
             return principal
         if exchange.method == b"POST":
             return await self._post(exchange, headers, principal, server)
-        if exchange.method == b"DELETE" and headers.get(b"mcp-protocol-version", b"").decode("latin-1") not in MODERN_VERSIONS:
-            return await methods.end_session(self._edge, principal, headers.get(b"mcp-session-id", b"").decode("latin-1"))
-        return Reply(405, refuse(405, INVALID_REQUEST, "this endpoint takes POST, and DELETE for a session").body, ALLOW)
+        if (
+            exchange.method == b"DELETE"
+            and headers.get(b"mcp-protocol-version", b"").decode("latin-1") not in MODERN_VERSIONS
+        ):
+            return await methods.end_session(
+                self._edge, principal, headers.get(b"mcp-session-id", b"").decode("latin-1")
+            )
+        return Reply(
+            405, refuse(405, INVALID_REQUEST, "this endpoint takes POST, and DELETE for a session").body, ALLOW
+        )
 
     def _wrong_address(self, headers: dict[bytes, bytes]) -> Reply | None:
         """Foreign Host or Origin: DNS rebinding (2025-11-25 and 2026-07-28 transports, Security)."""
         if headers.get(b"host", b"").lower() not in self._hosts:
-            return refuse(421, INVALID_REQUEST, "this Host is not served here; add it to allowed_hosts or set public_url")
+            return refuse(
+                421, INVALID_REQUEST, "this Host is not served here; add it to allowed_hosts or set public_url"
+            )
         origin = headers.get(b"origin")
         if origin is not None and origin.lower() not in self._origins:
             return refuse(403, INVALID_REQUEST, "this Origin is not allowed; add it to allowed_origins")
@@ -74,7 +86,9 @@ class Desk:
         token = token.strip(b" \t")
         if scheme.lower() != b"bearer" or not token:
             return self._challenge(None, server)
-        principal = self._edge.verifier.verify_cached(token, now_us()) or await self._edge.verifier.verify(token.decode("latin-1"))
+        principal = self._edge.verifier.verify_cached(token, now_us()) or await self._edge.verifier.verify(
+            token.decode("latin-1")
+        )
         return self._challenge(principal, server) if isinstance(principal, Refused) else principal
 
     def _challenge(self, refused: Refused | None, server: str) -> Reply:
@@ -108,7 +122,9 @@ class Desk:
         return Reply(200, b"[%b]" % b",".join(bodies)) if bodies else Reply(202)
 
     async def _record_refusal(self, principal: Principal, accepted: Request | Batch | Reply, reply: Reply) -> None:
-        """Refusals of known principals are facts. Calls write their own; what cannot be recorded is refused all the same."""
+        """Refusals of known principals are facts. Calls write their own; what cannot be recorded is refused all the
+        same.
+        """
         method = accepted.method if isinstance(accepted, Request) else ""
         if method == "tools/call":
             return

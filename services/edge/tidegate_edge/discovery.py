@@ -1,9 +1,11 @@
-"""Keeps the catalogue: asks every upstream for its definitions at start and from time to time, and records what changed as events."""
+"""Keeps the catalogue: asks every upstream for its definitions at start and from time to time, and records what changed
+as events.
+"""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -24,35 +26,43 @@ Append = Callable[[Sequence[AnyEvent]], Awaitable[None]]
 
 
 class Discovery:
-    """One task per upstream; `on_change` gets each new catalogue, after its events are durable."""
+    """One task per upstream. `recorded` maps (server, tool) to the digest last recorded by any edge; the log's watcher
+    keeps it.
+    """
 
-    def __init__(self, settings: Settings, upstreams: Mapping[str, Upstream], append: Append, on_change: Callable[[Catalog], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        upstreams: Mapping[str, Upstream],
+        append: Append,
+        recorded: Mapping[tuple[str, str], str],
+    ) -> None:
         self._settings = settings
         self._upstreams = upstreams
         self._append = append
-        self._on_change = on_change
+        self._recorded = recorded
         self._tool_labels: dict[str, dict[str, tuple[str, ...]]] = {}
-        self._server_labels = {name: server.labels for name, server in settings.servers.items()}
+        self.server_labels = {name: server.labels for name, server in settings.servers.items()}
         for rule in settings.rules:
             if rule.tool and rule.labels:
                 self._tool_labels.setdefault(rule.server, {})[rule.tool] = rule.labels
             elif rule.labels:
-                self._server_labels[rule.server] = (*self._server_labels[rule.server], *rule.labels)
+                self.server_labels[rule.server] = (*self.server_labels[rule.server], *rule.labels)
         self.catalog = Catalog()
         self.troubles: dict[str, str] = {}  # server → why its list could not be fetched
         self.awaiting = set(upstreams)  # servers that were not tried yet
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, on_change: Callable[[Catalog], None]) -> None:
+        """Until cancelled; `on_change` gets each new catalogue, after its events are durable."""
         async with asyncio.TaskGroup() as tasks:
             for name in self._upstreams:
-                tasks.create_task(self._watch(name), name=f"discover {name}")
+                tasks.create_task(self._watch(name, on_change), name=f"discover {name}")
 
-    async def _watch(self, name: str) -> None:
+    async def _watch(self, name: str, on_change: Callable[[Catalog], None]) -> None:
         failures = 0
         while True:
             try:
-                await self._refresh(name)
+                await self._refresh(name, on_change)
                 failures = 0
                 self.troubles.pop(name, None)
             except Fault as fault:
@@ -63,40 +73,52 @@ class Discovery:
             self.awaiting.discard(name)
             await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else REFRESH_S)
 
-    async def _refresh(self, name: str) -> None:
+    async def _refresh(self, name: str, on_change: Callable[[Catalog], None]) -> None:
         found = await self._upstreams[name].definitions(LIST_TIMEOUT_S)
-        shelf = shelve(name, found.tools, self._tool_labels.get(name, {}), self._server_labels[name])
+        shelf = shelve(name, found.tools, self._tool_labels.get(name, {}), self.server_labels[name])
         before = self.catalog.shelves.get(name)
-        if before is not None and (before.digest == shelf.digest or (found.partial and len(shelf.tools) < len(before.tools))):
+        if before is not None and (
+            before.digest == shelf.digest or (found.partial and len(shelf.tools) < len(before.tools))
+        ):
             return
         if not shelf.tools and found.partial:
             raise UpstreamFault(f"{name}: {found.partial}")
-        await self._append(self._changes(name, before, shelf))
+        await self._append(self._changes(name, before is None, shelf))
         self.catalog = self.catalog.with_shelf(shelf)
-        self._on_change(self.catalog)
+        on_change(self.catalog)
 
-    def _changes(self, name: str, before: Shelf | None, after: Shelf) -> list[AnyEvent]:
+    def _changes(self, name: str, first: bool, shelf: Shelf) -> list[AnyEvent]:
+        """What differs from the definitions that the log holds."""
         settings = self._settings
-        old = {tool.name: tool for tool in before.tools} if before else {}
-        new = {tool.name: tool for tool in after.tools}
 
-        def common() -> dict[str, str | int]:
+        def common() -> dict[str, Any]:
             at_us = now_us()
             return {"id": uuid7(at_us), "time_us": at_us, "tenant": settings.tenant, "region": settings.region}
 
         events: list[AnyEvent] = []
-        if before is None:
-            transport = "http" if settings.servers[name].url else "stdio"
-            events.append(ServerRegistered(**common(), server=name, transport=transport, labels=self._server_labels[name]))  # type: ignore[arg-type]
-        for tool in after.tools:
-            previous = old[tool.name].digest if tool.name in old else ""
+        if first:
+            transport: Literal["http", "stdio"] = "http" if settings.servers[name].url else "stdio"
+            events.append(
+                ServerRegistered(**common(), server=name, transport=transport, labels=self.server_labels[name])
+            )
+        for tool in shelf.tools:
+            previous = self._recorded.get((name, tool.name), "")
             if previous != tool.digest:
                 definition = msgspec.Raw(encode(tool.fields))
                 events.append(
-                    ToolDefined(**common(), server=name, tool=tool.name, digest=tool.digest, previous=previous, definition=definition)  # type: ignore[arg-type]
+                    ToolDefined(
+                        **common(),
+                        server=name,
+                        tool=tool.name,
+                        digest=tool.digest,
+                        previous=previous,
+                        definition=definition,
+                    )
                 )
+        here = {tool.name for tool in shelf.tools}
         events.extend(
-            ToolWithdrawn(**common(), server=name, tool=gone, previous=old[gone].digest)  # type: ignore[arg-type]
-            for gone in old.keys() - new.keys()
+            ToolWithdrawn(**common(), server=name, tool=tool, previous=digest)
+            for (server, tool), digest in list(self._recorded.items())
+            if server == name and tool not in here
         )
         return events

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from tidegate.events import Mode
 from tidegate.identity import TokenVerifier
 from tidegate.limits import Limits
 from tidegate.policy.control import Quarantines
@@ -40,7 +41,7 @@ class Edge:
         self.sealer: Sealer = secrets.sealer()
         self.counters = Counters()
         self.rulings: dict[str, Ruling] = {}  # by tenant
-        self.quarantines = Quarantines()
+        self.quarantines: dict[str, Quarantines] = {}  # by tenant
         self.calls_in_flight = 0
         self.draining = False
         self._secrets = secrets
@@ -52,6 +53,12 @@ class Edge:
         if key is None:
             key = self._fingerprint_keys[tenant] = self._secrets.fingerprint_key(tenant)
         return key
+
+    def quarantines_of(self, tenant: str) -> Quarantines:
+        found = self.quarantines.get(tenant)
+        if found is None:
+            found = self.quarantines[tenant] = Quarantines()
+        return found
 
     def timeout_of(self, server: str) -> float:
         """Seconds that a call of this server may take."""
@@ -78,6 +85,6 @@ def _terms(settings: Settings, tool: Tool) -> Terms:
     return Terms(mode, capture)
 
 
-def _not_async(mode: str) -> str:  # type: ignore[return]
+def _not_async(mode: Mode) -> Mode:
     """`async` is never a default: it is enabled per tool, for read-only ones."""
     return "spool" if mode == "async" else mode

@@ -1,8 +1,9 @@
 """The front door: uvicorn's httptools protocol, with the MCP path answered here and every other request handed to ASGI.
 
-An `Exchange` stands where uvicorn expects its request/response cycle, so that pipelining, keep-alive and the drain at shutdown are
-uvicorn's own: `shutdown()` closes idle connections and lets a running exchange finish. Limits on headers, body and time are ours.
-Counterpart: `spine.py` serves an exchange. Written against uvicorn 0.54 (pinned to its minor version).
+An `Exchange` stands where uvicorn expects its request/response cycle, so that pipelining, keep-alive and the drain at
+shutdown are uvicorn's own: `shutdown()` closes idle connections and lets a running exchange finish. Limits on headers,
+body and time are ours. Counterpart: `spine.py` serves an exchange. Written against uvicorn 0.54 (pinned to its minor
+version).
 """
 
 import asyncio
@@ -23,7 +24,7 @@ _MCP_PATHS: Final = (b"/mcp/", b"/mcp?")
 
 
 class Exchange:
-    """One request to the MCP path and its reply. Quacks like uvicorn's RequestResponseCycle where uvicorn touches it."""
+    """One request to the MCP path and its reply. To uvicorn it looks like a RequestResponseCycle."""
 
     __slots__ = (
         "body",
@@ -139,7 +140,9 @@ class McpProtocol(HttpToolsProtocol):
 
     def _count_header(self, size: int) -> None:
         self._header_bytes += size
-        if (self._header_bytes > HEADERS_BYTES_MAX or len(self.headers) > HEADERS_COUNT_MAX) and not self.transport.is_closing():
+        if (
+            self._header_bytes > HEADERS_BYTES_MAX or len(self.headers) > HEADERS_COUNT_MAX
+        ) and not self.transport.is_closing():
             self._refuse_unread(431, "headers too large")
 
     def on_headers_complete(self) -> None:
@@ -199,7 +202,7 @@ class McpProtocol(HttpToolsProtocol):
         exchange.more_body = False
         exchange.started_s = time.monotonic()
         if not self.pipeline:
-            self._start_asgi_task(exchange, self.app)  # type: ignore[arg-type]
+            self._start_asgi_task(exchange, self.app)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if not isinstance(cycle, Exchange):

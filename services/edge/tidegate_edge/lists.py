@@ -1,4 +1,6 @@
-"""What a principal is shown: initialize, server/discover and tools/list. A listed tool is callable, a callable tool is listed."""
+"""What a principal is shown: initialize, server/discover and tools/list. A listed tool is callable, a callable tool is
+listed.
+"""
 
 from typing import Any, Final
 
@@ -24,7 +26,9 @@ _OWN_META: Final = encode({SERVER_INFO_META: SERVER_INFO})
 
 
 def initialized(requested: object) -> tuple[str, bytes]:
-    """(negotiated version, InitializeResult): the requested revision where it is a legacy one that is known, else the latest legacy."""
+    """(negotiated version, InitializeResult): the requested revision where it is a legacy one that is known, else the
+    latest legacy.
+    """
     version = requested if isinstance(requested, str) and requested in LEGACY_VERSIONS else LATEST_LEGACY
     return version, encode({"protocolVersion": version, "capabilities": CAPABILITIES, "serverInfo": SERVER_INFO})
 

@@ -27,7 +27,7 @@ class Wire(msgspec.Struct):
 
     jsonrpc: str = ""
     method: str | msgspec.UnsetType = msgspec.UNSET
-    id: int | str | float | None | msgspec.UnsetType = msgspec.UNSET
+    id: int | str | float | msgspec.UnsetType | None = msgspec.UNSET
     params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -44,12 +44,14 @@ class RpcError(msgspec.Struct, frozen=True, omit_defaults=True):
 class ResultHead(msgspec.Struct, frozen=True):
     """What the gateway must know of a tool's result; the rest stays bytes."""
 
-    isError: bool = False  # noqa: N815  (the protocol's name)
-    resultType: str | None = None  # noqa: N815
+    isError: bool = False
+    resultType: str | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What goes back to the client: an HTTP status, a body (JSON unless empty) and extra header lines, each ending in CRLF."""
+    """What goes back to the client: an HTTP status, a body (JSON unless empty) and extra header lines, each ending in
+    CRLF.
+    """
 
     status: int
     body: bytes = b""

@@ -1,7 +1,7 @@
 """The methods of the MCP endpoint, in both eras, and the sessions of the legacy one.
 
-A legacy session id is a sealed token bound to its principal: any edge can read it; nobody else can use it. Whether it still lives is
-the session store's to say, from a local cache in the common case.
+A legacy session id is a sealed token bound to its principal: any edge can read it; nobody else can use it. Whether it
+still lives is the session store's to say, from a local cache in the common case.
 """
 
 from typing import Final
@@ -15,7 +15,15 @@ from tidegate.sessions.port import SessionRecord
 from tidegate_edge import lists, spine
 from tidegate_edge.accept import Request, refuse
 from tidegate_edge.edge import Edge
-from tidegate_edge.messages import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Reply, encode, result_body
+from tidegate_edge.messages import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    Reply,
+    encode,
+    result_body,
+)
 from tidegate_edge.steps import Visit
 
 PURPOSE: Final = "session"
@@ -29,7 +37,9 @@ async def serve(edge: Edge, principal: Principal, server: str, request: Request)
     if edge.draining and request.method != "tools/call":
         return refuse(503, INTERNAL_ERROR, "this edge is shutting down; try again", request.id)
     if request.method not in (_MODERN_METHODS if request.modern else _LEGACY_METHODS) and request.id is not None:
-        return refuse(404 if request.modern else 200, METHOD_NOT_FOUND, f"Method not found: {request.method[:64]}", request.id)
+        return refuse(
+            404 if request.modern else 200, METHOD_NOT_FOUND, f"Method not found: {request.method[:64]}", request.id
+        )
     if request.method == "initialize":
         return await _initialize(edge, principal, request)
     visit = await _admit(edge, principal, server, request)
@@ -49,24 +59,33 @@ async def serve(edge: Edge, principal: Principal, server: str, request: Request)
 def _list_tools(edge: Edge, visit: Visit, request: Request) -> Reply:
     assert request.id is not None
     if request.params.get("cursor") is not None:
-        return refuse(400 if request.modern else 200, INVALID_PARAMS, "unknown cursor: the list is one page", request.id)
+        return refuse(
+            400 if request.modern else 200, INVALID_PARAMS, "unknown cursor: the list is one page", request.id
+        )
     ruling = edge.rulings.get(visit.principal.tenant)
     if ruling is None:
         return refuse(503, INTERNAL_ERROR, "No policy bundle is active yet, so nothing can be listed.", request.id)
-    return Reply(200, result_body(request.id, lists.tools_listed(ruling, visit.principal, visit.server, request.modern)))
+    return Reply(
+        200, result_body(request.id, lists.tools_listed(ruling, visit.principal, visit.server, request.modern))
+    )
 
 
 async def _admit(edge: Edge, principal: Principal, server: str, request: Request) -> Visit | Reply:
     """The session: the governance one for modern clients, the MCP session for legacy ones. 404: initialize again."""
     if request.modern:
-        window = edge.limits.session_window_s
-        session_id = await edge.sessions.window(principal.tenant, principal.subject_id, principal.agent, principal.sid, window, now_us())
+        whose = (principal.tenant, principal.subject_id, principal.agent, principal.sid)
+        session_id = edge.sessions.known_window(*whose)
+        if session_id is None:
+            session_id = await edge.sessions.window(*whose, edge.limits.session_window_s, now_us())
         return Visit(principal, server, session_id)
     opened = edge.sealer.unseal(PURPOSE, request.session, _binding(principal))
     if opened is None:
         return refuse(404, INVALID_REQUEST, "Session not found: initialize again", request.id)
     session_id = opened.decode()
-    if not edge.sessions.is_live(principal.tenant, session_id) and await edge.sessions.get(principal.tenant, session_id) is None:
+    if (
+        not edge.sessions.is_live(principal.tenant, session_id)
+        and await edge.sessions.get(principal.tenant, session_id) is None
+    ):
         return refuse(404, INVALID_REQUEST, "Session not found: initialize again", request.id)
     return Visit(principal, server, session_id, session_id)
 
@@ -89,7 +108,12 @@ async def _initialize(edge: Edge, principal: Principal, request: Request) -> Rep
         agent=principal.agent,
         protocol=version,
         edge=edge.place.edge,
-        sealed=Sealed(issuer=principal.issuer, subject=principal.subject, login=principal.login, claimed_client=info[:256].decode(errors="replace")),
+        sealed=Sealed(
+            issuer=principal.issuer,
+            subject=principal.subject,
+            login=principal.login,
+            claimed_client=info[:256].decode(errors="replace"),
+        ),
     )
     await edge.recorder.record(event, "spool")
     record = SessionRecord(
@@ -103,7 +127,9 @@ async def _initialize(edge: Edge, principal: Principal, request: Request) -> Rep
         opened_us=at_us,
         edge=edge.place.edge,
     )
-    await edge.sessions.open(record, edge.limits.session_idle_s)
+    if not await edge.sessions.open(record, edge.limits.session_idle_s):
+        most = edge.limits.sessions_per_subject_max
+        return refuse(429, INVALID_REQUEST, f"you hold {most} sessions already; end some (DELETE) or wait", request.id)
     sealed = edge.sealer.seal(PURPOSE, session_id.encode(), _binding(principal))
     return Reply(200, result_body(request.id, result), b"mcp-session-id: %b\r\n" % sealed.encode())
 
@@ -112,10 +138,13 @@ async def end_session(edge: Edge, principal: Principal, sealed: str) -> Reply:
     """DELETE: gone on every edge when this answers."""
     opened = edge.sealer.unseal(PURPOSE, sealed, _binding(principal)) if sealed else None
     if opened is None:
-        return refuse(404 if sealed else 400, INVALID_REQUEST, "Session not found" if sealed else "Mcp-Session-Id is missing")
+        return refuse(
+            404 if sealed else 400, INVALID_REQUEST, "Session not found" if sealed else "Mcp-Session-Id is missing"
+        )
     session_id = opened.decode()
-    if not await edge.sessions.end(principal.tenant, session_id, ACKNOWLEDGED_WITHIN_S):
+    if await edge.sessions.get(principal.tenant, session_id) is None:
         return refuse(404, INVALID_REQUEST, "Session not found")
+    await edge.sessions.end(principal.tenant, session_id, ACKNOWLEDGED_WITHIN_S)
     at_us = now_us()
     event = SessionClosed(
         id=uuid7(at_us),

@@ -1,8 +1,8 @@
 """record: events become durable here, before what they permit takes effect.
 
 Modes: `spool` (the edge's own fsynced spool, or the local log itself), `strict` (acknowledged by Kafka, or refused),
-`strict-or-spool`, `async` (handed over, not awaited; only for tools labelled read-only). Each way to durability is a writer with a
-chain of its own. One event loop.
+`strict-or-spool`, `async` (handed over, not awaited; only for tools labelled read-only). Each way to durability is a
+writer with a chain of its own. One event loop.
 """
 
 import asyncio
@@ -25,21 +25,28 @@ class Submitter(Protocol):
 
 
 class Writer:
-    """A chain and the way its records become durable."""
+    """A chain and the way its records become durable. After a fault the chain is at its end and a new one begins."""
 
-    def __init__(self, chain: Chain, submitter: Submitter) -> None:
-        self.chain = chain
-        self.submitter = submitter
+    def __init__(self, new_writer: Callable[[], str], submitter: Submitter) -> None:
+        self._new_writer = new_writer
+        self._submit = submitter.submit
+        self._chain: Chain | None = Chain(new_writer())
 
     def write(self, event: AnyEvent) -> "asyncio.Future[None]":
         """Sealed and handed over in one step, so that the chain's order is the log's order. Raises LogUnavailable."""
-        chain = self.chain
+        chain = self._chain
+        if chain is None:
+            chain = self._chain = Chain(self._new_writer())
         seq, prev = chain.seq, chain.prev
         try:
-            return self.submitter.submit(chain.seal(event))
+            return self._submit(chain.seal(event))
         except LogUnavailable:
             chain.seq, chain.prev = seq, prev  # not taken: the chain goes on as if it had not been sealed
             raise
+
+    def failed(self, _fault: LogUnavailable) -> None:
+        """What was sealed is not stored: nothing may follow it in its chain."""
+        self._chain = None
 
 
 class Recorder:
@@ -51,7 +58,7 @@ class Recorder:
         self._on_lost = on_lost
 
     async def record(self, event: AnyEvent, mode: Mode) -> None:
-        """Durable on return, by the mode's own meaning. Raises LogUnavailable: then nothing may follow from the event."""
+        """Durable on return, as the mode means it. Raises LogUnavailable: then nothing may follow from the event."""
         if mode == "spool":
             await self._spool.write(event)
         elif mode == "async":
@@ -76,7 +83,7 @@ class Recorder:
             await asyncio.gather(*[self._spool.write(event) for event in events])
 
     async def record_completion(self, event: AnyEvent, mode: Mode) -> None:
-        """The answer to something already forwarded: where strict fails it goes to the spool, for it must not be lost."""
+        """The answer to what was forwarded: where strict fails it goes to the spool, for it must not be lost."""
         await self.record(event, "strict-or-spool" if mode == "strict" else mode)
 
     def _noticed(self, future: "asyncio.Future[None]") -> None:

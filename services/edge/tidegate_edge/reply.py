@@ -27,7 +27,9 @@ def unknown_tool(call: Ongoing) -> str:
 
 def unavailable(call: Ongoing, fault: Fault) -> Reply:
     """The log cannot take the record, so nothing was done (or, after the call, nothing is said)."""
-    sentence = f"The call could not be recorded, so it was not {'answered' if call.forwarded_us else 'made'}: {fault.sentence}"
+    sentence = (
+        f"The call could not be recorded, so it was not {'answered' if call.forwarded_us else 'made'}: {fault.sentence}"
+    )
     return _error(call, INTERNAL_ERROR, sentence, {"reason": fault.code}, status=503)
 
 
@@ -47,7 +49,9 @@ def answer(call: Ongoing, raw: bytes, *, is_error: bool) -> Reply:
     if is_error:
         return _upstream_error(call, raw)
     if not request.modern and translate.asks_for_input(raw):
-        return _tool_error(call, f"{call.tool_server} asks for input in a way that this client's protocol revision cannot answer.")
+        return _tool_error(
+            call, f"{call.tool_server} asks for input in a way that this client's protocol revision cannot answer."
+        )
     return Reply(200, result_body(request.id, translate.result_for_client(raw, request.modern)))
 
 
@@ -63,8 +67,19 @@ def _upstream_error(call: Ongoing, raw: bytes) -> Reply:
 def _tool_error(call: Ongoing, sentence: str, **details: Any) -> Reply:
     request = call.request
     assert request.id is not None
-    about = {"id": call.call_id, "reason": call.reason, "rules": call.rules, "stage": call.stage, "bundle": call.bundle, **details}
-    result: dict[str, Any] = {"content": [{"type": "text", "text": sentence}], "isError": True, "_meta": {DECISION_META: about}}
+    about = {
+        "id": call.call_id,
+        "reason": call.reason,
+        "rules": call.rules,
+        "stage": call.stage,
+        "bundle": call.bundle,
+        **details,
+    }
+    result: dict[str, Any] = {
+        "content": [{"type": "text", "text": sentence}],
+        "isError": True,
+        "_meta": {DECISION_META: about},
+    }
     if request.modern:
         result["resultType"] = "complete"
     return Reply(200, result_body(request.id, encode(result)))

@@ -1,6 +1,8 @@
-"""decide: what the ruling bundle says. A `Ruling` is swapped whole when a release or the catalogue changes; calls read it once.
+"""decide: what the ruling bundle says. A `Ruling` is swapped whole when a release or the catalogue changes; calls read
+it once.
 
-Decisions that hold whatever the arguments are, are kept per (principal facts, server, tool); all others are made each time.
+Decisions that hold whatever the arguments are, are kept per (principal facts, server, tool); all others are made each
+time.
 """
 
 from typing import Any, Final

@@ -1,4 +1,5 @@
-"""The life of a tool call. Its steps are leaves: `record` and `forward` do I/O, all others are functions of what they are given.
+"""The life of a tool call. Its steps are leaves: `record` and `forward` do I/O, all others are functions of what they
+are given.
 
     accept → identify → admit → decide → inspect arguments → record → forward → inspect result → record → reply
 

@@ -6,6 +6,7 @@ import msgspec
 from mcp.shared.inbound import encode_header_value, mcp_param_headers
 
 from tidegate.errors import UpstreamFault
+from tidegate.events import Outcome
 from tidegate.identity import Principal
 from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
@@ -44,11 +45,12 @@ def begin(edge: Edge, visit: Visit, request: Request) -> Ongoing:
 
 
 def admit(edge: Edge, call: Ongoing) -> None:
-    """Quarantines, limits, and whether there is anything to decide with. Sets decision `allow` where the call may go on."""
-    quarantines = edge.quarantines
+    """Quarantines, limits, and whether there is anything to decide with. Sets decision `allow` where the call may go
+    on.
+    """
+    quarantines = edge.quarantines_of(call.principal.tenant)
     call.control_epoch = quarantines.epoch
     standing = quarantines.match(
-        tenant=call.principal.tenant,
         session_id=call.session_id,
         subject_id=call.principal.subject_id,
         agent=call.principal.agent,
@@ -60,7 +62,11 @@ def admit(edge: Edge, call: Ongoing) -> None:
         call.refuse("quarantine", "quarantined", f"This {standing.scope} is in quarantine: {standing.reason}")
         call.rules = (standing.quarantine_id,)
     elif edge.rulings.get(call.principal.tenant) is None:
-        call.refuse("policy", "no-bundle", "No policy bundle is active yet, so nothing is permitted. Ask the operator to publish one.")
+        call.refuse(
+            "policy",
+            "no-bundle",
+            "No policy bundle is active yet, so nothing is permitted. Ask the operator to publish one.",
+        )
     elif edge.calls_in_flight >= edge.limits.concurrent_calls_max:
         call.refuse("limit", "gateway-busy", "The gateway has too many calls in flight. Try again shortly.", "limited")
     else:
@@ -68,7 +74,9 @@ def admit(edge: Edge, call: Ongoing) -> None:
 
 
 def decide(edge: Edge, call: Ongoing) -> None:
-    """The bundle's verdict. A tool that the principal may not see is refused in the words used for one that does not exist."""
+    """The bundle's verdict. A tool that the principal may not see is refused in the words used for one that does not
+    exist.
+    """
     ruling = edge.rulings[call.principal.tenant]
     arguments = call.request.params.get("arguments", {})
     if call.tool is None:
@@ -83,7 +91,7 @@ def decide(edge: Edge, call: Ongoing) -> None:
 
 
 def inspect_arguments(edge: Edge, call: Ongoing) -> None:
-    """Patterns over the arguments: what blocks refuses, what masks changes what is forwarded. Fingerprints for egress."""
+    """Patterns over the arguments: what blocks refuses, what masks changes what is sent. Fingerprints for egress."""
     assert call.tool is not None
     scanner = edge.rulings[call.principal.tenant].scanner
     scan = scanner.scan(call.arguments, "arguments")
@@ -91,7 +99,11 @@ def inspect_arguments(edge: Edge, call: Ongoing) -> None:
     if scan.findings:
         call.arguments_captured = scan.masked or call.arguments
     if scan.blocked is not None:
-        call.refuse("inspection", "arguments-blocked", f"The arguments hold something that may not be sent: {scan.blocked.rule}.")
+        call.refuse(
+            "inspection",
+            "arguments-blocked",
+            f"The arguments hold something that may not be sent: {scan.blocked.rule}.",
+        )
         call.rules = (scan.blocked.rule,)
         return
     if scan.masked is not None:
@@ -112,7 +124,9 @@ async def forward(edge: Edge, call: Ongoing) -> Answer:
         headers = "".join(f"{name.lower()}: {value}\r\n" for name, value in named.items()).encode()
     caller = Caller(call.principal.tenant, call.principal.subject_id, call.principal.agent)
     routing = Routing(encode_header_value(call.tool.name), headers)
-    return await upstream.request("tools/call", params, caller, routing=routing, timeout_s=edge.timeout_of(call.tool.server))
+    return await upstream.request(
+        "tools/call", params, caller, routing=routing, timeout_s=edge.timeout_of(call.tool.server)
+    )
 
 
 def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Reply]:
@@ -124,7 +138,9 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Re
         strict_json.read(raw)
         facts = _facts(answer)
     except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
-        return failed(call, UpstreamFault(f"{call.tool_server}: the answer is refused: {error}", code="upstream-malformed"))
+        return failed(
+            call, UpstreamFault(f"{call.tool_server}: the answer is refused: {error}", code="upstream-malformed")
+        )
     scan = edge.rulings[call.principal.tenant].scanner.scan(raw, "result")
     sensitive = "sensitive" in call.tool.labels and answer.result
     key = edge.fingerprint_key(call.principal.tenant) if sensitive else b""
@@ -157,7 +173,7 @@ def _facts(answer: Answer) -> tuple[Any, int]:
 def failed(call: Ongoing, fault: UpstreamFault) -> tuple[Ended, Reply]:
     """The upstream failed: what to record, and what to say."""
     at_us = now_us()
-    outcome = "timeout" if fault.code == "upstream-timeout" else "upstream-failed"
+    outcome: Outcome = "timeout" if fault.code == "upstream-timeout" else "upstream-failed"
     ended = Ended(
         outcome=outcome,
         completed_us=at_us,

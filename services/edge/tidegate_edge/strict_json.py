@@ -1,8 +1,9 @@
 """One reading of JSON: what is decided on and inspected is what is forwarded.
 
-msgspec accepts duplicate keys, invalid UTF-8 and lone surrogates; two parsers could then read two things from the same bytes.
-`read` refuses all three, and nesting deeper than JSON_DEPTH_MAX. The common case is proven by a round trip: bytes that the encoder
-reproduces exactly cannot hold a duplicate key. Everything else (white space, escapes, odd numbers) is read again, slowly.
+msgspec accepts duplicate keys, invalid UTF-8 and lone surrogates; two parsers could then read two things from the same
+bytes. `read` refuses all three, and nesting deeper than JSON_DEPTH_MAX. The common case is proven by a round trip:
+bytes that the encoder reproduces exactly cannot hold a duplicate key. Everything else (white space, escapes, odd
+numbers) is read again, slowly.
 """
 
 import json

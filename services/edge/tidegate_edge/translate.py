@@ -1,4 +1,6 @@
-"""Between the eras: a request's params for the upstream, a result for the client. Pure; what is not named here stays byte for byte."""
+"""Between the eras: a request's params for the upstream, a result for the client. Pure; what is not named here stays
+byte for byte.
+"""
 
 from typing import Final
 

@@ -1,7 +1,8 @@
 """Pooled HTTP/1.1 client connections on httptools: one request at a time on each, bodies and event streams bounded.
 
-Counterpart: `http.py` speaks MCP over it. Only what the hot path needs: POST, GET and DELETE, content-length and chunked answers, TLS.
-Once a byte of a request may have left, a fault says so (`sent`): such a request is never sent again.
+Counterpart: `http.py` speaks MCP over it. Only what the hot path needs: POST, GET and DELETE, content-length and
+chunked answers, TLS. Once a byte of a request may have left, a fault says so (`sent`): such a request is never sent
+again.
 """
 
 import asyncio
@@ -151,7 +152,9 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Connections to one origin. Bounded: past `connections_max` callers wait for one to come back."""
 
-    def __init__(self, name: str, url: str, *, connections_max: int, body_bytes_max: int, connect_timeout_s: float) -> None:
+    def __init__(
+        self, name: str, url: str, *, connections_max: int, body_bytes_max: int, connect_timeout_s: float
+    ) -> None:
         parts = urlsplit(url)
         self.name = name
         self.target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -166,7 +169,9 @@ class Pool:
         self._places = asyncio.Semaphore(connections_max)
 
     async def send(self, head: bytes, body: bytes, *, is_wanted: IsWanted | None = None, timeout_s: float) -> Response:
-        """One exchange: `head` is the request line and headers up to content-length, which is added. Raises UpstreamFault."""
+        """One exchange: `head` is the request line and headers up to content-length, which is added. Raises
+        UpstreamFault.
+        """
         request = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
         async with self._places:
             connection = await self._connection()
@@ -174,7 +179,9 @@ class Pool:
                 async with asyncio.timeout(timeout_s):
                     return await connection.exchange(request, is_wanted)
             except TimeoutError as error:
-                raise UpstreamFault(f"{self.name}: no answer within {timeout_s:g} s", code="upstream-timeout") from error
+                raise UpstreamFault(
+                    f"{self.name}: no answer within {timeout_s:g} s", code="upstream-timeout"
+                ) from error
 
     async def _connection(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -186,12 +193,18 @@ class Pool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self), self._host, self._port, ssl=self._ssl, server_hostname=self._host if self._ssl else None
+                    lambda: Connection(self),
+                    self._host,
+                    self._port,
+                    ssl=self._ssl,
+                    server_hostname=self._host if self._ssl else None,
                 )
         except (OSError, TimeoutError) as error:
             reason = str(error) or "timed out"
             raise UpstreamFault(
-                f"{self.name}: cannot connect to {self._host}:{self._port} ({reason})", code="upstream-unreachable", sent=False
+                f"{self.name}: cannot connect to {self._host}:{self._port} ({reason})",
+                code="upstream-unreachable",
+                sent=False,
             ) from error
         self._open.add(connection)
         return connection

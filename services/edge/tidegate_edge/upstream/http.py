@@ -1,7 +1,9 @@
-"""An upstream over streamable HTTP, in the era it speaks: modern (2026-07-28, no session) or legacy (a session per caller).
+"""An upstream over streamable HTTP, in the era it speaks: modern (2026-07-28, no session) or legacy (a session per
+caller).
 
-The era is found once by `server/discover` and kept; a network fault is no verdict. Legacy sessions are shared by the edges through the
-session store: whoever initializes first, wins. 404 on a session means "not executed": re-initialize and send once more.
+The era is found once by `server/discover` and kept; a network fault is no verdict. Legacy sessions are shared by the
+edges through the session store: whoever initializes first, wins. 404 on a session means "not executed": re-initialize
+and send once more.
 """
 
 import asyncio
@@ -13,30 +15,32 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from tidegate import __version__
 from tidegate.errors import UpstreamFault
+from tidegate.ids import now_us
 from tidegate.sessions.port import SessionStore, UpstreamKey, UpstreamSession
 from tidegate_edge import messages
 from tidegate_edge.messages import CLIENT_CAPABILITIES_META, CLIENT_INFO_META, PROTOCOL_VERSION_META, encode
+from tidegate_edge.translate import CLIENT_INFO, MODERN
 from tidegate_edge.upstream.connection import Pool, Response
 from tidegate_edge.upstream.listing import drain_tools
-from tidegate_edge.translate import CLIENT_INFO, MODERN
 from tidegate_edge.upstream.port import NO_ROUTING, Answer, Caller, Definitions, Routing
 
 LEGACY: Final = "2025-11-25"
 SESSION_TTL_S: Final = 3_600.0
-CACHED_SESSIONS_MAX: Final = 10_000
 
 
 class HttpUpstream:
     """One server behind a URL; `headers` carry its credential."""
 
-    def __init__(self, name: str, pool: Pool, headers: dict[str, str], sessions: SessionStore, *, tenant: str) -> None:
+    def __init__(
+        self, name: str, pool: Pool, headers: dict[str, str], sessions: SessionStore, *, tenant: str, edge: str
+    ) -> None:
         self.name = name
         self._pool = pool
         self._sessions = sessions
+        self._edge = edge
         self._owner = Caller(tenant, "gateway", "tidegate")
         self._modern: bool | None = None
         self._ids = itertools.count(1)
-        self._known: dict[Caller, UpstreamSession] = {}
         self._probe = asyncio.Lock()
         own = "".join(f"{key.lower()}: {value}\r\n" for key, value in headers.items())
         self._head = (
@@ -56,7 +60,9 @@ class HttpUpstream:
         if self._modern is None:
             await self._find_era(timeout_s)
 
-    async def request(self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float) -> Answer:
+    async def request(
+        self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float
+    ) -> Answer:
         if self._modern:
             return await self._modern_request(method, params, routing, timeout_s)
         return await self._legacy_request(method, params, caller, timeout_s)
@@ -68,16 +74,14 @@ class HttpUpstream:
             params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
             if self._modern:
                 params["_meta"] = _own_meta()
-            return await self.request("tools/list", encode(params), self._owner, routing=NO_ROUTING, timeout_s=timeout_s)
+            return await self.request(
+                "tools/list", encode(params), self._owner, routing=NO_ROUTING, timeout_s=timeout_s
+            )
 
         return await drain_tools(self.name, fetch)
 
     async def close(self) -> None:
-        """End the gateway's own session and all connections. Callers' sessions live on: other edges use them."""
-        session = self._known.pop(self._owner, None)
-        if session is not None and session.session_id:
-            await self._sessions.drop_upstream(self._key(self._owner), session.session_id)
-            await self._end_session(session)
+        """Close the connections. Sessions live on: other edges use them, and the upstream ends idle ones."""
         self._pool.close()
 
     # the two eras
@@ -88,16 +92,19 @@ class HttpUpstream:
                 return
             request_id = next(self._ids)
             body = messages.request_body(request_id, "server/discover", encode({"_meta": _own_meta()}))
-            response = await self._post(self._modern_head + b"mcp-method: server/discover\r\n", body, request_id, timeout_s)
+            response = await self._post(
+                self._modern_head + b"mcp-method: server/discover\r\n", body, request_id, timeout_s
+            )
             if response.status in (401, 403) or response.status >= 500:
                 raise UpstreamFault(
-                    f"{self.name}: answered {response.status} to server/discover; check its URL and credential (servers.{self.name})",
+                    f"{self.name}: answered {response.status} to server/discover; "
+                    f"check its URL and credential (servers.{self.name})",
                     code="upstream-unauthorized" if response.status < 500 else "upstream-failed",
                 )
             self._modern = _is_modern(response, request_id)
             session = response.headers.get(b"mcp-session-id")
             if session and not self._modern:  # some servers open a session for the probe: do not leave it behind
-                await self._end_session(UpstreamSession(session.decode("latin-1"), LEGACY))
+                await self._end_session(self._opened(session, LEGACY))
 
     async def _modern_request(self, method: str, params: bytes, routing: Routing, timeout_s: float) -> Answer:
         request_id = next(self._ids)
@@ -109,13 +116,13 @@ class HttpUpstream:
 
     async def _legacy_request(self, method: str, params: bytes, caller: Caller, timeout_s: float) -> Answer:
         for attempt in (1, 2):
-            session = self._known.get(caller) or await self._session(caller, timeout_s)
+            session = self._sessions.known_upstream(self._key(caller)) or await self._session(caller, timeout_s)
             request_id = next(self._ids)
             body = messages.request_body(request_id, method, params)
             response = await self._post(self._session_head(session), body, request_id, timeout_s)
             if response.status != 404 or not session.session_id or attempt == 2:
                 return self._answer_in(response, request_id)
-            self._known.pop(caller, None)  # 404 on a session: not executed, so it may be sent once more
+            # 404 on a session: not executed, so it may be sent once more
             await self._sessions.drop_upstream(self._key(caller), session.session_id)
         raise AssertionError("the second attempt returns")
 
@@ -129,9 +136,6 @@ class HttpUpstream:
             standing = await self._sessions.put_upstream(key, mine, SESSION_TTL_S)
             if standing.session_id != mine.session_id:  # another edge was first
                 await self._end_session(mine)
-        if len(self._known) >= CACHED_SESSIONS_MAX:
-            self._known.pop(next(iter(self._known)))
-        self._known[caller] = standing
         return standing
 
     async def _initialize(self, timeout_s: float) -> UpstreamSession:
@@ -141,12 +145,19 @@ class HttpUpstream:
         response = await self._post(self._head, body, request_id, timeout_s)
         answer = self._answer_in(response, request_id)
         if answer.error:
-            raise UpstreamFault(f"{self.name}: initialize failed: {answer.error[:200].decode(errors='replace')}", sent=False)
+            raise UpstreamFault(
+                f"{self.name}: initialize failed: {answer.error[:200].decode(errors='replace')}", sent=False
+            )
         version = msgspec.json.decode(answer.result).get("protocolVersion", LEGACY)
-        session = UpstreamSession(response.headers.get(b"mcp-session-id", b"").decode("latin-1"), str(version))
+        session = self._opened(response.headers.get(b"mcp-session-id", b""), str(version))
         initialized = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
         await self._pool.send(self._session_head(session), initialized, timeout_s=timeout_s)
         return session
+
+    def _opened(self, session_id: bytes, version: str) -> UpstreamSession:
+        return UpstreamSession(
+            session_id=session_id.decode("latin-1"), protocol=version, opened_us=now_us(), edge=self._edge
+        )
 
     async def _end_session(self, session: UpstreamSession) -> None:
         head = self._session_head(session).replace(b"POST ", b"DELETE ", 1)

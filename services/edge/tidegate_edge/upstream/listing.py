@@ -11,7 +11,7 @@ from tidegate_edge.upstream.port import Answer, Definitions
 
 class _Page(msgspec.Struct):
     tools: list[msgspec.Raw] = []
-    nextCursor: str | None = None  # noqa: N815
+    nextCursor: str | None = None
 
 
 async def drain_tools(name: str, fetch: Callable[[str | None], Awaitable[Answer]]) -> Definitions:
@@ -26,7 +26,9 @@ async def drain_tools(name: str, fetch: Callable[[str | None], Awaitable[Answer]
         cursor = page.nextCursor
         if cursor is None and len(tools) <= TOOLS_PER_SERVER_MAX:
             return Definitions(tuple(tools))
-    return Definitions(tuple(tools[:TOOLS_PER_SERVER_MAX]), partial="the list has a cycle, too many pages or too many tools")
+    return Definitions(
+        tuple(tools[:TOOLS_PER_SERVER_MAX]), partial="the list has a cycle, too many pages or too many tools"
+    )
 
 
 def _read_page(name: str, answer: Answer) -> _Page:

@@ -1,4 +1,6 @@
-"""An upstream MCP server as the spine sees it. Adapters: `http.py` (streamable HTTP of either era), `stdio.py` (a process)."""
+"""An upstream MCP server as the spine sees it. Adapters: `http.py` (streamable HTTP of either era), `stdio.py` (a
+process).
+"""
 
 from typing import Protocol
 
@@ -14,14 +16,16 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A JSON-RPC response's content. Exactly one of `result` and `error` is not empty; bytes as the upstream sent them."""
+    """A JSON-RPC response's content, bytes as the upstream sent them. One of `result` and `error` is not empty."""
 
     result: bytes = b""
     error: bytes = b""
 
 
 class Routing(msgspec.Struct, frozen=True):
-    """What a modern upstream wants in headers: the name as Mcp-Name carries it, and Mcp-Param-* lines (each ending in CRLF)."""
+    """What a modern upstream wants in headers: the name as Mcp-Name carries it, and Mcp-Param-* lines (each ending in
+    CRLF).
+    """
 
     name: str = ""
     param_headers: bytes = b""
@@ -55,7 +59,9 @@ class Upstream(Protocol):
         """Returns once `modern` is known and a request can be sent; at once in the common case."""
         ...
 
-    async def request(self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float) -> Answer:
+    async def request(
+        self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float
+    ) -> Answer:
         """One request, after `ready`. `params` is a JSON object already in the upstream's era.
 
         Cancelling the call tells the upstream so.
@@ -67,5 +73,3 @@ class Upstream(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-

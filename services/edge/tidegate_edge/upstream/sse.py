@@ -1,4 +1,5 @@
-"""Server-sent events, the receiving side: bytes in any cuts → the data of each event. Pure; bounded by the caller's byte count.
+"""Server-sent events, the receiving side: bytes in any cuts → the data of each event. Pure; bounded by the caller's
+byte count.
 
 Source: WHATWG HTML, 9.2.6 "Interpreting an event stream". Only `data` matters for MCP requests.
 """

@@ -1,7 +1,8 @@
 """An upstream that is a process spoken to over stdio, one JSON-RPC message a line; requests of all callers share it.
 
-The process lives in a group of its own that is ended whole; it also dies with the edge (PR_SET_PDEATHSIG where Linux has it, and its
-stdin closes). Ended by itself, it is started again with back-off; what was in flight fails and is not sent again.
+The process lives in a group of its own that is ended whole; it also dies with the edge (PR_SET_PDEATHSIG where Linux
+has it, and its stdin closes). Ended by itself, it is started again with back-off; what was in flight fails and is not
+sent again.
 """
 
 import asyncio
@@ -44,7 +45,9 @@ class StdioUpstream:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], cwd: str) -> None:
         self.name = name
         self._command = tuple(command)
-        self._environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ} | dict(environment)
+        self._environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ} | dict(
+            environment
+        )
         self._cwd = cwd or None
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
@@ -72,7 +75,9 @@ class StdioUpstream:
         except TimeoutError as error:
             raise self._not_running() from error
 
-    async def request(self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float) -> Answer:
+    async def request(
+        self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float
+    ) -> Answer:
         return await self._ask(method, params, timeout_s)
 
     async def definitions(self, timeout_s: float) -> Definitions:
@@ -146,7 +151,9 @@ class StdioUpstream:
             while line := await process.stdout.readline():
                 self._heard(line)
         except ValueError:
-            _log.warning("%s: a line longer than %d bytes; the process is started again", self.name, STDIO_LINE_BYTES_MAX)
+            _log.warning(
+                "%s: a line longer than %d bytes; the process is started again", self.name, STDIO_LINE_BYTES_MAX
+            )
         finally:
             self._ready.clear()
             self._fail_all(f"{self.name}: the process ended{self._why()}")
@@ -175,7 +182,9 @@ class StdioUpstream:
         if wire.method == "ping":
             self._write(messages.result_body(request_id, b"{}"))
         else:
-            self._write(messages.error_body(request_id, messages.METHOD_NOT_FOUND, "the client declared no such capability"))
+            self._write(
+                messages.error_body(request_id, messages.METHOD_NOT_FOUND, "the client declared no such capability")
+            )
 
     async def _hear(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
@@ -237,7 +246,9 @@ class StdioUpstream:
         self._waiting.clear()
 
     def _not_running(self) -> UpstreamFault:
-        return UpstreamFault(f"{self.name}: the process is not running{self._why()}", code="upstream-unreachable", sent=False)
+        return UpstreamFault(
+            f"{self.name}: the process is not running{self._why()}", code="upstream-unreachable", sent=False
+        )
 
     def _why(self) -> str:
         return f"; its last words: {self._last_words[-1][:200]}" if self._last_words else ""

@@ -1,0 +1,125 @@
+"""Runs services in this process: one of them, or all with embedded adapters (`up`). The only place that opens logs and
+stores for good.
+
+Everything is opened on one stack and closed in reverse: the server drains first, then the services, the log last.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import uvloop
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from tidegate import __version__
+from tidegate.errors import ConfigFault
+from tidegate.log.opening import open_log
+from tidegate.log.port import EventLog
+from tidegate.serving import Awaiting, health_routes, open_server
+from tidegate.sessions.opening import open_sessions
+from tidegate.settings import Settings
+
+OnReady = Callable[[Settings], Awaitable[None]]
+ALL = ("policy", "edge", "audit-consumer", "detector")
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, services: Sequence[str], *, on_ready: OnReady | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; 0 after a clean drain. Raises Fault where something cannot be opened."""
+    if settings.is_local and set(services) != set(ALL):
+        raise ConfigFault(
+            f"`log: sqlite` is for one process: use `tidegate up`, or set log: kafka://… to run {', '.join(services)} by itself"
+        )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(settings, services, on_ready))
+    return 0
+
+
+async def _run(settings: Settings, services: Sequence[str], on_ready: OnReady | None) -> None:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    app = FastAPI(title="Tidegate", version=__version__, docs_url="/api/v1/docs", openapi_url="/api/v1/openapi.json")
+    async with contextlib.AsyncExitStack() as stack:
+        house = House(settings, app, stack)
+        for service in ALL:
+            if service in services:
+                await _OPENERS[service](house)
+        app.include_router(health_routes(house.parts, house.registry))
+        server = open_server(app, _listen(settings, services), settings.limits, http=house.http)
+        if house.watch_connections is not None:
+            house.watch_connections(server.server_state.connections)
+        if on_ready is not None:
+            stack.callback(asyncio.create_task(_when_ready(house, on_ready), name="ready").cancel)
+        await server.serve()
+        _log.info("drained; closing")
+
+
+class House:
+    """What the services of this process share: one app, one registry, one stack to close in reverse, one local log."""
+
+    def __init__(self, settings: Settings, app: FastAPI, stack: contextlib.AsyncExitStack) -> None:
+        self.settings = settings
+        self.app = app
+        self.stack = stack
+        self.registry = CollectorRegistry()
+        self.parts: dict[str, Awaiting] = {}
+        self.http: type | None = None
+        self.watch_connections: Callable[[set[Any]], None] | None = None
+        self._logs: dict[str | None, EventLog] = {}
+
+    async def log(self, writer_id: str | None = None) -> EventLog:
+        """The log, prepared. In local mode everybody shares the one owner of the file."""
+        key = None if self.settings.is_local else writer_id
+        if key not in self._logs:
+            log = open_log(self.settings, writer_id=key)
+            self.stack.push_async_callback(log.close)
+            await log.prepare()
+            self._logs[key] = log
+        return self._logs[key]
+
+
+async def _open_edge(house: House) -> None:
+    from tidegate_edge.wiring import open_edge
+
+    settings = house.settings
+    sessions = open_sessions(settings)
+    await sessions.start()
+    house.stack.push_async_callback(sessions.stop)
+    own = (open_signing_key(settings).public,) if settings.is_local else ()
+    trust = trusted_keys((*settings.trust.bundle_keys, *own))
+    edge = await house.stack.enter_async_context(
+        open_edge(settings, await house.log(), sessions, open_secrets(settings), trust, house.registry)
+    )
+    house.app.include_router(edge.router)
+    house.parts["edge"] = edge.awaiting
+    house.http = edge.http
+    house.watch_connections = edge.watch_connections
+
+
+_OPENERS: dict[str, Callable[[House], Awaitable[None]]] = {
+    "policy": _open_policy,
+    "edge": _open_edge,
+    "audit-consumer": _open_audit_consumer,
+    "detector": _open_detector,
+}
+
+
+def _listen(settings: Settings, services: Sequence[str]) -> str:
+    """`up` and the edge take `listen`; every other service its own."""
+    if "edge" in services:
+        return settings.listen
+    own = {
+        "policy": settings.services.policy,
+        "audit-consumer": settings.services.audit_consumer,
+        "detector": settings.services.detector,
+    }
+    return own[services[0]].listen
+
+
+async def _when_ready(house: House, on_ready: OnReady) -> None:
+    while any(set(waits()) for waits in house.parts.values()):
+        await asyncio.sleep(0.05)
+    await on_ready(house.settings)

@@ -1,0 +1,164 @@
+"""Makes an edge from settings: the one place that constructs. Used by `tidegate edge` and, beside the other services,
+by `tidegate up`.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+
+from tidegate.identity import open_verifier
+from tidegate.ids import now_us
+from tidegate.jwks import IssuerKeys
+from tidegate.lifecycle import background
+from tidegate.local_issuer import settings_issuer
+from tidegate.log.port import EventLog
+from tidegate.policy.signing import Trust
+from tidegate.secrets import ClusterSecrets
+from tidegate.sessions.port import SessionStore
+from tidegate.settings import Settings, host_port
+from tidegate_edge.app import well_known_routes
+from tidegate_edge.calls import Place
+from tidegate_edge.catalog import Catalog
+from tidegate_edge.counters import EdgeCollector
+from tidegate_edge.desk import Desk
+from tidegate_edge.discovery import Discovery
+from tidegate_edge.edge import Edge
+from tidegate_edge.http_front import McpProtocol, close_slow_connections, protocol_class
+from tidegate_edge.records import Records, open_records
+from tidegate_edge.upstream.connection import Pool
+from tidegate_edge.upstream.http import HttpUpstream
+from tidegate_edge.upstream.port import Upstream
+from tidegate_edge.upstream.stdio import StdioUpstream
+from tidegate_edge.watch import Watch
+
+
+@dataclass
+class EdgeService:
+    """A running edge, to be served: `http` is uvicorn's protocol class, `router` what goes into its FastAPI app."""
+
+    edge: Edge
+    http: type[McpProtocol]
+    router: APIRouter
+    awaiting: Callable[[], set[str]]
+    watch_connections: Callable[[set[object]], None]  # give it uvicorn's `server_state.connections`
+
+
+@contextlib.asynccontextmanager
+async def open_edge(
+    settings: Settings,
+    log: EventLog,
+    sessions: SessionStore,
+    secrets: ClusterSecrets,
+    trust: Trust,
+    registry: CollectorRegistry,
+) -> AsyncIterator[EdgeService]:
+    """From start to stop. `log` is prepared, `sessions` started; `trust` verifies releases.
+
+    Leave it after the server has drained: it ends upstream processes, then makes every record durable.
+    """
+    edge_id = settings.edge.id or f"{socket.gethostname()}-{host_port(settings.listen)[1]}"
+    place = Place(settings.tenant, settings.region, edge_id)
+    issuers = (*settings.identity.issuers, *((settings_issuer(settings),) if settings.local_issuer else ()))
+    async with contextlib.AsyncExitStack() as stack:
+        keys = await stack.enter_async_context(IssuerKeys(issuers, settings.path(".")))
+        records = await stack.enter_async_context(open_records(settings, log, edge_id))
+        upstreams = {name: open_upstream(settings, name, sessions, edge_id) for name in settings.servers}
+        verifier = open_verifier(settings, secrets, keys, issuers)
+        edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
+        tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
+        watch = Watch(edge, log, trust, tenants)
+        await watch.restore()
+        discovery = Discovery(settings, upstreams, records.recorder.record_all, watch.definitions)
+        stack.push_async_callback(_close_all, upstreams)
+        await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
+        tasks = await stack.enter_async_context(background())
+
+        def on_catalog(catalog: Catalog) -> None:
+            watch.catalog_changed(catalog, discovery.server_labels)
+
+        async def discover() -> None:
+            await watch.caught_up.wait()
+            await discovery.run(on_catalog)
+
+        tasks.start(watch.run(), "watch the log")
+        tasks.start(watch.advance(), "activate what is due")
+        tasks.start(discover(), "discover tools")
+        desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
+        http = protocol_class(desk.serve, settings.limits)
+        registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records)))
+
+        def awaiting() -> set[str]:
+            waits = {f"tools of {name}" for name in discovery.awaiting} | set(sessions.awaiting)
+            if not watch.caught_up.is_set():
+                waits.add("log")
+            if settings.tenant not in edge.rulings:
+                waits.add("bundle")
+            return waits | ({"drain"} if edge.draining else set())
+
+        def watch_connections(connections: set[object]) -> None:
+            tasks.start(close_slow_connections(connections), "close slow connections")
+
+        yield EdgeService(
+            edge, http, well_known_routes(settings, tuple(i.issuer for i in issuers)), awaiting, watch_connections
+        )
+        edge.draining = True
+
+
+def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str) -> Upstream:
+    """The adapter that the server's configuration asks for."""
+    server, limits = settings.servers[name], settings.limits
+    if server.command:
+        return StdioUpstream(name, server.command, server.env, str(settings.path(server.cwd)) if server.cwd else "")
+    pool = Pool(
+        name,
+        server.url,
+        connections_max=limits.upstream_connections_max,
+        body_bytes_max=limits.result_bytes_max,
+        connect_timeout_s=limits.connect_timeout_s,
+    )
+    return HttpUpstream(name, pool, server.headers, sessions, tenant=settings.tenant, edge=edge_id)
+
+
+def allowed_hosts(settings: Settings) -> frozenset[str]:
+    """Host headers that are served: what is configured, else the public URL's, the listening one's, and localhost on
+    loopback.
+    """
+    if settings.allowed_hosts:
+        return frozenset(host.lower() for host in settings.allowed_hosts)
+    host, port = host_port(settings.listen)
+    names = {settings.listen, urlsplit(settings.url).netloc}
+    if host in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
+        names |= {f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"}
+    return frozenset(name.lower() for name in names)
+
+
+def allowed_origins(settings: Settings) -> frozenset[str]:
+    """Browser origins that may call: what is configured, else those of the hosts served."""
+    if settings.allowed_origins:
+        return frozenset(origin.lower() for origin in settings.allowed_origins)
+    scheme = urlsplit(settings.url).scheme
+    return frozenset(f"{scheme}://{host}" for host in allowed_hosts(settings))
+
+
+async def _close_all(upstreams: dict[str, Upstream]) -> None:
+    await asyncio.gather(*[upstream.close() for upstream in upstreams.values()], return_exceptions=True)
+
+
+def _gauges(edge: Edge, records: Records) -> dict[str, float]:
+    backlog = records.backlog
+    ruling = edge.rulings.get(edge.settings.tenant)
+    at_us = now_us()
+    return {
+        "tidegate_calls_in_flight": edge.calls_in_flight,
+        "tidegate_pending_records": records.pending,
+        "tidegate_spool_backlog_records": backlog.records,
+        "tidegate_spool_backlog_bytes": backlog.bytes,
+        "tidegate_bundle_release": ruling.number if ruling else 0,
+        "tidegate_quarantines": sum(len(quarantines.current(at_us)) for quarantines in edge.quarantines.values()),
+    }
