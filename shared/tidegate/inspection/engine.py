@@ -63,7 +63,7 @@ class Database:
         return found
 
     def hits(self, text: bytes, hits_max: int = MATCHES_MAX) -> list[Hit]:
-        """Every match end, in order of `end`; at most `hits_max` of them: a full list means that there may be more."""
+        """Match ends, in order for each expression, at most `hits_max`: a full list means that there may be more."""
         found: list[Hit] = []
         if hits_max <= 0:
             return found
