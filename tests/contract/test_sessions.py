@@ -1,6 +1,7 @@
 """What a session store promises, on every adapter; and what the Redis one promises when its server goes away."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tests.parts.valkey import Valkey, running_valkey_server
 from tidegate.errors import CallerFault, ConfigFault
 from tidegate.ids import now_us, uuid7
 from tidegate.limits import Limits
+from tidegate.sessions.hearing import SILENCE_S
 from tidegate.sessions.memory import MemorySessions
 from tidegate.sessions.opening import open_sessions
 from tidegate.sessions.port import SessionRecord, SessionStore, SessionsUnavailable, UpstreamKey, UpstreamSession
@@ -333,6 +335,60 @@ async def test_a_full_memory_store_refuses_and_forgets_nothing() -> None:
     assert await store.open(edges.record("s-9", subject_id="u-9"), 60)
 
 
+class HoldingRelay:
+    """A relay to Redis that keeps back everything answered on a connection once a given request has gone through it."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self.port = 0
+        self.holds = False
+        self._upstream_port = upstream_port
+        self._marker = b""
+        self._released = asyncio.Event()
+
+    def hold(self, marker: bytes) -> None:
+        self._marker = marker
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream_port)
+        held = asyncio.Event()
+
+        async def forward() -> None:
+            while data := await reader.read(65536):
+                if self._marker and self._marker in data:
+                    held.set()
+                up_writer.write(data)
+
+        async def back() -> None:
+            while data := await up_reader.read(65536):
+                if held.is_set():
+                    self.holds = True
+                    await self._released.wait()
+                writer.write(data)
+
+        ends = [asyncio.create_task(forward()), asyncio.create_task(back())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        up_writer.close()
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def holding_relay(upstream_port: int) -> AsyncIterator[HoldingRelay]:
+    relay = HoldingRelay(upstream_port)
+    server = await asyncio.start_server(relay.serve, "127.0.0.1", 0)
+    relay.port = server.sockets[0].getsockname()[1]
+    try:
+        yield relay
+    finally:
+        relay.release()
+        server.close()
+        await server.wait_closed()
+
+
 @pytest.mark.redis
 class TestWhenRedisGoesAway:
     @pytest.fixture
@@ -386,6 +442,58 @@ class TestWhenRedisGoesAway:
             await until(lambda: pair.a.is_live("acme", "s-1") is None)
         finally:
             valkey.resume()
+        await until(lambda: not pair.a.awaiting)
+        assert await pair.a.get("acme", "s-1") is not None
+
+    async def test_stopping_in_the_middle_of_anything_ends_soon(self, valkey: Valkey, pair: Edges) -> None:
+        for steps in range(40):
+            store = RedisSessions(valkey.url, per_subject_max=PER_SUBJECT_MAX)
+            await store.start()
+            if steps % 2:
+                await until(lambda store=store: not store.awaiting)
+                await pair.a.end("acme", "s-1", 0)  # leaves the store an acknowledgement to send
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(2):
+                await store.stop()
+
+    async def test_a_cancelled_question_is_cancelled_wherever_it_stands(self, valkey: Valkey, pair: Edges) -> None:
+        outcomes = set()
+        for steps in range(1, 60):
+            store = RedisSessions(valkey.url, per_subject_max=PER_SUBJECT_MAX)
+            asking = asyncio.create_task(store.get("acme", "s-1"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            answered = asking.done()
+            asking.cancel()
+            await asyncio.wait({asking}, timeout=5)
+            outcomes.add((answered, asking.cancelled()))
+            await store.stop()
+        assert outcomes == {(True, False), (False, True)}
+
+    async def test_an_answer_overtaken_by_an_end_is_not_kept(self, valkey: Valkey, pair: Edges) -> None:
+        async with holding_relay(valkey.port) as relay:
+            late = RedisSessions(f"redis://127.0.0.1:{relay.port}/0", per_subject_max=PER_SUBJECT_MAX)
+            await late.start()
+            await until(lambda: not late.awaiting)
+            await pair.a.open(pair.record("s-1"), 60)
+            await pair.a.open(pair.record("s-2"), 60)
+            await late.get("acme", "s-2")
+            relay.hold(b"session|s-1")
+            asking = asyncio.create_task(late.get("acme", "s-1"))
+            await until(lambda: relay.holds)
+            assert await pair.a.end("acme", "s-1", 5)
+            relay.release()
+            assert await asking is not None, "it was asked before the end"
+            assert late.is_live("acme", "s-1") is None
+            assert late.is_live("acme", "s-2") is True
+            await late.stop()
+
+    async def test_after_the_process_stood_still_it_asks_and_does_not_trust(self, valkey: Valkey, pair: Edges) -> None:
+        await pair.a.open(pair.record(), 60)
+        assert pair.a.is_live("acme", "s-1") is True
+        time.sleep(SILENCE_S + 0.05)  # the whole process, as a stopped container does
+        assert pair.a.is_live("acme", "s-1") is None
         await until(lambda: not pair.a.awaiting)
         assert await pair.a.get("acme", "s-1") is not None
 

@@ -51,6 +51,18 @@ _acknowledgements = msgspec.json.Decoder(Acknowledgement)
 Publish = Callable[[str, bytes], Awaitable[int]]
 
 
+def is_cancelled(since: int = 0) -> bool:
+    """The current task has been asked to end, more than `since` times. To be checked after an exchange with Redis:
+    before Python 3.12 `asyncio.wait_for`, which the client library sends with, may swallow a cancellation.
+    """
+    return cancellations() > since
+
+
+def cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
 class Hearing:
     """`on_notice` is called for each notice before it is acknowledged, `on_loss` whenever notices may be missed."""
 
@@ -69,16 +81,19 @@ class Hearing:
         self._waiting: dict[str, _Waiting] = {}
         self._acknowledge: asyncio.Queue[Notice] = asyncio.Queue(_ACKNOWLEDGEMENTS_MAX)
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def is_sound(self) -> bool:
         return self._subscribed and time.monotonic() - self._heard_at < SILENCE_S
 
     def start(self) -> None:
+        self._stopping = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name="sessions-hearing")
 
     async def stop(self) -> None:
         if self._task is not None:
+            self._stopping = True
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
@@ -95,27 +110,34 @@ class Hearing:
 
     async def _run(self) -> None:
         reported = False
-        while True:
+        while not self._stopping:  # not is_cancelled: a TaskGroup that failed leaves its mark there on Python 3.11
             try:
-                async with asyncio.TaskGroup() as group:
-                    connection = await self._subscribe()
-                    reported = False
-                    group.create_task(self._read(connection), name="sessions-read")
-                    group.create_task(self._ping(connection), name="sessions-ping")
-                    group.create_task(self._acknowledge_all(), name="sessions-acknowledge")
-            except* Exception as errors:  # the loop of this process: whatever broke it, subscribe again
+                connection = await self._subscribe()
+                reported = False
+                await self._hear(connection)
+            except Exception as error:  # the loop of this process: whatever broke it, subscribe again
                 if not reported:
-                    _log.warning("sessions: notices are not heard, asking on each call: %s", repr(errors.exceptions[0]))
+                    cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+                    _log.warning("sessions: notices are not heard, asking on each call: %r", cause)
                 reported = True
-            finally:
-                self._lose()
             await asyncio.sleep(_RETRY_EVERY_S)
+
+    async def _hear(self, connection: Any) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(connection), name="sessions-read")
+                group.create_task(self._ping(connection), name="sessions-ping")
+                group.create_task(self._acknowledge_all(), name="sessions-acknowledge")
+        finally:
+            self._lose()
+            await connection.disconnect(nowait=True)
 
     def _lose(self) -> None:
         self._subscribed = False
         self._on_loss()
 
     async def _subscribe(self) -> Any:
+        before = cancellations()
         connection = self._connection_class(
             **{
                 "socket_connect_timeout": _CONNECT_TIMEOUT_S,
@@ -129,6 +151,8 @@ class Hearing:
             await connection.send_command("SUBSCRIBE", self.channel, self.reply_to)
             for _ in range(2):
                 await connection.read_response(timeout=SILENCE_S)
+            if is_cancelled(since=before):
+                raise asyncio.CancelledError
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -138,17 +162,16 @@ class Hearing:
 
     async def _read(self, connection: Any) -> None:
         try:
-            while True:
+            while not is_cancelled():
                 reply = await connection.read_response(timeout=SILENCE_S)
                 self._heard_at = time.monotonic()
                 if reply[0] == b"message":
                     self._take(reply[1].decode(), reply[2])
         finally:
-            self._lose()
-            await connection.disconnect(nowait=True)
+            self._lose()  # at once: the other tasks end a little later
 
     async def _ping(self, connection: Any) -> None:
-        while True:
+        while not is_cancelled():
             await asyncio.sleep(PING_EVERY_S)
             await connection.send_command("PING", check_health=False)
 
@@ -170,7 +193,7 @@ class Hearing:
                 self._acknowledge.put_nowait(notice)
 
     async def _acknowledge_all(self) -> None:
-        while True:
+        while not is_cancelled():
             notice = await self._acknowledge.get()
             body = msgspec.json.encode(Acknowledgement(nonce=notice.nonce, by=self.instance))
             await self._publish(notice.reply_to, body)

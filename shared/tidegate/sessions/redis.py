@@ -25,7 +25,7 @@ from tidegate.errors import ConfigFault
 from tidegate.ids import uuid7
 from tidegate.limits import SESSIONS_CACHED_MAX
 from tidegate.sessions.expiring import Expiring
-from tidegate.sessions.hearing import Hearing, Notice
+from tidegate.sessions.hearing import Hearing, Notice, cancellations, is_cancelled
 from tidegate.sessions.memory import check_size
 from tidegate.sessions.port import (
     RENEWED_AFTER,
@@ -263,6 +263,7 @@ class RedisSessions:
     @contextlib.asynccontextmanager
     async def _asked(self) -> AsyncIterator[None]:
         """Bounds the wait and turns what the client library raises into SessionsUnavailable."""
+        before = cancellations()
         try:
             async with asyncio.timeout(_DEADLINE_S):
                 yield
@@ -270,6 +271,8 @@ class RedisSessions:
             what = type(error).__name__
             sentence = f"the session store at {self._where} did not answer ({what}); check `sessions` and the server"
             raise SessionsUnavailable(sentence) from error
+        if is_cancelled(since=before):
+            raise asyncio.CancelledError
 
 
 def _read(decoder: "msgspec.json.Decoder[T]", stored: bytes) -> T:
