@@ -1,7 +1,7 @@
 """Content fingerprints: whether two texts share a passage can be told from them, what the texts say cannot.
 
 Winnowing (Schleimer, Wilkerson, Aiken 2003) over k-grams of the document's letters and digits. Each selected gram is
-hashed with BLAKE2s under a key derived from the tenant's: without the key a fingerprint can neither be computed nor tested.
+hashed with BLAKE2s under a key derived from the tenant's: without it a fingerprint can neither be computed nor tested.
 Detectors join fingerprints and never see content. What does not count: case, white space, punctuation, JSON's syntax,
 its escapes, and whether a value stood in a string or in a structure. Pure.
 """
