@@ -13,7 +13,7 @@ export UV_SYSTEM_CERTS ?= true
 export UV_NATIVE_TLS ?= true
 endif
 
-SOURCES = shared services cli bench loadtests tests tools
+SOURCES = shared services cli bench infra loadtests tests tools
 EXISTING = $(wildcard $(SOURCES))
 
 .PHONY: help setup run test check lint fmt bench lock clean
