@@ -16,8 +16,11 @@ from prometheus_client import CollectorRegistry
 
 from tidegate import __version__
 from tidegate.errors import ConfigFault
+from tidegate.ids import now_us
 from tidegate.log.opening import open_log
 from tidegate.log.port import EventLog
+from tidegate.policy.signing import open_signing_key, trusted_keys
+from tidegate.secrets import open_secrets
 from tidegate.serving import Awaiting, health_routes, open_server
 from tidegate.sessions.opening import open_sessions
 from tidegate.settings import Settings
@@ -32,7 +35,7 @@ def run(settings: Settings, services: Sequence[str], *, on_ready: OnReady | None
     """Serve until SIGINT or SIGTERM; 0 after a clean drain. Raises Fault where something cannot be opened."""
     if settings.is_local and set(services) != set(ALL):
         raise ConfigFault(
-            f"`log: sqlite` is for one process: use `tidegate up`, or set log: kafka://… to run {', '.join(services)} by itself"
+            f"`log: sqlite` is for one process: use `tidegate up`, or set log: kafka://… to run {', '.join(services)} alone"
         )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(settings, services, on_ready))
@@ -79,6 +82,35 @@ class House:
             await log.prepare()
             self._logs[key] = log
         return self._logs[key]
+
+
+async def _open_policy(house: House) -> None:
+    from tidegate_policy.service import writer_id
+    from tidegate_policy.wiring import open_policy
+
+    settings = house.settings
+    log = await house.log(writer_id(settings))
+    policy = await house.stack.enter_async_context(open_policy(settings, log, open_secrets(settings), house.registry))
+    house.app.include_router(policy.routes)
+    house.parts["policy"] = policy.awaiting
+
+
+async def _open_audit_consumer(house: House) -> None:
+    from tidegate_audit_consumer.consumer import create_audit_consumer
+
+    consumer = await house.stack.enter_async_context(
+        create_audit_consumer(house.settings, await house.log(), now_us, registry=house.registry)
+    )
+    house.parts["audit-consumer"] = lambda: consumer.awaited
+
+
+async def _open_detector(house: House) -> None:
+    from tidegate_detector.wiring import open_detector
+
+    detector = await house.stack.enter_async_context(
+        open_detector(house.settings, await house.log(), now_us, registry=house.registry)
+    )
+    house.parts["detector"] = lambda: detector.awaited
 
 
 async def _open_edge(house: House) -> None:

@@ -55,6 +55,7 @@ class Ongoing:
         "findings",
         "fingerprints",
         "forwarded_us",
+        "hidden",
         "message",
         "policy_us",
         "principal",
@@ -94,6 +95,7 @@ class Ongoing:
         self.protocol_session = ""
         self.arguments = EMPTY_OBJECT  # as they will be forwarded
         self.arguments_captured = EMPTY_OBJECT  # without what the inspection found
+        self.hidden = False  # the principal may not know that the tool exists
         self.decision: Decided = "deny"
         self.stage: Stage = "admission"
         self.reason = ""

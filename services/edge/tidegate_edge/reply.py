@@ -16,7 +16,7 @@ _RESOURCE_NOT_FOUND_LEGACY: Final = -32002
 
 def refusal(call: Ongoing) -> Reply:
     """Not forwarded. An unknown and a hidden tool are told in the same words."""
-    if call.reason == "unknown-tool" or (call.reason == "tool-not-granted" and not call.rules):
+    if call.hidden:
         return _error(call, INVALID_PARAMS, unknown_tool(call))
     return _tool_error(call, call.message or "This call is not permitted.", decision=call.decision)
 

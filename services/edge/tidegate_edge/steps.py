@@ -81,12 +81,14 @@ def decide(edge: Edge, call: Ongoing) -> None:
     arguments = call.request.params.get("arguments", {})
     if call.tool is None:
         call.refuse("policy", "unknown-tool", reply.unknown_tool(call))
+        call.hidden = True
     elif not isinstance(arguments, dict):
         call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
     else:
         verdict = ruling.decide(call.principal, call.tool, arguments)
         call.decision, call.rules = verdict.effect, verdict.rules
         call.reason, call.message = verdict.reason, verdict.message
+        call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.tool)
     call.policy_us = now_us() - call.requested_us
 
 
