@@ -7,15 +7,19 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.parts.kafka import Kafka, running_kafka
 
-from tidegate.chain import Chain
+from tidegate.chain import Chain, cloud_event_headers
 from tidegate.errors import LogUnavailable
 from tidegate.events import SessionClosed
 from tidegate.ids import now_us, uuid7
 from tidegate.limits import EVENT_BYTES_MAX
 from tidegate.log.kafka import KafkaAppender, KafkaLog
+from tidegate.log.kafka_appender import CloudEventHeaders
 from tidegate.log.port import BlockingAppender, Delivered, EventLog, Record
 from tidegate.log.spool import Shipper, Spool
 from tidegate.log.sqlite import SqliteAppender, SqliteLog
@@ -116,9 +120,9 @@ async def test_an_empty_batch_is_nothing(case: Case) -> None:
 
 async def test_nothing_binary_and_large_values_survive(case: Case) -> None:
     key = bytes(range(256))
-    given = [Record("control", key, None), Record("control", key, os.urandom(EVENT_BYTES_MAX))]
-    case.appender.append(given)
-    assert await case.read() == given
+    stored = [Record("control", key, None), Record("control", key, os.urandom(EVENT_BYTES_MAX))]
+    case.appender.append(stored)
+    assert await case.read() == stored
     case.appender.close()
 
 
@@ -175,6 +179,30 @@ async def test_events_carry_cloud_events_headers_on_kafka(kafka: Kafka) -> None:
     assert headers[False]["ce_source"] == b"/tidegate/edge.spool.1"
     assert headers[True] == {}
     await log.close()
+
+
+@given(
+    writer=st.text(max_size=30),
+    event_id=st.text(min_size=1, max_size=40),
+    time_us=st.integers(0, 4_000_000_000_000_000),
+    cut=st.none() | st.integers(0, 80),
+)
+def test_the_fast_cloud_events_headers_are_those_of_the_chain(
+    writer: str, event_id: str, time_us: int, cut: int | None
+) -> None:
+    event = SessionClosed(
+        id=event_id, time_us=time_us, tenant="t", region="r", session_id="x", subject_id="s", agent="a", cause="deleted"
+    )
+    value = Chain(writer).seal(event).value
+    assert value is not None
+    if cut is not None:
+        value = value[cut:]
+    try:
+        expected = cloud_event_headers(value)
+    except msgspec.DecodeError:
+        expected = []
+    fast = CloudEventHeaders()
+    assert fast.of(value) == fast.of(value) == expected
 
 
 @pytest.fixture(scope="module")
