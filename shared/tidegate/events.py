@@ -1,8 +1,9 @@
 """Events: frozen facts in the past tense, one struct per type and version.
 
-On disk an event is one JSON object whose `type` names it (never a class path). A field is only ever added, with a default;
-a change of meaning is a new type version with an upcaster in `upcast.py`. Times are integer microseconds since the epoch.
-Personal fields live in `sealed` alone. Counterpart: `chain.py` adds `writer`, `seq` and `prev` while encoding.
+On disk an event is one JSON object whose `type` names it (never a class path). A field is only ever added, with a
+default; a change of meaning is a new type version with an upcaster in `upcast.py`. Times are integer microseconds since
+the epoch. Personal fields live in `sealed` alone. Counterpart: `chain.py` adds `writer`, `seq` and `prev` while
+encoding.
 """
 
 from typing import Literal
@@ -285,7 +286,15 @@ def topic_of(event: Event | type[Event]) -> str:
 def key_of(event: AnyEvent) -> bytes:
     """The log key: order holds per (writer, key). Calls and sessions: tenant | subject_id | agent."""
     match event:
-        case CallRequested() | CallCompleted() | CallAbandoned() | SessionOpened() | SessionClosed() | RequestRefused() | FindingRaised():
+        case (
+            CallRequested()
+            | CallCompleted()
+            | CallAbandoned()
+            | SessionOpened()
+            | SessionClosed()
+            | RequestRefused()
+            | FindingRaised()
+        ):
             return f"{event.tenant}|{event.subject_id}|{event.agent}".encode()
         case ToolDefined() | ToolWithdrawn():
             return f"{event.tenant}|{event.server}|{event.tool}".encode()

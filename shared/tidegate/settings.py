@@ -1,6 +1,7 @@
 """The configuration file: read once, checked whole, refused with the key's path, what was expected and a suggestion.
 
-Keys may be added, never change meaning (see docs/configuration.md). `${VAR}` and `${VAR:-default}` are expanded in strings.
+Keys may be added, never change meaning (see docs/configuration.md). `${VAR}` and `${VAR:-default}` are expanded in
+strings.
 """
 
 import difflib
@@ -49,13 +50,17 @@ class Issuer(Part, frozen=True, kw_only=True):
     agent_claims: tuple[str, ...] = ("client_id", "cid", "azp", "appid")  # first one present names the agent
     groups_claim: str = "groups"
     login_claims: tuple[str, ...] = ("email", "preferred_username", "upn", "login")
-    user_prefix: str = ""  # in front of `sub` in Cedar's User ids; needed when two issuers of a tenant could share a sub
+    user_prefix: str = (
+        ""  # in front of `sub` in Cedar's User ids; needed when two issuers of a tenant could share a sub
+    )
 
 
 class Identity(Part, frozen=True, kw_only=True):
     audience: tuple[str, ...] | str = ()  # default: {public_url}/mcp and below
     issuers: tuple[Issuer, ...] = ()
-    local_issuer: bool | None = None  # default: true with `log: sqlite`, else false; must be switched on by name with Kafka
+    local_issuer: bool | None = (
+        None  # default: true with `log: sqlite`, else false; must be switched on by name with Kafka
+    )
     leeway_s: float = 30.0
 
 
@@ -154,7 +159,9 @@ class Settings(Part, frozen=True, kw_only=True):
 
     listen: str = "127.0.0.1:8080"
     public_url: str = ""  # default: http://{listen}
-    allowed_hosts: tuple[str, ...] = ()  # default: the hosts of `listen` and `public_url`, and localhost when on loopback
+    allowed_hosts: tuple[
+        str, ...
+    ] = ()  # default: the hosts of `listen` and `public_url`, and localhost when on loopback
     allowed_origins: tuple[str, ...] = ()  # default: the origin of `public_url`
     data: str = "data"
     tenant: str = "default"
@@ -228,7 +235,9 @@ def load_settings(path: str | Path, environment: Mapping[str, str] | None = None
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigFault(f"{path}: cannot be read ({error.strerror}); give --config the path of a tidegate.yaml") from error
+        raise ConfigFault(
+            f"{path}: cannot be read ({error.strerror}); give --config the path of a tidegate.yaml"
+        ) from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -255,7 +264,9 @@ def check_settings(settings: Settings, file: Path) -> Settings:
     if settings.analytics != "chdb" and not re.match(r"clickhouses?://", settings.analytics):
         raise ConfigFault(f"{file}: $.analytics: expected 'chdb' or 'clickhouse://user@host:port/database'")
     if settings.policy and not settings.path(settings.policy).is_dir():
-        raise ConfigFault(f"{file}: $.policy: {settings.path(settings.policy)} is not a directory; `tidegate bundle init` makes one")
+        raise ConfigFault(
+            f"{file}: $.policy: {settings.path(settings.policy)} is not a directory; `tidegate bundle init` makes one"
+        )
     prefixes: set[tuple[str, str]] = set()
     for index, issuer in enumerate(settings.identity.issuers):
         where = f"{file}: $.identity.issuers[{index}]"
@@ -267,13 +278,24 @@ def check_settings(settings: Settings, file: Path) -> Settings:
             raise ConfigFault(f"{where}.algorithms: {bad[0]} is not accepted; use RS256, PS256, ES256 or EdDSA")
         pair = (issuer.tenant or settings.tenant, issuer.user_prefix)
         if pair in prefixes:
-            raise ConfigFault(f"{where}.user_prefix: two issuers of tenant '{pair[0]}' share it; equal subjects would meet")
+            raise ConfigFault(
+                f"{where}.user_prefix: two issuers of tenant '{pair[0]}' share it; equal subjects would meet"
+            )
         prefixes.add(pair)
     for index, rule in enumerate(settings.rules):
         if rule.server not in settings.servers:
-            raise ConfigFault(f"{file}: $.rules[{index}].server: no server '{rule.server}'{_closest(rule.server, settings.servers)}")
-    if not settings.is_local and settings.sessions == "memory" and len(settings.identity.issuers) == 0 and not settings.local_issuer:
-        raise ConfigFault(f"{file}: $.identity.issuers: nobody could sign in; add an issuer, or local_issuer: true for a trial")
+            raise ConfigFault(
+                f"{file}: $.rules[{index}].server: no server '{rule.server}'{_closest(rule.server, settings.servers)}"
+            )
+    if (
+        not settings.is_local
+        and settings.sessions == "memory"
+        and len(settings.identity.issuers) == 0
+        and not settings.local_issuer
+    ):
+        raise ConfigFault(
+            f"{file}: $.identity.issuers: nobody could sign in; add an issuer, or local_issuer: true for a trial"
+        )
     return settings
 
 
@@ -360,7 +382,9 @@ def _expand(node: Any, environment: Mapping[str, str], path: str) -> Any:
         if name in environment:
             return environment[name]
         if default is None:
-            raise ConfigFault(f"{path}: the environment variable {name} is not set; set it, or write ${{{name}:-default}}")
+            raise ConfigFault(
+                f"{path}: the environment variable {name} is not set; set it, or write ${{{name}:-default}}"
+            )
         return default
 
     return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}", value_of, node)
