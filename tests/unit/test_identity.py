@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from tidegate.claims import Principal, Refused
+from tidegate.claims import Principal, Refused, read_claims
 from tidegate.errors import ConfigFault
 from tidegate.identity import TokenVerifier, www_authenticate
 from tidegate.jwks import Keys, KeysUnavailable, VerifyingKey, parse_jwks
@@ -329,6 +329,14 @@ async def test_the_groups_claim_and_login_are_configurable() -> None:
 @pytest.mark.parametrize("claims", [{"scope": "b a b"}, {"scp": ["a", "b"]}, {"scp": "a b"}])
 async def test_scopes_are_read_in_every_usual_form(claims: dict[str, Any]) -> None:
     assert (await accepted(token(**claims))).scopes == ("a", "b")
+
+
+def test_claims_are_read_for_the_issuer_they_name_alone() -> None:
+    claims = {"iss": "https://id.two", "sub": "alice", "aud": AUDIENCE, "exp": NOW_S + 60}
+    for name, wanted in [("https://id.two", Principal), ("https://id.one", Refused)]:
+        issuer = Issuer(issuer=name, jwks_file="x", tenant="acme")
+        answer = read_claims(claims, issuer, frozenset({AUDIENCE}), b"p" * 32, NOW_S * 1_000_000, 0)
+        assert isinstance(answer, wanted)
 
 
 async def test_equal_subjects_of_two_tenants_never_meet() -> None:
