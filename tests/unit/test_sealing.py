@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tidegate.errors import ConfigFault
 from tidegate.limits import SEALED_CHARS_MAX
 from tidegate.sealing import Sealer, SealingKey

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from tidegate.errors import ConfigFault
 from tidegate.secrets import ClusterSecrets, create_secrets, load_secrets, open_secrets, secrets_path, write_private
 from tidegate.settings import Settings
