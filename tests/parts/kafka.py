@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+from tests.parts.certificates import self_signed
 from tests.parts.processes import CACHE, PartMissing, free_port, spawn, stop, wait_ready
 
 POM = Path(__file__).resolve().parents[2] / "infra" / "kafka" / "pom.xml"
@@ -31,13 +32,20 @@ _JVM = (
     "-Djava.awt.headless=true",
 )
 
+USER, PASSWORD = "tidegate", "only-for-tests"
+
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure_port}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
+  user_{user}="{password}";
+ssl.keystore.type=PEM
+ssl.keystore.location={certificate}
 controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
 log.dirs={data}
 offsets.topic.replication.factor=1
@@ -118,6 +126,9 @@ class Kafka:
         self.directory = directory
         self.port = free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
+        self.secure_port = free_port()
+        self.secure_bootstrap = f"127.0.0.1:{self.secure_port}"  # TLS, and SASL PLAIN as `USER` with `PASSWORD`
+        self.certificate_file = directory / "broker.pem"  # self-signed: the clients' CA as well
         self._classpath = f"{install()}/*"
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,8 +162,17 @@ class Kafka:
         self._process.send_signal(signal.SIGCONT)
 
     def _configure(self) -> None:
-        values = {"port": self.port, "controller_port": free_port(), "data": self.directory / "data"}
-        (self.directory / "server.properties").write_text(_PROPERTIES.format(**values))
+        self.certificate_file.write_bytes(self_signed())
+        properties = _PROPERTIES.format(
+            port=self.port,
+            secure_port=self.secure_port,
+            controller_port=free_port(),
+            data=self.directory / "data",
+            user=USER,
+            password=PASSWORD,
+            certificate=self.certificate_file,
+        )
+        (self.directory / "server.properties").write_text(properties)
         (self.directory / "log4j2.properties").write_text(_LOGGING)
         tool = [
             "java",
