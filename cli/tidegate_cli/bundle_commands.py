@@ -1,0 +1,117 @@
+"""`tidegate bundle` and `tidegate quarantine`: the rules, and what is stopped whatever the rules say."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate_cli.options import CONFIG_DEFAULT, ConfigOption, JsonOption
+
+PANEL = "Govern"
+RingOption = Annotated[str, typer.Option("--ring", help="The ring of edges that it is for.")]
+TokenOption = Annotated[
+    str,
+    typer.Option(
+        "--token", envvar="TIDEGATE_ADMIN_TOKEN", help="An administrator's token; default: the local issuer's."
+    ),
+]
+DirectoryArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="manifest.json, policies/*.cedar, cases.yaml, …")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    bundle = typer.Typer(no_args_is_help=True, help="Policy bundles: check, publish, list, show, roll back.")
+    for command in (check, publish, rollback):
+        bundle.command()(command)
+    bundle.command("list")(list_releases)
+    bundle.command("show")(show)
+    app.add_typer(bundle, name="bundle", rich_help_panel=PANEL)
+    quarantine = typer.Typer(no_args_is_help=True, help="What the edges refuse, whatever the rules say.")
+    quarantine.command("list")(list_quarantines)
+    quarantine.command("lift")(lift)
+    app.add_typer(quarantine, name="quarantine", rich_help_panel=PANEL)
+
+
+def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
+    """Check a bundle's directory without any service: syntax, schema, entities, inspection, and its own cases.
+
+    Exit code 1 where it could not be released.
+    """
+    from tidegate_cli.bundles import show_check
+
+    raise typer.Exit(show_check(directory, as_json))
+
+
+def publish(
+    directory: DirectoryArgument,
+    ring: RingOption = "main",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Check, sign and release a bundle; the edges of the ring obey it within a second."""
+    from tidegate_cli.bundles import show_publish
+
+    raise typer.Exit(show_publish(directory, ring, config, token, as_json))
+
+
+def list_releases(
+    ring: Annotated[str, typer.Option("--ring", help="Only this ring.")] = "",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """List releases, newest first, and which of them rules."""
+    from tidegate_cli.bundles import show_releases
+
+    show_releases(ring, config, token, as_json)
+
+
+def show(
+    digest: Annotated[str, typer.Argument(metavar="[DIGEST]", help="A bundle's digest, or its beginning.")] = "",
+    current: Annotated[bool, typer.Option("--current", help="The one that rules the ring.")] = False,
+    ring: RingOption = "main",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a bundle's files as they were released."""
+    from tidegate_cli.bundles import show_bundle
+
+    show_bundle("" if current else digest, ring, config, token, as_json)
+
+
+def rollback(
+    to: Annotated[str, typer.Argument(metavar="NUMBER|DIGEST", help="The release to return to.")],
+    ring: RingOption = "main",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Release an earlier bundle again, under a new number."""
+    from tidegate_cli.bundles import show_rollback
+
+    show_rollback(to, ring, config, token, as_json)
+
+
+def list_quarantines(
+    token: TokenOption = "", config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = False
+) -> None:
+    """List what is quarantined now, oldest first."""
+    from tidegate_cli.bundles import show_quarantines
+
+    show_quarantines(config, token, as_json)
+
+
+def lift(
+    quarantine_id: Annotated[str, typer.Argument(metavar="QUARANTINE_ID")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the log.")] = "",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """End a quarantine; the edges serve again within a second."""
+    from tidegate_cli.bundles import lift_quarantine
+
+    lift_quarantine(quarantine_id, reason, config, token, as_json)

@@ -1,0 +1,130 @@
+"""The work of `tidegate why`: a call's events, the findings that rest on it, the text of the rules.
+
+Read from the log itself, so that an answer does not depend on anything that is derived from it.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tidegate.errors import BundleFault, CallerFault
+from tidegate.log.port import EventLog
+from tidegate.settings import Settings
+from tidegate_cli.matching import Seen, open_seen
+from tidegate_cli.options import live_settings
+from tidegate_cli.output import print_document
+
+
+class Story(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a call; `rules` maps the determining rules to their text in the bundle that decided."""
+
+    decision_id: str
+    requested: Seen
+    ended: Seen | None
+    findings: tuple[Seen, ...]
+    rules: dict[str, str]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "decision_id": self.decision_id,
+            "requested": self.requested.fields,
+            "ended": None if self.ended is None else self.ended.fields,
+            "findings": [finding.fields for finding in self.findings],
+            "rules": self.rules,
+        }
+
+
+def explain(config: Path, decision_id: str, as_json: bool) -> None:
+    """Raises CallerFault where the log has no such call."""
+    story = asyncio.run(_story_of(live_settings(config), decision_id.strip()))
+    if as_json:
+        print_document(story.document())
+        return
+    from tidegate_cli.story import show
+
+    show(story)
+
+
+async def _story_of(settings: Settings, decision_id: str) -> Story:
+    from tidegate_cli.reading import reading
+
+    async with reading(settings) as log:
+        events, findings = await _about(log, decision_id)
+        requested = next((seen for seen in events if seen.type.startswith("call.requested.")), None)
+        ended = [seen for seen in events if not seen.type.startswith("call.requested.")]
+        ended.sort(key=lambda seen: seen.type.startswith("call.completed."))  # a completion always wins
+        first = requested or (ended[-1] if ended else None)
+        if first is None:
+            raise CallerFault(f"the log holds no call {decision_id}; `tidegate log tail` shows the ids of the latest")
+        rules = await _rule_texts(log, first)
+    return Story(
+        decision_id=decision_id,
+        requested=first,
+        ended=ended[-1] if ended else None,
+        findings=tuple(findings),
+        rules=rules,
+    )
+
+
+async def _about(log: EventLog, decision_id: str) -> tuple[list[Seen], list[Seen]]:
+    """The call's own events, and the findings that name it. Bytes are compared first: most records are others'."""
+    from tidegate_cli.reading import records
+
+    needle = decision_id.encode()
+    events: list[Seen] = []
+    findings: list[Seen] = []
+    async for record in records(log, ("calls", "detections"), follow=False):
+        if record is None or record.value is None or needle not in record.value:
+            continue
+        seen = open_seen(record.value)
+        if seen is not None and seen.text("call_id") == decision_id:
+            events.append(seen)
+        elif seen is not None and decision_id in seen.fields.get("call_ids", ()):
+            findings.append(seen)
+    return events, findings
+
+
+async def _rule_texts(log: EventLog, call: Seen) -> dict[str, str]:
+    """Of the rules that decided; {} where the log has no such bundle (any more)."""
+    ids = {str(name) for name in call.fields.get("rules", ())}
+    digest, tenant = call.text("bundle"), call.text("tenant")
+    if not ids or not digest or call.text("stage") not in ("", "policy"):
+        return {}
+    canonical = await _bundle_bytes(log, tenant, digest)
+    return rules_in(canonical, ids) if canonical is not None else {}
+
+
+async def _bundle_bytes(log: EventLog, tenant: str, digest: str) -> bytes | None:
+    from tidegate.policy.release import STATE_TOPIC, Chunks
+    from tidegate_cli.reading import records
+
+    prefix = f"{tenant}|{digest}|".encode()
+    chunks = Chunks()
+    async for record in records(log, (STATE_TOPIC,), follow=False):
+        if record is None or record.value is None or not record.key.startswith(prefix):
+            continue
+        number, _, count = record.key.removeprefix(prefix).decode("ascii", "replace").partition("|")
+        if number.isdecimal() and count.isdecimal():
+            chunks.add(digest, int(number), int(count), record.value, digest)
+    return chunks.whole(digest)
+
+
+def rules_in(canonical: bytes, ids: set[str]) -> dict[str, str]:
+    """The Cedar text of these rules of a bundle."""
+    from tidegate.policy.bundle import Bundle
+    from tidegate.policy.rules import parse_rules, statements
+
+    try:
+        policies = Bundle.from_bytes(canonical).policies
+    except BundleFault:
+        return {}
+    rules, _ = parse_rules(policies)
+    wanted = {(rule.path, rule.line): rule.id for rule in rules if rule.id in ids}
+    found: dict[str, str] = {}
+    for path, text in policies.items():
+        for start, statement in statements(text):
+            if name := wanted.get((path, text.count("\n", 0, start) + 1)):
+                found[name] = statement
+    return found

@@ -1,0 +1,47 @@
+"""What goes to the terminal: JSON for programs, rich text for people. Stdout is for answers alone."""
+
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DECISION_STYLES = {"allow": "green", "deny": "red", "ask": "yellow", "limited": "magenta"}
+SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
+
+
+@cache
+def console() -> "Console":
+    """Rich on stdout; plain where that is a file. Not wrapped there: a line stays a line."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_document(value: Any) -> None:
+    """One JSON document, for people to read as well."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_line(value: Any) -> None:
+    """One JSON value on a line of its own; bytes are JSON already."""
+    sys.stdout.write((value if isinstance(value, bytes) else msgspec.json.encode(value)).decode() + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A line with rich markup."""
+    console().print(text)
+
+
+def plain(text: object) -> str:
+    """Foreign text, safe inside markup and on a terminal: no markup, no control characters."""
+    from rich.markup import escape
+
+    return escape(
+        "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(text))
+    )

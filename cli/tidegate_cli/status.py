@@ -1,0 +1,100 @@
+"""The work of `tidegate status`: readiness of the services, edges and releases, quarantines, backlog."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tidegate.errors import Fault
+from tidegate.settings import Settings
+from tidegate_cli.bundles import quarantine_line
+from tidegate_cli.gateway import exchange
+from tidegate_cli.management import open_management
+from tidegate_cli.options import live_settings
+from tidegate_cli.output import plain, print_document, say
+
+TIMEOUT_S = 5.0
+BACKLOG = (
+    "tidegate_pending_records",
+    "tidegate_spool_backlog_records",
+    "tidegate_spool_backlog_bytes",
+    "tidegate_calls_in_flight",
+)
+
+
+def show_status(config: Path, as_json: bool) -> int:
+    """The exit code: 0 when all that was asked is ready."""
+    settings = live_settings(config)
+    services = {name: _readiness(url) for name, url in _addresses(settings).items()}
+    found: dict[str, Any] = {"url": settings.url, "services": services, "backlog": _backlog(settings.url)}
+    try:
+        management = open_management(settings)
+        found |= {"edges": management.get("/edges"), "quarantines": management.get("/quarantines")}
+    except Fault as fault:
+        found["management"] = fault.sentence
+    if as_json:
+        print_document(found)
+    else:
+        _show(found)
+    return 0 if all(service["ready"] for service in services.values()) else 1
+
+
+def _addresses(settings: Settings) -> dict[str, str]:
+    if settings.is_local:
+        return {"up": settings.url}
+    services = settings.services
+    own = {"policy": services.policy, "audit-consumer": services.audit_consumer, "detector": services.detector}
+    return {"edge": settings.url, **{name: f"http://{service.listen}" for name, service in own.items()}}
+
+
+def _readiness(url: str) -> dict[str, Any]:
+    try:
+        _, body = exchange("GET", f"{url}/readyz", {}, None, TIMEOUT_S)
+        told = msgspec.json.decode(body)
+        return {"url": url, "ready": bool(told["ready"]), "awaiting": told.get("awaiting", {})}
+    except Fault as fault:
+        return {"url": url, "ready": False, "error": fault.sentence}
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return {"url": url, "ready": False, "error": f"{url}/readyz does not answer like a Tidegate service"}
+
+
+def _backlog(url: str) -> dict[str, float]:
+    """What the edge's metrics say about records on their way; {} where they cannot be had."""
+    try:
+        status, body = exchange("GET", f"{url}/metrics", {}, None, TIMEOUT_S)
+    except Fault:
+        return {}
+    found: dict[str, float] = {}
+    for line in body.decode(errors="replace").splitlines() if status == 200 else ():
+        name, _, value = line.partition(" ")
+        if name in BACKLOG:
+            found[name.removeprefix("tidegate_")] = float(value)
+    return found
+
+
+def _show(found: dict[str, Any]) -> None:
+    for name, service in found["services"].items():
+        say(f"[bold]{plain(name)}[/]  {plain(service['url'])}  {_state(service)}")
+    for edge in found.get("edges", ()):
+        say(_edge(edge))
+    for quarantine in found.get("quarantines", ()):
+        say(f"quarantine  {quarantine_line(quarantine)}")
+    if backlog := found["backlog"]:
+        say("  ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in backlog.items()))
+    if "management" in found:
+        say(f"[yellow]edges and quarantines are not known:[/] {plain(found['management'])}")
+
+
+def _state(service: dict[str, Any]) -> str:
+    if service["ready"]:
+        return "[green]ready[/]"
+    awaited = ", ".join(item for items in service.get("awaiting", {}).values() for item in items)
+    return f"[red]not ready[/]  {plain(service.get('error') or f'awaiting {awaited}')}"
+
+
+def _edge(edge: dict[str, Any]) -> str:
+    state = "[yellow]behind[/]" if edge["behind"] else "[green]current[/]"
+    runs = f"release {edge['number']} of {plain(edge['ring'])}, {plain(edge['digest'][:12])}"
+    refused = edge["rejected"]
+    told = f"  [red]refused release {refused['number']}: {plain(refused['reason'])}[/]" if refused else ""
+    return f"edge {plain(edge['edge'])}  {runs}  {state}{told}"

@@ -1,0 +1,101 @@
+"""How a call's story is shown: a few labelled lines, then the rules' own text."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from tidegate_cli.explaining import Story
+from tidegate_cli.matching import Seen
+from tidegate_cli.output import DECISION_STYLES, plain, say
+
+LABEL_WIDTH = 11
+VALUE_CHARS_MAX = 2_000
+TIMES = ("policy", "upstream", "total")
+
+
+def show(story: Story) -> None:
+    call = story.requested
+    for label, value in [*_asked(call), *_decided(call), *_ending(story.ended, call.text("decision"))]:
+        _say(label, value)
+    for seen in story.findings:
+        told = f"{plain(seen.text('title'))}: {plain(seen.text('message'))}"
+        _say("finding", f"[red]{plain(seen.text('severity'))}[/] {told}")
+    for name, text in story.rules.items():
+        say(f"\n[bold]rule {plain(name)}[/] in bundle {plain(call.text('bundle')[:12])}\n[cyan]{plain(text)}[/]")
+
+
+def _say(label: str, value: str) -> None:
+    if value:
+        say(f"[dim]{label:>{LABEL_WIDTH}}[/]  {value}")
+
+
+def _decided(call: Seen) -> list[tuple[str, str]]:
+    inputs = call.fields.get("inputs") or {}
+    decision = call.text("decision")
+    style = DECISION_STYLES.get(decision, "white")
+    release = f"release {inputs.get('release', 0)}, bundle {plain(call.text('bundle')[:12])}"
+    return [
+        ("decision", f"[bold {style}]{plain(decision)}[/]  {plain(call.text('reason'))}"),
+        ("stage", f"{plain(call.text('stage') or 'policy')}  [dim]{release}[/]"),
+        ("rules", plain(", ".join(call.fields.get("rules", ())))),
+        ("told", plain(call.text("message"))),
+        ("found", _findings(call)),
+    ]
+
+
+def _asked(call: Seen) -> list[tuple[str, str]]:
+    sealed, inputs = call.sealed, call.fields.get("inputs") or {}
+    login = sealed.get("login") or sealed.get("subject") or ""
+    groups = ", ".join(inputs.get("groups", ()))
+    client = str(sealed.get("claimed_client", ""))
+    labels = plain(", ".join(call.fields.get("labels", ())))
+    named = f"  groups {plain(groups)}" if groups else ""
+    said = f"  [dim]says it is {plain(client)}[/]" if client else ""
+    return [
+        ("call", plain(call.text("call_id"))),
+        ("when", _when(call.time_us)),
+        ("who", f"{plain(login)}  [dim]{plain(call.text('subject_id'))}[/]{named}"),
+        ("agent", f"{plain(call.text('agent'))}{said}"),
+        ("session", plain(call.text("session_id"))),
+        ("tool", f"[cyan]{plain(call.text('server'))}__{plain(call.text('target'))}[/]  [dim]{labels}[/]"),
+        ("arguments", _captured(sealed.get("arguments"))),
+    ]
+
+
+def _ending(ended: Seen | None, decision: str) -> list[tuple[str, str]]:
+    if ended is None and decision != "allow":
+        return [("outcome", "not forwarded")]
+    if ended is None:
+        return [("outcome", "[yellow]unknown: no completion is recorded (yet)[/]")]
+    if ended.type.startswith("call.abandoned"):
+        return [("outcome", "[yellow]unknown: its edge ended before the answer was recorded[/]")]
+    outcome = ended.text("outcome")
+    times = ", ".join(f"{name} {int(ended.fields.get(f'{name}_us', 0)) / 1000:.2f} ms" for name in TIMES)
+    return [
+        ("outcome", f"[{'green' if outcome == 'ok' else 'yellow'}]{plain(outcome)}[/]  {times}"),
+        ("found", _findings(ended)),
+        ("result", _captured(ended.sealed.get("result"))),
+    ]
+
+
+def _findings(seen: Seen) -> str:
+    told = [
+        f"{found['rule']} ({found['severity']}) {found['count']}× in the {found['direction']}: {found['action']}"
+        for found in seen.fields.get("findings", ())
+    ]
+    return f"[magenta]{plain('; '.join(told))}[/]" if told else ""
+
+
+def _captured(value: Any) -> str:
+    if value is None:
+        return ""
+    text = msgspec.json.encode(value).decode()
+    cut = (
+        text if len(text) <= VALUE_CHARS_MAX else f"{text[:VALUE_CHARS_MAX]}… ({len(text)} characters; --json has all)"
+    )
+    return plain(cut)
+
+
+def _when(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6).astimezone().isoformat(timespec="milliseconds")

@@ -1,0 +1,126 @@
+"""One line of rich text per event, for `log tail`. Pure; an event of an unknown type is told by its name."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from tidegate_cli.matching import Seen
+from tidegate_cli.output import DECISION_STYLES, SEVERITY_STYLES, plain
+
+DECISION_WIDTH = 7
+
+
+def line_of(seen: Seen) -> str:
+    """`12:00:01.123  alice@example.com  claude-code  deny  git__git_log  rule … : reason`."""
+    when = datetime.fromtimestamp(seen.time_us / 1e6).strftime("%H:%M:%S.%f")[:-3]
+    tell = _TELLERS.get(seen.type.rpartition(".")[0], _any)
+    return f"[dim]{when}[/]  {tell(seen)}"
+
+
+def who(seen: Seen) -> str:
+    """The person where the event names one, else the pseudonym; and the agent."""
+    sealed = seen.sealed
+    name = sealed.get("login") or sealed.get("subject") or seen.text("subject_id")[:12]
+    return f"{plain(name)} [dim]with[/] {plain(seen.text('agent'))}"
+
+
+def tool_of(seen: Seen) -> str:
+    return f"[cyan]{plain(seen.text('server'))}__{plain(seen.text('target'))}[/]"
+
+
+def findings_of(seen: Seen) -> str:
+    """`masked 2 aws-access-key in result`, …"""
+    told = [
+        f"{found.get('action')} {found.get('count')}× {found.get('rule')} in {found.get('direction')}"
+        for found in seen.fields.get("findings", ())
+    ]
+    return f"  [magenta]{plain('; '.join(told))}[/]" if told else ""
+
+
+def _call(seen: Seen, word: str, style: str, *told: str) -> str:
+    """What every event of a call shows: a verdict, who, the tool, what is particular, the findings, the id."""
+    middle = "  ".join(part for part in told if part)
+    head = f"[{style}]{plain(word):{DECISION_WIDTH}}[/] {who(seen)}  {tool_of(seen)}"
+    return f"{head}  {middle}{findings_of(seen)}  [dim]{plain(seen.text('call_id'))}[/]"
+
+
+def _requested(seen: Seen) -> str:
+    decision = seen.text("decision")
+    rules = ", ".join(seen.fields.get("rules", ())) or seen.text("reason")
+    message = plain(seen.text("message")) if decision != "allow" else ""
+    return _call(seen, decision, DECISION_STYLES.get(decision, "white"), f"[dim]{plain(rules)}[/]", message)
+
+
+def _completed(seen: Seen) -> str:
+    outcome = seen.text("outcome")
+    took = f"[dim]{int(seen.fields.get('total_us', 0)) / 1000:.1f} ms[/]"
+    return _call(seen, outcome, "green" if outcome == "ok" else "yellow", took)
+
+
+def _abandoned(seen: Seen) -> str:
+    return _call(seen, "unknown", "yellow", "its edge ended before the answer was recorded")
+
+
+def _session(seen: Seen) -> str:
+    word = "opened" if "opened" in seen.type else f"closed ({plain(seen.text('cause'))})"
+    return f"session {word}  {who(seen)}  [dim]{plain(seen.text('session_id'))}[/]"
+
+
+def _refused(seen: Seen) -> str:
+    told = f"{plain(seen.text('method'))} HTTP {plain(seen.text('status'))}: {plain(seen.text('message'))}"
+    return f"[red]refused[/] {who(seen)}  {told}"
+
+
+def _finding(seen: Seen) -> str:
+    severity = seen.text("severity").lower()
+    style = SEVERITY_STYLES.get(severity, "white")
+    return f"[{style}]finding {plain(severity)}[/]  {plain(seen.text('title'))}: {plain(seen.text('message'))}"
+
+
+def _quarantine(seen: Seen) -> str:
+    if "lifted" in seen.type:
+        return f"quarantine lifted  [dim]{plain(seen.text('quarantine_id'))}[/] by {plain(seen.text('actor'))}"
+    what = f"{plain(seen.text('scope'))} {plain(seen.text('value'))}"
+    return f"[bold red]quarantine[/] of {what}: {plain(seen.text('reason'))}"
+
+
+def _bundle(seen: Seen) -> str:
+    word = seen.type.split(".")[1]
+    where = seen.text("edge") or seen.text("cause")
+    reason = f": {plain(seen.text('reason'))}" if seen.text("reason") else ""
+    which = f"release {plain(seen.text('number'))} of {plain(seen.text('ring'))}, {plain(seen.text('digest')[:12])}"
+    return f"bundle {plain(word)}  {which}  [dim]{plain(where)}[/]{reason}"
+
+
+def _tool(seen: Seen) -> str:
+    changed = "[bold yellow]changed[/]" if seen.text("previous") else "first seen"
+    word = "withdrawn" if "withdrawn" in seen.type else changed
+    name = f"[cyan]{plain(seen.text('server'))}__{plain(seen.text('tool'))}[/]"
+    return f"tool {word}  {name}  [dim]{plain(seen.text('digest')[:12])}[/]"
+
+
+def _server(seen: Seen) -> str:
+    labels = ", ".join(seen.fields.get("labels", ()))
+    return f"server {plain(seen.text('server'))} registered, {plain(seen.text('transport'))}  [dim]{plain(labels)}[/]"
+
+
+def _any(seen: Seen) -> str:
+    return f"{plain(seen.type)}  [dim]{plain(seen.text('id'))}[/]"
+
+
+_TELLERS: dict[str, Callable[[Seen], str]] = {
+    "call.requested": _requested,
+    "call.completed": _completed,
+    "call.abandoned": _abandoned,
+    "session.opened": _session,
+    "session.closed": _session,
+    "request.refused": _refused,
+    "finding.raised": _finding,
+    "quarantine.imposed": _quarantine,
+    "quarantine.lifted": _quarantine,
+    "bundle.released": _bundle,
+    "bundle.activated": _bundle,
+    "bundle.rejected": _bundle,
+    "tool.defined": _tool,
+    "tool.withdrawn": _tool,
+    "server.registered": _server,
+}
