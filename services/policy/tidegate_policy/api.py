@@ -1,0 +1,199 @@
+"""The management API, to be mounted under /api/v1. Every route needs an administrator's token."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.security import HTTPBearer
+
+from tidegate.errors import BundleFault
+from tidegate.events import BundleReleased
+from tidegate.limits import BUNDLE_BYTES_MAX
+from tidegate.policy.bundle import Bundle, bundle_of
+from tidegate_policy.access import Access
+from tidegate_policy.models import (
+    BundleContent,
+    BundleView,
+    EdgeView,
+    Impose,
+    Published,
+    QuarantineView,
+    ReleaseView,
+    RollBack,
+    bundle_content,
+    edge_view,
+    quarantine_view,
+    release_view,
+)
+from tidegate_policy.problems import REFUSALS, ApiFault, ProblemRoute, not_found, shown
+from tidegate_policy.publish import Publisher
+from tidegate_policy.quarantine import Warden
+from tidegate_policy.state import ControlPlane
+
+
+async def _actor(request: Request) -> str:
+    """The subject id of the administrator whom `Access` let in."""
+    return str(request.state.principal.subject_id)
+
+
+Actor = Annotated[str, Depends(_actor)]
+_BEARER = HTTPBearer(auto_error=False, description="A token for {public_url}/api/v1 of a member of an admin group")
+CANONICAL = "application/vnd.tidegate.bundle+json"
+_PAGE = Annotated[int, Query(ge=1, le=1_000, description="At most so many, newest first")]
+_BUNDLE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {"files": {"type": "object", "additionalProperties": {"type": "string"}}},
+                },
+                "example": {"files": {"manifest.json": "…", "policies/tools.cedar": "…"}},
+            },
+            CANONICAL: {"schema": {"type": "string", "format": "binary", "description": "A bundle's canonical bytes"}},
+        },
+    }
+}
+
+
+class _Files(msgspec.Struct, forbid_unknown_fields=True):
+    files: dict[str, str]
+
+
+def management_router(
+    access: Access,
+    state: ControlPlane,
+    publisher: Publisher,
+    warden: Warden,
+    require_ready: Callable[[], Awaitable[None]],
+    clock: Callable[[], int],
+) -> APIRouter:
+    """`require_ready` raises a fault while the state is not complete yet."""
+    router = APIRouter(
+        route_class=ProblemRoute,
+        responses=REFUSALS,
+        dependencies=[Depends(_BEARER), Depends(access), Depends(require_ready)],
+    )
+    _add_bundles(router, state, publisher)
+    _add_releases(router, state, publisher)
+    _add_quarantines(router, state, warden, clock)
+    return router
+
+
+def _add_bundles(router: APIRouter, state: ControlPlane, publisher: Publisher) -> None:
+    @router.post(
+        "/bundles",
+        status_code=201,
+        tags=["bundles"],
+        summary="Check, sign and release a bundle",
+        openapi_extra=_BUNDLE_BODY,
+    )
+    async def post_bundle(request: Request, response: Response, actor: Actor, ring: str = "main") -> Published:
+        """The files as JSON, or canonical bytes. 200 where the bundle rules the ring already, 201 for a new release."""
+        bundle = _read_bundle(await _body(request), request.headers.get("content-type", ""))
+        done = await publisher.publish(bundle, ring, actor)
+        response.status_code = 201 if done.created else 200
+        view = release_view(done.release, state.current(ring))
+        return Published(
+            **view.model_dump(), created=done.created, problems=[shown(problem) for problem in done.problems]
+        )
+
+    @router.get("/bundles", tags=["bundles"], summary="Every bundle that was released")
+    async def get_bundles(limit: _PAGE = 100) -> list[BundleView]:
+        return _bundles(state)[:limit]
+
+    @router.get(
+        "/bundles/{digest}",
+        tags=["bundles"],
+        summary="One bundle with its files",
+        responses=not_found("No such bundle"),
+    )
+    async def get_bundle(digest: str) -> BundleContent:
+        bundle = await publisher.bundle(digest)
+        return bundle_content(bundle, next(view for view in _bundles(state) if view.digest == digest))
+
+
+def _add_releases(router: APIRouter, state: ControlPlane, publisher: Publisher) -> None:
+    @router.post(
+        "/rollback",
+        status_code=201,
+        tags=["releases"],
+        summary="Release an earlier bundle again",
+        responses=not_found("No such release"),
+    )
+    async def post_rollback(actor: Actor, wanted: RollBack) -> ReleaseView:
+        release = await publisher.roll_back(wanted.ring, wanted.to, actor)
+        return release_view(release, state.current(wanted.ring))
+
+    @router.get("/releases", tags=["releases"], summary="Releases, newest first")
+    async def get_releases(ring: str = "", limit: _PAGE = 100) -> list[ReleaseView]:
+        return [release_view(release, state.current(release.ring)) for release in state.listed(ring)[:limit]]
+
+    @router.get("/edges", tags=["edges"], summary="Which edge runs which bundle since when")
+    async def get_edges() -> list[EdgeView]:
+        return [edge_view(state.edges[name], state.current(state.edges[name].ring)) for name in sorted(state.edges)]
+
+
+def _add_quarantines(router: APIRouter, state: ControlPlane, warden: Warden, clock: Callable[[], int]) -> None:
+    @router.get("/quarantines", tags=["quarantines"], summary="What is quarantined now, oldest first")
+    async def get_quarantines() -> list[QuarantineView]:
+        return [quarantine_view(event) for event in state.quarantines.current(clock())]
+
+    @router.post("/quarantines", status_code=201, tags=["quarantines"], summary="Have the edges refuse what matches")
+    async def post_quarantine(actor: Actor, wanted: Impose) -> QuarantineView:
+        if wanted.scope == "tool" and "/" not in wanted.value:
+            raise ApiFault(422, "request-malformed", "a tool is named 'server/tool', with the server's own name of it")
+        event = await warden.impose(wanted.scope, wanted.value, wanted.reason, wanted.ttl_s, actor)
+        return quarantine_view(event)
+
+    @router.delete(
+        "/quarantines/{quarantine_id}",
+        status_code=204,
+        tags=["quarantines"],
+        summary="End a quarantine",
+        responses=not_found("No such quarantine in force"),
+    )
+    async def delete_quarantine(
+        actor: Actor,
+        quarantine_id: str,
+        reason: Annotated[str, Query(max_length=500)] = "",
+    ) -> None:
+        await warden.lift(quarantine_id, reason, actor)
+
+
+def _bundles(state: ControlPlane) -> list[BundleView]:
+    """By the time of the latest release, newest first."""
+    by_digest: dict[str, list[BundleReleased]] = {}
+    for release in state.listed():
+        by_digest.setdefault(release.digest, []).append(release)
+    return [
+        BundleView(
+            digest=digest,
+            first_released_us=releases[-1].time_us,
+            releases=[release_view(release, state.current(release.ring)) for release in releases],
+        )
+        for digest, releases in by_digest.items()
+    ]
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body, bounded while it arrives."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > BUNDLE_BYTES_MAX:
+            raise ApiFault(413, "bundle-too-large", f"a bundle has at most {BUNDLE_BYTES_MAX} bytes")
+    return bytes(body)
+
+
+def _read_bundle(body: bytes, content_type: str) -> Bundle:
+    if content_type.partition(";")[0].strip().lower() == CANONICAL:
+        return Bundle.from_bytes(body)
+    try:
+        files = msgspec.json.decode(body, type=_Files).files
+        return bundle_of({path: text.encode() for path, text in files.items()})
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise BundleFault(f'the body is not {{"files": {{path: text}}}}: {error}') from error

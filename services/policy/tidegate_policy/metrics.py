@@ -1,0 +1,37 @@
+"""What the service measures, read when Prometheus asks; each metric declared once."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tidegate_policy.state import ControlPlane
+
+
+class PolicyCollector(Collector):
+    """Every metric of the policy service."""
+
+    def __init__(self, state: ControlPlane, clock: Callable[[], int]) -> None:
+        self._state = state
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state
+        releases = GaugeMetricFamily(
+            "tidegate_policy_release", "Number of the release that rules, by ring", labels=["ring"]
+        )
+        for ring in state.releases:
+            if (current := state.current(ring)) is not None:
+                releases.add_metric([ring], current.number)
+        yield releases
+        counts = Counter(
+            "current" if (now := state.current(edge.ring)) and now.number == edge.number else "behind"
+            for edge in state.edges.values()
+        )
+        edges = GaugeMetricFamily("tidegate_policy_edges", "Edges heard of, by what they run", labels=["runs"])
+        for runs in ("current", "behind"):
+            edges.add_metric([runs], counts[runs])
+        yield edges
+        in_force = len(state.quarantines.current(self._clock()))
+        yield GaugeMetricFamily("tidegate_policy_quarantines", "Quarantines in force", value=in_force)

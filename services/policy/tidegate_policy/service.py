@@ -1,0 +1,126 @@
+"""The service's life: fold the log, publish the configured bundle in local mode, answer, keep `control-state` true.
+
+Start: follow the histories → caught up → ready. Stop: the tasks end; everything that was answered is durable already.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from tidegate.errors import LogUnavailable
+from tidegate.ids import now_us
+from tidegate.lifecycle import background
+from tidegate.log.port import Delivered, EventLog
+from tidegate.policy.bundle import load_bundle
+from tidegate.policy.signing import open_signing_key
+from tidegate.settings import Settings
+from tidegate_policy.access import Access, Verifier
+from tidegate_policy.api import management_router
+from tidegate_policy.journal import Journal
+from tidegate_policy.publish import Publisher
+from tidegate_policy.quarantine import Warden
+from tidegate_policy.state import HISTORIES, ControlPlane
+
+TOPICS = (*HISTORIES, "control-state")
+ACTOR = "policy-service"
+_BATCH_MAX = 1_000
+_POLL_S = 0.5  # also how late an expired quarantine may leave `control-state`
+_RETRY_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class PolicyService:
+    """A running policy service. Mount `router` under /api/v1; edges trust `public_key` (base64)."""
+
+    state: ControlPlane
+    publisher: Publisher
+    warden: Warden
+    router: APIRouter
+    public_key: str
+    awaiting: Callable[[], set[str]]
+
+
+@contextlib.asynccontextmanager
+async def create_policy(
+    settings: Settings, log: EventLog, verifier: Verifier, clock: Callable[[], int] = now_us
+) -> AsyncIterator[PolicyService]:
+    """From start to stop. `log` is prepared, with Kafka under the writer id of `writer_id`.
+
+    In local mode it enters once the bundle of `settings.policy` rules, and raises BundleFault where that is broken.
+    """
+    key = open_signing_key(settings)
+    state = ControlPlane(settings.tenant)
+    journal = Journal(log, state, settings.edge.id or settings.tenant)
+    publisher = Publisher(state, journal, log, key, settings.region, clock)
+    warden = Warden(state, journal, settings.region, clock)
+    caught_up = asyncio.Event()
+
+    async def require_ready() -> None:
+        if not caught_up.is_set():
+            raise LogUnavailable("the service is still reading the log; try again in a moment", code="not-ready")
+
+    def awaiting() -> set[str]:
+        return set() if caught_up.is_set() else {"log"}
+
+    access = Access(settings, verifier)
+    router = management_router(access, state, publisher, warden, require_ready, clock)
+    service = PolicyService(state, publisher, warden, router, key.public, awaiting)
+    if (
+        settings.is_local and settings.policy
+    ):  # before any task runs, so that a broken bundle's fault surfaces as itself
+        await _fold(log, service, caught_up, until_caught_up=True)
+        await _publish_configured(settings, publisher)
+    async with background() as tasks:
+        tasks.start(_follow(log, service, caught_up), "policy: follow the log")
+        yield service
+
+
+def writer_id(settings: Settings) -> str:
+    """The name of the one writer that a tenant's control plane may have; the log fences an earlier holder of it."""
+    return f"policy-{settings.tenant}"
+
+
+async def _publish_configured(settings: Settings, publisher: Publisher) -> None:
+    bundle = await asyncio.to_thread(load_bundle, settings.path(settings.policy))
+    done = await publisher.publish(bundle, settings.edge.ring, ACTOR)
+    for problem in done.problems:
+        _log.warning("policy: %s", problem)
+    _log.info("bundle %.12s rules the ring '%s' as release %d", bundle.digest, done.release.ring, done.release.number)
+
+
+async def _follow(log: EventLog, service: PolicyService, caught_up: asyncio.Event) -> None:
+    """Fold until cancelled. A log that went away is awaited and read from its start: folding twice is folding once."""
+    while True:
+        try:
+            await _fold(log, service, caught_up)
+        except LogUnavailable as fault:
+            _log.warning("log: %s", fault.sentence)
+            await asyncio.sleep(_RETRY_S)
+
+
+async def _fold(
+    log: EventLog, service: PolicyService, caught_up: asyncio.Event, *, until_caught_up: bool = False
+) -> None:
+    subscription = await log.follow(TOPICS)
+    try:
+        while not (until_caught_up and caught_up.is_set()):
+            for record in await subscription.poll(_BATCH_MAX, 0 if until_caught_up else _POLL_S):
+                _apply(record, service)
+            if subscription.caught_up:
+                caught_up.set()
+                await service.warden.reconcile()
+    finally:
+        await subscription.close()
+
+
+def _apply(record: Delivered, service: PolicyService) -> None:
+    if record.topic in ("control", "control-state"):
+        service.warden.note(record)
+    if record.topic != "control-state" and record.value is not None:
+        service.state.apply(record.value)

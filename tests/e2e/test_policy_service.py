@@ -1,0 +1,451 @@
+"""The policy service over the local log, asked by real HTTP with real tokens, beside an edge's view of the same log."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from tidegate.chain import Chain, open_event
+from tidegate.errors import BundleFault, LogUnavailable
+from tidegate.events import BundleActivated, BundleRejected, QuarantineImposed
+from tidegate.ids import now_us, uuid7
+from tidegate.local_issuer import LocalIssuer, open_local_issuer
+from tidegate.log.port import Record
+from tidegate.log.sqlite import SqliteLog
+from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
+from tidegate.policy.control import Quarantines
+from tidegate.policy.release import Activation, PolicyState
+from tidegate.policy.signing import trusted_keys
+from tidegate.secrets import open_secrets
+from tidegate.serving import health_routes, open_server
+from tidegate.settings import Settings
+from tidegate_policy.service import writer_id
+from tidegate_policy.wiring import Opened, open_policy
+
+BANK = Path(__file__).parent.parent / "cases" / "bank"
+PROBLEM = "application/problem+json"
+
+
+def variant(name: str, **files: str) -> dict[str, str]:
+    """A small valid bundle's files."""
+    return {
+        "manifest.json": f'{{"v": 1, "name": "{name}"}}',
+        "policies/p.cedar": '@id("a") permit (principal, action, resource);',
+        **files,
+    }
+
+
+def digest_of(files: dict[str, str]) -> str:
+    return bundle_of({path: text.encode() for path, text in files.items()}).digest
+
+
+@dataclass
+class Onlooker:
+    """What an edge would fold: releases and quarantines, straight from the log."""
+
+    policy: PolicyState
+    quarantines: Quarantines = field(default_factory=Quarantines)
+    stored: set[str] = field(default_factory=set)
+    activations: list[Activation] = field(default_factory=list)
+
+    async def follow(self, log: SqliteLog) -> None:
+        subscription = await log.follow(("policy-state", "control-state"))
+        while True:
+            for record in await subscription.poll(100, 1.0):
+                if record.topic == "policy-state":
+                    outcome = self.policy.apply(record, now_us())
+                    if isinstance(outcome, Activation):
+                        self.activations.append(outcome)
+                elif record.value is None:
+                    self.stored.discard(record.key.decode().partition("|")[2])
+                    self.quarantines.drop(record.key.decode().partition("|")[2])
+                else:
+                    event = open_event(record.value)
+                    assert isinstance(event, QuarantineImposed)
+                    self.stored.add(event.quarantine_id)
+                    self.quarantines.apply(event)
+
+
+@dataclass
+class Running:
+    """A served policy service, its log, and a client with an administrator's token."""
+
+    settings: Settings
+    log: SqliteLog
+    opened: Opened
+    issuer: LocalIssuer
+    base: str
+    client: aiohttp.ClientSession
+    onlooker: Onlooker
+
+    def token(self, *groups: str, audience: str = "", user: str = "root@example.com") -> str:
+        audiences = [audience or f"{self.settings.url}/api/v1"]
+        return self.issuer.mint(user, "cli", groups or ("tidegate-admins",), 600, audiences, int(time.time()))
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, **more: Any
+    ) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {token if token is not None else self.token()}", **more.pop("headers", {})}
+        data = {"data": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
+        async with self.client.request(method, f"{self.base}{path}", headers=headers, **data, **more) as response:
+            text = await response.text()
+            if response.status >= 400:
+                assert response.content_type == PROBLEM, text
+            return response.status, msgspec.json.decode(text) if text else None
+
+
+def settings_for(root: Path, **more: Any) -> Settings:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    return msgspec.convert({"listen": listen, "root": str(root), "tenant": "acme", **more}, Settings)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    log = SqliteLog(settings.data_dir / "log.db")
+    await log.prepare()
+    registry = CollectorRegistry()
+    try:
+        async with open_policy(settings, log, open_secrets(settings), registry) as opened:
+            app = FastAPI()
+            app.include_router(health_routes({"policy": opened.awaiting}, registry))
+            app.include_router(opened.routes)
+            server = open_server(app, settings.listen, settings.limits)
+            server.install_signal_handlers = lambda: None  # type: ignore[attr-defined, method-assign]
+            serving = asyncio.create_task(server.serve())
+            onlooker = Onlooker(PolicyState("acme", "main", trusted_keys([opened.public_key])))
+            watching = asyncio.create_task(onlooker.follow(log))
+            async with aiohttp.ClientSession() as client:
+                base = f"http://{settings.listen}"
+                await until(lambda: _ready(client, base))
+                yield Running(settings, log, opened, open_local_issuer(settings), base, client, onlooker)
+            watching.cancel()
+            server.should_exit = True
+            await serving
+    finally:
+        await log.close()
+
+
+async def _ready(client: aiohttp.ClientSession, base: str) -> bool:
+    try:
+        async with client.get(f"{base}/readyz") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+async def until(fact: Callable[[], Awaitable[bool]] | Callable[[], bool], deadline_s: float = 10.0) -> None:
+    """Wait for a fact."""
+    end = time.monotonic() + deadline_s
+    while True:
+        found = fact()
+        if isinstance(found, bool):
+            if found:
+                return
+        elif await found:
+            return
+        assert time.monotonic() < end, "the awaited fact did not come"
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(settings_for(tmp_path)) as served:
+        yield served
+
+
+async def test_a_published_bundle_is_checked_signed_released_and_obeyed(service: Running) -> None:
+    bundle = load_bundle(BANK)
+    files = {path: content.decode() for path, content in bundle.files.items()}
+    status, release = await service.ask("POST", "/api/v1/bundles", {"files": files})
+    assert status == 201
+    assert (release["number"], release["digest"], release["cause"], release["current"]) == (
+        1,
+        bundle.digest,
+        "published",
+        True,
+    )
+    assert "root@example.com" not in str(release)
+    await until(lambda: len(service.onlooker.activations) == 1)
+    assert service.onlooker.activations[0].bundle == bundle
+
+    status, again = await service.ask(
+        "POST", "/api/v1/bundles", bundle.canonical, headers={"Content-Type": "application/vnd.tidegate.bundle+json"}
+    )
+    assert (status, again["number"], again["created"]) == (200, 1, False)
+
+    status, listed = await service.ask("GET", "/api/v1/bundles")
+    assert [view["digest"] for view in listed] == [bundle.digest]
+    status, content = await service.ask("GET", f"/api/v1/bundles/{bundle.digest}")
+    assert content["files"] == files
+
+
+async def test_a_broken_bundle_is_refused_with_its_problems_and_the_old_one_rules_on(service: Running) -> None:
+    await service.ask("POST", "/api/v1/bundles", {"files": variant("good")})
+    broken = variant("broken", **{"policies/p.cedar": 'permit (principal, action, resource);\n@id("x") permit ('})
+    status, problem = await service.ask("POST", "/api/v1/bundles", {"files": broken})
+    assert (status, problem["status"], problem["code"]) == (422, 422, "bad-bundle")
+    assert problem["problems"][0]["path"] == "policies/p.cedar"
+    failing = variant("failing", **{"cases.yaml": "- {note: n, user: u, server: s, tool: t, expect: deny}"})
+    status, problem = await service.ask("POST", "/api/v1/bundles", {"files": failing})
+    assert (status, problem["problems"][0]["line"]) == (422, 1)
+    status, releases = await service.ask("GET", "/api/v1/releases")
+    assert [release["digest"] for release in releases] == [digest_of(variant("good"))]
+
+
+async def test_rolling_back_is_a_new_release_of_an_old_bundle(service: Running) -> None:
+    for name in ("one", "two", "three"):
+        await service.ask("POST", "/api/v1/bundles", {"files": variant(name)})
+    status, release = await service.ask("POST", "/api/v1/rollback", {"to": 1})
+    assert (status, release["number"], release["cause"]) == (201, 4, "rolled-back")
+    assert release["digest"] == digest_of(variant("one"))
+    assert release["previous"] == digest_of(variant("three"))
+    status, release = await service.ask("POST", "/api/v1/rollback", {"ring": "main", "to": digest_of(variant("two"))})
+    assert (status, release["number"]) == (201, 5)
+    await until(lambda: len(service.onlooker.activations) == 5)
+    assert [activation.release.number for activation in service.onlooker.activations] == [1, 2, 3, 4, 5]
+    status, problem = await service.ask("POST", "/api/v1/rollback", {"to": 2})
+    assert (status, problem["code"]) == (409, "already-current")
+    status, problem = await service.ask("POST", "/api/v1/rollback", {"to": 99})
+    assert (status, problem["code"]) == (404, "release-unknown")
+
+
+async def test_rings_are_released_apart(service: Running) -> None:
+    await service.ask("POST", "/api/v1/bundles", {"files": variant("one")})
+    await service.ask("POST", "/api/v1/bundles?ring=canary", {"files": variant("two")})
+    _, releases = await service.ask("GET", "/api/v1/releases?ring=canary")
+    assert [(release["ring"], release["number"]) for release in releases] == [("canary", 1)]
+    status, problem = await service.ask("POST", "/api/v1/bundles?ring=No|Ring", {"files": variant("one")})
+    assert (status, problem["code"]) == (422, "ring-malformed")
+
+
+async def test_concurrent_publishers_get_numbers_of_their_own(service: Running) -> None:
+    answers = await asyncio.gather(
+        *[service.ask("POST", "/api/v1/bundles", {"files": variant(f"v{number}")}) for number in range(8)]
+    )
+    assert sorted(release["number"] for _, release in answers) == list(range(1, 9))
+    await until(
+        lambda: service.onlooker.policy.ruling is not None and service.onlooker.policy.ruling.release.number == 8
+    )
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "code"),
+    [
+        ("", 401, "token-missing"),
+        ("nonsense", 401, "token-malformed"),
+        ("wrong-audience", 401, "token-audience-wrong"),
+        ("wrong-group", 403, "not-an-administrator"),
+    ],
+)
+async def test_only_an_administrator_with_a_token_for_this_api_may_ask(
+    service: Running, token: str, status: int, code: str
+) -> None:
+    tokens = {
+        "wrong-audience": service.token(audience=f"{service.settings.url}/mcp"),
+        "wrong-group": service.token("eng"),
+    }
+    for method, path in (
+        ("GET", "/api/v1/bundles"),
+        ("POST", "/api/v1/bundles"),
+        ("GET", "/api/v1/bundles/x"),
+        ("POST", "/api/v1/rollback"),
+        ("GET", "/api/v1/releases"),
+        ("GET", "/api/v1/edges"),
+        ("GET", "/api/v1/quarantines"),
+        ("POST", "/api/v1/quarantines"),
+        ("DELETE", "/api/v1/quarantines/x"),
+    ):
+        found, problem = await service.ask(
+            method, path, {} if method == "POST" else None, token=tokens.get(token, token)
+        )
+        assert (found, problem["code"]) == (status, code)
+
+
+async def test_malformed_requests_get_a_sentence(service: Running) -> None:
+    for method, path, body, code in (
+        ("POST", "/api/v1/bundles", b"\xff", "bad-bundle"),
+        ("POST", "/api/v1/bundles", {"files": {"../x": ""}}, "bad-bundle"),
+        ("POST", "/api/v1/rollback", {"too": 1}, "request-malformed"),
+        ("POST", "/api/v1/quarantines", {"scope": "planet", "value": "x", "reason": "y"}, "request-malformed"),
+        ("POST", "/api/v1/quarantines", {"scope": "tool", "value": "read", "reason": "y"}, "request-malformed"),
+        ("GET", "/api/v1/releases?limit=0", None, "request-malformed"),
+    ):
+        status, problem = await service.ask(method, path, body)
+        assert (status, problem["code"]) == (422, code)
+        assert problem["detail"]
+
+
+async def test_a_quarantine_reaches_the_edges_and_ends_when_lifted_or_expired(service: Running) -> None:
+    wanted = {"scope": "session", "value": "s1", "reason": "Suspicious reading.", "ttl_s": 0}
+    status, made = await service.ask("POST", "/api/v1/quarantines", wanted)
+    assert status == 201
+    await until(lambda: service.onlooker.quarantines.match("s1", "", "", "", "", now_us()) is not None)
+    await service.ask("POST", "/api/v1/quarantines", {**wanted, "value": "s2", "ttl_s": 0.05})
+    status, listed = await service.ask("GET", "/api/v1/quarantines")
+    assert made["quarantine_id"] in [view["quarantine_id"] for view in listed]
+    await until(lambda: service.onlooker.stored == {made["quarantine_id"]})  # the short one has gone from control-state
+    status, _ = await service.ask("DELETE", f"/api/v1/quarantines/{made['quarantine_id']}?reason=cleared")
+    assert status == 204
+    await until(lambda: service.onlooker.stored == set())
+    status, listed = await service.ask("GET", "/api/v1/quarantines")
+    assert listed == []
+    status, problem = await service.ask("DELETE", f"/api/v1/quarantines/{made['quarantine_id']}")
+    assert (status, problem["code"]) == (404, "quarantine-unknown")
+
+
+async def test_a_quarantine_that_only_the_history_holds_is_brought_to_the_edges(service: Running) -> None:
+    event = QuarantineImposed(
+        id=uuid7(),
+        time_us=now_us(),
+        tenant="acme",
+        region="local",
+        quarantine_id="from-detector",
+        scope="subject",
+        value="u1",
+        reason="Text left a sensitive server.",
+        actor="detector",
+    )
+    await service.log.append([Chain("detector.1").seal(event)])
+    await until(lambda: "from-detector" in service.onlooker.stored)
+    _, listed = await service.ask("GET", "/api/v1/quarantines")
+    assert [view["quarantine_id"] for view in listed] == ["from-detector"]
+
+
+async def test_the_status_of_edges_says_who_runs_what_since_when(service: Running) -> None:
+    for name in ("one", "two"):
+        await service.ask("POST", "/api/v1/bundles", {"files": variant(name)})
+    digests = [digest_of(variant("one")), digest_of(variant("two"))]
+    chain = Chain("edge-1.1")
+
+    def activated(edge: str, number: int, at_us: int) -> Record:
+        common: dict[str, Any] = {"id": uuid7(), "time_us": at_us, "tenant": "acme", "region": "local"}
+        return chain.seal(BundleActivated(**common, edge=edge, ring="main", number=number, digest=digests[number - 1]))
+
+    rejected = BundleRejected(
+        id=uuid7(),
+        time_us=9,
+        tenant="acme",
+        region="local",
+        edge="e1",
+        ring="main",
+        number=2,
+        digest=digests[1],
+        reason="bad-bundle",
+    )
+    foreign = BundleActivated(
+        id=uuid7(), time_us=9, tenant="evil", region="local", edge="e9", ring="main", number=2, digest=""
+    )
+    await service.log.append(
+        [activated("e1", 1, 5), activated("e1", 1, 7), chain.seal(rejected), activated("e2", 2, 8), chain.seal(foreign)]
+    )
+    await until(lambda: set(service.opened.service.state.edges) == {"e1", "e2"})
+    _, edges = await service.ask("GET", "/api/v1/edges")
+    assert [(edge["edge"], edge["number"], edge["since_us"], edge["behind"]) for edge in edges] == [
+        ("e1", 1, 5, True),
+        ("e2", 2, 8, False),
+    ]
+    assert edges[0]["rejected"] == {"number": 2, "digest": digests[1], "reason": "bad-bundle", "at_us": 9}
+    assert edges[1]["rejected"] is None
+
+
+async def test_a_restarted_service_continues_from_the_log_alone(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    async with running(settings) as first:
+        for name in ("one", "two"):
+            await first.ask("POST", "/api/v1/bundles", {"files": variant(name)})
+        await first.ask("POST", "/api/v1/quarantines", {"scope": "agent", "value": "rogue", "reason": "r"})
+    async with running(settings_for(tmp_path)) as second:
+        _, releases = await second.ask("GET", "/api/v1/releases")
+        assert [release["number"] for release in releases] == [2, 1]
+        _, release = await second.ask("POST", "/api/v1/rollback", {"to": 1})
+        assert release["number"] == 3
+        _, listed = await second.ask("GET", "/api/v1/quarantines")
+        assert [view["value"] for view in listed] == ["rogue"]
+        await until(
+            lambda: second.onlooker.policy.ruling is not None and second.onlooker.policy.ruling.release.number == 3
+        )
+
+
+async def test_local_mode_publishes_the_configured_bundle_once_and_again_when_it_changed(tmp_path: Path) -> None:
+    directory = tmp_path / "policy"
+    write(directory, variant("one"))
+    for _ in range(2):
+        async with running(settings_for(tmp_path, policy="policy")) as served:
+            _, releases = await served.ask("GET", "/api/v1/releases")
+            assert [(release["number"], release["actor"]) for release in releases] == [(1, "policy-service")]
+    write(directory, variant("two"))
+    async with running(settings_for(tmp_path, policy="policy")) as served:
+        _, releases = await served.ask("GET", "/api/v1/releases")
+        assert [release["number"] for release in releases] == [2, 1]
+    write(directory, variant("broken", **{"policies/p.cedar": "permit"}))
+    with pytest.raises(BundleFault, match=r"policies/p\.cedar:1"):
+        async with running(settings_for(tmp_path, policy="policy")):
+            pytest.fail("a broken bundle must not start")
+
+
+async def test_a_release_whose_append_failed_never_shares_its_number(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.ask("POST", "/api/v1/bundles", {"files": variant("one")})
+    append = service.log.append
+
+    async def stored_but_not_told(records: list[Record]) -> None:
+        await append(records)
+        raise LogUnavailable("the acknowledgement was lost")
+
+    monkeypatch.setattr(service.log, "append", stored_but_not_told)
+    status, problem = await service.ask("POST", "/api/v1/bundles", {"files": variant("two")})
+    assert (status, problem["code"]) == (503, "log-unavailable")
+    monkeypatch.undo()
+    status, release = await service.ask("POST", "/api/v1/bundles", {"files": variant("three")})
+    assert (status, release["number"]) == (201, 3)
+    await until(
+        lambda: service.onlooker.policy.ruling is not None and service.onlooker.policy.ruling.release.number == 3
+    )
+    await until(lambda: 2 in service.opened.service.state.releases["main"])
+    writers = set()
+    subscription = await service.log.follow(("policy",))
+    while not subscription.caught_up or not writers:
+        writers |= {open_event(record.value or b"").writer for record in await subscription.poll(100, 0.2)}
+    assert len(writers) == 2  # after the uncertain append a new chain began
+
+
+async def test_health_metrics_keys_and_the_openapi_document_need_no_token(service: Running) -> None:
+    await service.ask("POST", "/api/v1/bundles", {"files": variant("one")})
+    async with service.client.get(f"{service.base}/metrics") as response:
+        assert 'tidegate_policy_release{ring="main"} 1.0' in await response.text()
+    async with service.client.get(f"{service.base}/.well-known/jwks.json") as response:
+        assert (await response.json())["keys"][0]["kty"] == "RSA"
+    async with service.client.get(f"{service.base}/openapi.json") as response:
+        document = await response.json()
+    assert set(document["paths"]["/api/v1/bundles"]) == {"get", "post"}
+    assert "401" in document["paths"]["/api/v1/edges"]["get"]["responses"]
+    assert document["paths"]["/api/v1/edges"]["get"]["security"]
+
+
+async def test_the_signing_key_is_private_and_its_bundles_are_canonical(service: Running) -> None:
+    await service.ask("POST", "/api/v1/bundles", {"files": variant("one")})
+    path = service.settings.data_dir / "keys" / "bundle.pem"
+    assert path.stat().st_mode & 0o077 == 0
+    await until(lambda: len(service.onlooker.activations) == 1)
+    canonical = service.onlooker.activations[0].bundle.canonical
+    assert Bundle.from_bytes(canonical).digest == digest_of(variant("one"))
+    assert writer_id(service.settings) == "policy-acme"
+
+
+def write(directory: Path, files: dict[str, str]) -> None:
+    for path, text in files.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(text)
