@@ -102,14 +102,17 @@ async def create_audit_consumer(
         analytics = await _open_analytics(settings, stack)
         parts = await _assemble(log, analytics, clock, registry, bounds or Bounds(), stack)
         consumer = AuditConsumer(settings, parts)
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        task = group.create_task(consumer.run(), name="audit-consumer")
         try:
-            yield consumer
-        finally:
-            consumer.stop()
-            await asyncio.wait([task], timeout=settings.limits.drain_timeout_s)
-            task.cancel()
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(consumer.run(), name="audit-consumer")
+                try:
+                    yield consumer
+                finally:
+                    consumer.stop()
+                    await asyncio.wait([task], timeout=settings.limits.drain_timeout_s)
+                    task.cancel()
+        except BaseExceptionGroup as faults:
+            raise faults.exceptions[0] if len(faults.exceptions) == 1 else faults from None
 
 
 async def _open_analytics(settings: Settings, stack: AsyncExitStack) -> Analytics:

@@ -1,0 +1,72 @@
+"""docs/columns.md, written from the comments in the database itself.
+
+`python -m tidegate_audit_consumer.columns > docs/columns.md` writes it; a test compares.
+"""
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from tidegate.analytics.clickhouse import open_embedded
+from tidegate.analytics.port import Analytics
+from tidegate_audit_consumer.migrate import migrate
+
+VIEWS = {
+    "calls": "One row per call. Query this view; it is exact at any time, also while events are delivered again.",
+    "events": "Every event, one row each, with the bytes as they were stored.",
+    "findings": "The detector's conclusions, one row each.",
+}
+TABLES = {
+    "calls_raw": "Under `calls`: parts of a call, not yet put together. Do not count here.",
+    "events_raw": "Under `events`. Do not count here.",
+    "findings_raw": "Under `findings`. Do not count here.",
+    "parameters": "What the views need to know of the configuration.",
+    "migrations": "Which migrations made this database.",
+}
+
+HEADER = """# Columns of the database `tidegate`
+
+Written from the database's own comments by `python -m tidegate_audit_consumer.columns`. Times are UTC with
+microseconds; durations are microseconds, sizes bytes. What can identify a person is in the columns marked "Personal" and
+in `raw`, which holds whole events; nowhere else.
+"""
+
+
+async def describe(analytics: Analytics) -> str:
+    """The page. The database must be migrated."""
+    parts = [HEADER, "## To query\n"]
+    for table, words in VIEWS.items():
+        parts.append(await _section(analytics, table, words))
+    parts.append("## Underneath\n")
+    for table, words in TABLES.items():
+        parts.append(await _section(analytics, table, words))
+    return "\n".join(parts)
+
+
+async def _section(analytics: Analytics, table: str, words: str) -> str:
+    answer = await analytics.query(
+        "SELECT name, type, comment FROM system.columns WHERE database = 'tidegate' AND table = {table:String} "
+        "ORDER BY position",
+        {"table": table},
+    )
+    rows = [f"| `{name}` | {_cell(kind)} | {_cell(comment)} |" for name, kind, comment in answer.rows]
+    return "\n".join([f"### {table}\n", words, "", "| column | type | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+async def _main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        analytics = open_embedded(Path(directory))
+        try:
+            await migrate(analytics)
+            sys.stdout.write(await describe(analytics))
+        finally:
+            await analytics.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
