@@ -6,7 +6,7 @@ the epoch. Personal fields live in `sealed` alone. Counterpart: `chain.py` adds 
 encoding.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -278,9 +278,14 @@ def type_of(event: Event | type[Event]) -> str:
     return str(event.__struct_config__.tag)
 
 
-def topic_of(event: Event | type[Event]) -> str:
+def topic_of(event: Event) -> str:
     """The topic (without prefix) that this event belongs to."""
-    return TOPIC_OF[type_of(event).split(".", 1)[0]]
+    return _TOPICS[type(event)]
+
+
+_TOPICS: dict[type[Event], str] = {
+    kind: TOPIC_OF[type_of(kind).split(".", 1)[0]] for kind in get_args(AnyEvent)
+}
 
 
 def key_of(event: AnyEvent) -> bytes:

@@ -3,12 +3,17 @@
 import hashlib
 import hmac
 import os
+import random
 import time
 from typing import NewType
 
 Tenant = NewType("Tenant", str)
 SubjectId = NewType("SubjectId", str)
 CallId = NewType("CallId", str)
+
+
+_random = random.Random(os.urandom(32))  # noqa: S311  (ids must be unique, not secret; a system call each would cost more)
+os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(32)))
 
 
 def now_us() -> int:
@@ -20,9 +25,14 @@ def uuid7(time_us: int | None = None) -> str:
     """A UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, 12 bits of sub-millisecond time (method 3), 62 random bits."""
     at_us = now_us() if time_us is None else time_us
     millis, micros = divmod(at_us, 1000)
-    tail = int.from_bytes(os.urandom(8), "big") & 0x3FFFFFFFFFFFFFFF | 0x8000000000000000
-    text = f"{(millis & 0xFFFFFFFFFFFF) << 16 | 0x7000 | (micros * 4096 // 1000):016x}{tail:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    random_bits = _random.getrandbits(62)
+    return "%08x-%04x-%04x-%04x-%012x" % (
+        millis >> 16 & 0xFFFFFFFF,
+        millis & 0xFFFF,
+        0x7000 | micros * 4096 // 1000,
+        0x8000 | random_bits >> 48,
+        random_bits & 0xFFFFFFFFFFFF,
+    )
 
 
 def subject_id(pepper: bytes, issuer: str, subject: str) -> SubjectId:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from mcp.shared.inbound import (
     ERROR_CODE_HTTP_STATUS,
+    NAME_BEARING_METHODS,
     InboundLadderRejection,
     classify_inbound_request,
 )
@@ -17,8 +18,8 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSI
 from tidegate.limits import BATCH_MEMBERS_MAX
 from tidegate_edge import messages, strict_json
 from tidegate_edge.messages import (
+    CLIENT_CAPABILITIES_META,
     CLIENT_INFO_META,
-    HEADER_MISMATCH,
     INVALID_REQUEST,
     PARSE_ERROR,
     PROTOCOL_VERSION_META,
@@ -43,7 +44,11 @@ SINGLE_HEADERS: Final = frozenset(
         b"mcp-name",
     }
 )
-_NAMED_METHODS: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+_ROUTING_HEADERS: Final = (
+    ("mcp-protocol-version", b"mcp-protocol-version"),
+    ("mcp-method", b"mcp-method"),
+    ("mcp-name", b"mcp-name"),
+)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -146,25 +151,37 @@ def _modern(
         return Reply(
             202
         )  # the core protocol defines no client notification on this wire: acknowledged, nothing to act on
-    routing = {
-        name: headers[key].decode("latin-1")
-        for name, key in (
-            ("mcp-protocol-version", b"mcp-protocol-version"),
-            ("mcp-method", b"mcp-method"),
-            ("mcp-name", b"mcp-name"),
+    if not _is_plainly_modern(value, params, headers):
+        routing = {name: headers[key].decode("latin-1") for name, key in _ROUTING_HEADERS if key in headers}
+        route = classify_inbound_request(value, headers=routing)
+        if isinstance(route, InboundLadderRejection):
+            status = ERROR_CODE_HTTP_STATUS.get(route.code, 400)
+            return refuse(status, route.code, route.message, request_id, route.data)
+    meta = params["_meta"]
+    version, client_info = meta[PROTOCOL_VERSION_META], meta.get(CLIENT_INFO_META)
+    return Request(value["method"], request_id, params, _raw_params(body), True, version, "", client_info)
+
+
+def _is_plainly_modern(value: dict[str, Any], params: dict[str, Any], headers: dict[bytes, bytes]) -> bool:
+    """True where every rung of the ladder holds by plain equality; anything less plain is for the ladder to judge."""
+    meta = params.get("_meta")
+    method = value["method"]
+    named = NAME_BEARING_METHODS.get(method)
+    try:
+        return (
+            type(meta) is dict
+            and meta[PROTOCOL_VERSION_META] in MODERN_VERSIONS
+            and CLIENT_CAPABILITIES_META in meta
+            and headers[b"mcp-protocol-version"] == meta[PROTOCOL_VERSION_META].encode()
+            and headers[b"mcp-method"] == method.encode()
+            and (named is None or _is_plain_name(headers[b"mcp-name"], params[named]))
         )
-        if key in headers
-    }
-    route = classify_inbound_request(value, headers=routing)
-    if isinstance(route, InboundLadderRejection):
-        status = ERROR_CODE_HTTP_STATUS.get(route.code, 400)
-        return refuse(status, route.code, route.message, request_id, route.data)
-    named = _NAMED_METHODS.get(value["method"])
-    if named is not None and b"mcp-name" not in headers and params.get(named) is not None:
-        return refuse(400, HEADER_MISMATCH, "mcp-name header is missing", request_id)
-    return Request(
-        value["method"], request_id, params, _raw_params(body), True, route.protocol_version, "", route.client_info
-    )
+    except (KeyError, TypeError, UnicodeEncodeError):
+        return False
+
+
+def _is_plain_name(header: bytes, name: Any) -> bool:
+    return type(name) is str and header == name.encode("ascii") and not header.startswith(b"=?")
 
 
 def _legacy(

@@ -56,6 +56,7 @@ class Ongoing:
         "fingerprints",
         "forwarded_us",
         "hidden",
+        "members",
         "message",
         "policy_us",
         "principal",
@@ -93,6 +94,7 @@ class Ongoing:
         self.terms = terms
         self.session_id = ""
         self.protocol_session = ""
+        self.members: dict[str, msgspec.Raw] = {}  # of the params, byte for byte
         self.arguments = EMPTY_OBJECT  # as they will be forwarded
         self.arguments_captured = EMPTY_OBJECT  # without what the inspection found
         self.hidden = False  # the principal may not know that the tool exists

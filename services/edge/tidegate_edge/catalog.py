@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
-from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
+from mcp.shared.inbound import encode_header_value, find_invalid_x_mcp_header, x_mcp_header_map
 
 from tidegate_edge.messages import decode_fields, encode
 
@@ -27,6 +27,8 @@ class Tool(msgspec.Struct, frozen=True):
     digest: str
     labels: tuple[str, ...]
     fields: dict[str, msgspec.Raw]
+    raw_name: msgspec.Raw = msgspec.Raw(b"null")  # `name` as JSON
+    routing_name: str = ""  # `name` as Mcp-Name carries it
     input_schema: Any = None  # decoded; kept only where it asks for Mcp-Param-* headers
     param_headers: dict[tuple[str, ...], str] = {}  # argument path → header token, from `x-mcp-header`
 
@@ -98,7 +100,16 @@ def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], o
     headers = x_mcp_header_map(schema) if isinstance(schema, dict) else {}
     digest = hashlib.sha256(canonical).hexdigest()
     return Tool(
-        server, name, exposed_name(server, name), digest, all_labels, fields, schema if headers else None, headers
+        server=server,
+        name=name,
+        exposed=exposed_name(server, name),
+        digest=digest,
+        labels=all_labels,
+        fields=fields,
+        raw_name=msgspec.Raw(encode(name)),
+        routing_name=encode_header_value(name),
+        input_schema=schema if headers else None,
+        param_headers=headers,
     )
 
 

@@ -20,6 +20,7 @@ from tidegate_edge.edge import Edge
 from tidegate_edge.http_front import Exchange
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply
 
+BEARER: Final = b"Bearer "
 ALLOW: Final = b"allow: POST, DELETE\r\n"
 
 
@@ -28,6 +29,7 @@ class Desk:
 
     def __init__(self, edge: Edge, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
         self._edge = edge
+        self._servers = {b"/mcp": "", **{f"/mcp/{name}".encode(): name for name in edge.upstreams}}
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
         self._origins = frozenset(origin.encode() for origin in allowed_origins)
 
@@ -39,15 +41,16 @@ class Desk:
             return refuse(503, INTERNAL_ERROR, fault.sentence, data={"reason": fault.code})
 
     async def _serve(self, exchange: Exchange) -> Reply:
-        headers = {name: value.strip(b" \t") for name, value in exchange.headers.items()}
+        headers = exchange.headers
         if (wrong := self._wrong_address(headers)) is not None:
             return wrong
-        server = self._server_of(exchange.path)
-        if server is None:
+        server = self._servers.get(exchange.path)
+        if server is None and (server := self._server_of(exchange.path)) is None:
             return refuse(
                 404, INVALID_REQUEST, "no such MCP endpoint; use /mcp, or /mcp/{server} with a configured server"
             )
-        principal = await self._identify(headers, server)
+        token = headers.get(b"authorization", b"")[len(BEARER) :]
+        principal = self._edge.verifier.verify_cached(token, now_us()) or await self._identify(headers, server)
         if isinstance(principal, Reply):
             return principal
         if exchange.method == b"POST":
@@ -65,7 +68,8 @@ class Desk:
 
     def _wrong_address(self, headers: dict[bytes, bytes]) -> Reply | None:
         """Foreign Host or Origin: DNS rebinding (2025-11-25 and 2026-07-28 transports, Security)."""
-        if headers.get(b"host", b"").lower() not in self._hosts:
+        host = headers.get(b"host", b"")
+        if host not in self._hosts and host.lower() not in self._hosts:
             return refuse(
                 421, INVALID_REQUEST, "this Host is not served here; add it to allowed_hosts or set public_url"
             )
@@ -75,7 +79,7 @@ class Desk:
         return None
 
     def _server_of(self, path: bytes) -> str | None:
-        """The server of /mcp/{server}; "" for /mcp; None for anything else."""
+        """The server of a path that is not written plainly (a query, an escape, a slash at the end); None: no such."""
         parts = unquote(path.partition(b"?")[0].decode("latin-1")).rstrip("/").split("/")
         if parts == ["", "mcp"]:
             return ""
@@ -83,12 +87,9 @@ class Desk:
 
     async def _identify(self, headers: dict[bytes, bytes], server: str) -> Principal | Reply:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        token = token.strip(b" \t")
         if scheme.lower() != b"bearer" or not token:
             return self._challenge(None, server)
-        principal = self._edge.verifier.verify_cached(token, now_us()) or await self._edge.verifier.verify(
-            token.decode("latin-1")
-        )
+        principal = await self._edge.verifier.verify(token.strip(b" \t").decode("latin-1"))
         return self._challenge(principal, server) if isinstance(principal, Refused) else principal
 
     def _challenge(self, refused: Refused | None, server: str) -> Reply:
@@ -101,7 +102,7 @@ class Desk:
         return msgspec.structs.replace(reply, headers=f"www-authenticate: {value}\r\n".encode("latin-1", "replace"))
 
     async def _post(self, exchange: Exchange, headers: dict[bytes, bytes], principal: Principal, server: str) -> Reply:
-        accepted = accept(headers, bytes(exchange.body))
+        accepted = accept(headers, exchange.body)
         if isinstance(accepted, Request):
             exchange.cancel_on_disconnect = accepted.modern
             reply = await methods.serve(self._edge, principal, server, accepted)

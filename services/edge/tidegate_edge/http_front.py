@@ -21,13 +21,14 @@ from tidegate_edge.messages import INVALID_REQUEST, Reply, error_body
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OK_JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
 _MCP_PATHS: Final = (b"/mcp/", b"/mcp?")
+_OWS: Final = (b" ", b"\t")
 
 
 class Exchange:
     """One request to the MCP path and its reply. To uvicorn it looks like a RequestResponseCycle."""
 
     __slots__ = (
-        "body",
+        "body_bytes",
         "cancel_on_disconnect",
         "client",
         "disconnected",
@@ -37,6 +38,7 @@ class Exchange:
         "message_event",
         "method",
         "more_body",
+        "parts",
         "path",
         "protocol",
         "response_complete",
@@ -50,7 +52,8 @@ class Exchange:
         self.path = path
         self.keep_alive = keep_alive
         self.headers: dict[bytes, bytes] = {}
-        self.body = bytearray()
+        self.parts: list[bytes] = []
+        self.body_bytes = 0
         self.more_body = True
         self.disconnected = False
         self.response_complete = False
@@ -60,6 +63,10 @@ class Exchange:
         self.client = protocol.client
         self.started_s = 0.0
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def body(self) -> bytes:
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
 
     async def run_asgi(self, _app: object) -> None:
         """Named for uvicorn, which starts a queued exchange by this."""
@@ -131,18 +138,24 @@ class McpProtocol(HttpToolsProtocol):
         self._began_s = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count_header(len(url))
+        self.url += url
+        self._header_bytes += len(url)
+        if self._header_bytes > HEADERS_BYTES_MAX:
+            self._refuse_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._count_header(len(name) + len(value))
+        name = name.lower()
+        if value[-1:] in _OWS:  # httptools keeps trailing white space, which is no part of the value (RFC 9110 §5.5)
+            value = value.rstrip(b" \t")
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > HEADERS_BYTES_MAX or len(self.headers) > HEADERS_COUNT_MAX:
+            self._refuse_headers()
 
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if (
-            self._header_bytes > HEADERS_BYTES_MAX or len(self.headers) > HEADERS_COUNT_MAX
-        ) and not self.transport.is_closing():
+    def _refuse_headers(self) -> None:
+        if not self.transport.is_closing():
             self._refuse_unread(431, "headers too large")
 
     def on_headers_complete(self) -> None:
@@ -186,9 +199,10 @@ class McpProtocol(HttpToolsProtocol):
             return
         if exchange.fault is not None or exchange.response_complete:
             return
-        exchange.body += body
-        if len(exchange.body) > self.limits.body_bytes_max:
-            exchange.body.clear()
+        exchange.parts.append(body)
+        exchange.body_bytes += len(body)
+        if exchange.body_bytes > self.limits.body_bytes_max:
+            exchange.parts.clear()
             exchange.fault = _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")
 
     def on_message_complete(self) -> None:

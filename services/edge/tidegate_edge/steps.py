@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from mcp.shared.inbound import encode_header_value, mcp_param_headers
+from mcp.shared.inbound import mcp_param_headers
 
 from tidegate.errors import UpstreamFault
 from tidegate.events import Outcome
@@ -12,7 +12,8 @@ from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
 from tidegate_edge import reply, strict_json, translate
 from tidegate_edge.accept import Request
-from tidegate_edge.calls import EMPTY_OBJECT, Ended, Ongoing
+from tidegate_edge.calls import Ended, Ongoing
+from tidegate_edge.catalog import Tool
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head
 from tidegate_edge.upstream.port import Answer, Caller, Routing
@@ -36,8 +37,9 @@ def begin(edge: Edge, visit: Visit, request: Request) -> Ongoing:
     call = Ongoing(request, visit.principal, tool, name, visit.server, terms, now_us())
     call.session_id = visit.session_id
     call.protocol_session = visit.protocol_session
-    fields = decode_fields(request.raw_params)
-    call.arguments = call.arguments_captured = bytes(fields["arguments"]) if "arguments" in fields else EMPTY_OBJECT
+    call.members = decode_fields(request.raw_params)
+    if "arguments" in call.members:
+        call.arguments = call.arguments_captured = bytes(call.members["arguments"])
     if ruling is not None:
         call.bundle, call.release = ruling.digest, ruling.number
         call.catalog = ruling.catalog.shelves[tool.server].digest if tool else ""
@@ -117,18 +119,20 @@ def inspect_arguments(edge: Edge, call: Ongoing) -> None:
 async def forward(edge: Edge, call: Ongoing) -> Answer:
     """Send to the upstream, in the upstream's era and under the upstream's name. Raises UpstreamFault."""
     assert call.tool is not None
-    upstream = edge.upstreams[call.tool.server]
-    await upstream.ready(edge.timeout_of(call.tool.server))
-    params = translate.params_for_upstream(call.request, call.tool.name, call.arguments, upstream.modern)
-    headers = b""
-    if upstream.modern and call.tool.param_headers:
-        named = mcp_param_headers(call.tool.param_headers, msgspec.json.decode(call.arguments))
-        headers = "".join(f"{name.lower()}: {value}\r\n" for name, value in named.items()).encode()
-    caller = Caller(call.principal.tenant, call.principal.subject_id, call.principal.agent)
-    routing = Routing(encode_header_value(call.tool.name), headers)
-    return await upstream.request(
-        "tools/call", params, caller, routing=routing, timeout_s=edge.timeout_of(call.tool.server)
-    )
+    tool, principal = call.tool, call.principal
+    upstream, timeout_s = edge.upstreams[tool.server], edge.timeout_of(tool.server)
+    await upstream.ready(timeout_s)
+    modern = upstream.modern
+    params = translate.params_for_upstream(call.request, call.members, tool.raw_name, call.arguments, modern)
+    headers = _param_headers(tool, call.arguments) if modern and tool.param_headers else b""
+    caller = Caller(principal.tenant, principal.subject_id, principal.agent)
+    routing = Routing(tool.routing_name, headers)
+    return await upstream.request("tools/call", params, caller, routing=routing, timeout_s=timeout_s)
+
+
+def _param_headers(tool: Tool, arguments: bytes) -> bytes:
+    named = mcp_param_headers(tool.param_headers, msgspec.json.decode(arguments))
+    return "".join(f"{name.lower()}: {value}\r\n" for name, value in named.items()).encode()
 
 
 def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Reply]:

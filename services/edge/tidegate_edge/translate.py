@@ -31,10 +31,11 @@ _MODERN_RESULT: Final = ("resultType", "ttlMs", "cacheScope")
 COMPLETE: Final = b'"complete"'
 
 
-def params_for_upstream(request: Request, name: str, arguments: bytes, upstream_modern: bool) -> bytes:
-    """The params with the upstream's own name and the arguments as decided and inspected."""
-    fields = decode_fields(request.raw_params)
-    fields["name"] = msgspec.Raw(encode(name))
+def params_for_upstream(
+    request: Request, members: dict[str, msgspec.Raw], name: msgspec.Raw, arguments: bytes, upstream_modern: bool
+) -> bytes:
+    """The params (`members`, as they came) with the upstream's own name and the arguments as decided and inspected."""
+    fields = {**members, "name": name}
     if "arguments" in fields:
         fields["arguments"] = msgspec.Raw(arguments)
     if request.modern and upstream_modern:

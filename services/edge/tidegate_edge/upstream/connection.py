@@ -20,6 +20,7 @@ from tidegate_edge.upstream.sse import EventReader
 
 HEADERS_BYTES_MAX: Final = 64 * 1024
 IDLE_S_MAX: Final = 4.0  # common servers close after 5 s of silence; a request must not meet that
+SWEEP_S: Final = 0.25  # late exchanges are looked for together: a timer for each would cost as much as its parsing
 STREAM_END_S: Final = 2.0  # how long an event stream may go on after the answer that it was opened for
 
 IsWanted = Callable[[bytes], bool]
@@ -43,6 +44,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[Response] | None = None
         self._is_wanted: IsWanted | None = None  # the event that ends the wait before the stream's end
         self._end_by: asyncio.TimerHandle | None = None
+        self._late_s = 0.0
         self.reusable = False
         self.idle_since_s = 0.0
         self._reset()
@@ -122,17 +124,19 @@ class Connection(asyncio.Protocol):
             events = None if self._events is None else self._events.events
             waiter.set_result(Response(self._parser.get_status_code(), self._headers, bytes(self._body), events))
 
-    def _fail(self, sentence: str) -> None:
+    def _fail(self, sentence: str, *, code: str = "upstream-broken") -> None:
         self.reusable = False
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
-            waiter.set_exception(UpstreamFault(f"{self._pool.name}: {sentence}", code="upstream-broken"))
+            waiter.set_exception(UpstreamFault(f"{self._pool.name}: {sentence}", code=code))
 
-    async def exchange(self, request: bytes, is_wanted: IsWanted | None) -> Response:
+    async def exchange(self, request: bytes, is_wanted: IsWanted | None, timeout_s: float) -> Response:
         """Send and wait. Cancelled: the connection is closed, which a modern upstream takes as the cancellation."""
         assert self._transport is not None
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = self._pool.loop
+        self._waiter = loop.create_future()
         self._is_wanted = is_wanted
+        self._late_s = loop.time() + timeout_s
         self._transport.write(request)
         try:
             return await self._waiter
@@ -140,6 +144,16 @@ class Connection(asyncio.Protocol):
             self._waiter = None
             self.close()
             raise
+
+    def end_if_late(self, now_s: float) -> bool:
+        """Fail an exchange that is past its time; True while one goes on."""
+        if self._waiter is None:
+            return False
+        if now_s < self._late_s:
+            return True
+        self._fail("no answer in time", code="upstream-timeout")
+        self.close()
+        return False
 
     def close(self) -> None:
         """Close now; whoever waits gets a fault through `connection_lost`."""
@@ -150,7 +164,7 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Connections to one origin. Bounded: past `connections_max` callers wait for one to come back."""
+    """Connections to one origin, on the running loop. Bounded: past `connections_max` callers wait for one."""
 
     def __init__(
         self, name: str, url: str, *, connections_max: int, body_bytes_max: int, connect_timeout_s: float
@@ -164,6 +178,8 @@ class Pool:
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._connect_timeout_s = connect_timeout_s
+        self.loop = asyncio.get_running_loop()
+        self._sweep: asyncio.TimerHandle | None = None
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._places = asyncio.Semaphore(connections_max)
@@ -175,16 +191,12 @@ class Pool:
         request = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
         async with self._places:
             connection = await self._connection()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    return await connection.exchange(request, is_wanted)
-            except TimeoutError as error:
-                raise UpstreamFault(
-                    f"{self.name}: no answer within {timeout_s:g} s", code="upstream-timeout"
-                ) from error
+            if self._sweep is None:
+                self._sweep = self.loop.call_later(SWEEP_S, self._end_late)
+            return await connection.exchange(request, is_wanted, timeout_s)
 
     async def _connection(self) -> Connection:
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable and loop.time() - connection.idle_since_s < IDLE_S_MAX:
@@ -211,14 +223,21 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """The exchange is over and the connection may serve another."""
-        connection.idle_since_s = asyncio.get_running_loop().time()
+        connection.idle_since_s = self.loop.time()
         self._idle.append(connection)
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed or must not be used again."""
         self._open.discard(connection)
 
+    def _end_late(self) -> None:
+        now_s = self.loop.time()
+        busy = [connection.end_if_late(now_s) for connection in list(self._open)]
+        self._sweep = self.loop.call_later(SWEEP_S, self._end_late) if any(busy) else None
+
     def close(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
         for connection in list(self._open):
             connection.close()
         self._idle.clear()
