@@ -67,7 +67,7 @@ class Gateway:
             **(headers or {}),
         }
         status, answer = exchange("POST", self._url, sent, msgspec.json.encode(body), self._timeout_s)
-        message = _decoded(answer, self._url)
+        message = _decoded(answer, self._url, status)
         if isinstance(result := message.get("result"), dict):
             return result
         self._refused(status, message.get("error") or {})
@@ -100,11 +100,11 @@ def exchange(method: str, url: str, headers: dict[str, str], body: bytes | None,
         ) from error
 
 
-def _decoded(answer: bytes, url: str) -> dict[str, Any]:
+def _decoded(answer: bytes, url: str, status: int) -> dict[str, Any]:
     try:
         message = msgspec.json.decode(answer)
     except msgspec.DecodeError:
         message = None
     if not isinstance(message, dict):
-        raise OurFault(f"{url} does not answer like an MCP endpoint; check --url and `public_url`")
+        raise OurFault(f"{url} answered HTTP {status} and nothing of MCP; check --url and `public_url`")
     return message

@@ -52,10 +52,30 @@ def main() -> None:
     try:
         app()
     except Fault as fault:
-        typer.secho(f"tidegate: {fault.sentence}", fg=typer.colors.RED, err=True)
-        sys.exit(2 if isinstance(fault, ConfigFault) else 1)
+        sys.exit(_told(fault))
+    except BaseExceptionGroup as group:  # a service's task group passes on what one of its tasks raised
+        inner = _fault_in(group)
+        if inner is None:
+            raise
+        sys.exit(_told(inner))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _told(fault: Fault) -> int:
+    typer.secho(f"tidegate: {fault.sentence}", fg=typer.colors.RED, err=True)
+    return 2 if isinstance(fault, ConfigFault) else 1
+
+
+def _fault_in(group: BaseExceptionGroup[BaseException]) -> Fault | None:
+    """The fault of a group that holds faults alone."""
+    found: Fault | None = None
+    for error in group.exceptions:
+        inner = _fault_in(error) if isinstance(error, BaseExceptionGroup) else error
+        if not isinstance(inner, Fault):
+            return None
+        found = found or inner
+    return found
 
 
 if __name__ == "__main__":
