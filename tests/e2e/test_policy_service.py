@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,22 +15,25 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from tests.parts.kafka import Kafka
 
 from tidegate.chain import Chain, open_event
 from tidegate.errors import BundleFault, LogUnavailable
 from tidegate.events import BundleActivated, BundleRejected, QuarantineImposed
+from tidegate.identity import Refused
 from tidegate.ids import now_us, uuid7
 from tidegate.local_issuer import LocalIssuer, open_local_issuer
+from tidegate.log.opening import open_log
 from tidegate.log.port import Record
 from tidegate.log.sqlite import SqliteLog
 from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
 from tidegate.policy.control import Quarantines
-from tidegate.policy.release import Activation, PolicyState
-from tidegate.policy.signing import trusted_keys
+from tidegate.policy.release import Activation, PolicyState, Rejection
+from tidegate.policy.signing import ensure_signing_key, trusted_keys
 from tidegate.secrets import open_secrets
 from tidegate.serving import health_routes, open_server
 from tidegate.settings import Settings
-from tidegate_policy.service import writer_id
+from tidegate_policy.service import create_policy, writer_id
 from tidegate_policy.wiring import Opened, open_policy
 
 BANK = Path(__file__).parent.parent / "cases" / "bank"
@@ -323,6 +327,27 @@ async def test_a_quarantine_that_only_the_history_holds_is_brought_to_the_edges(
     assert [view["quarantine_id"] for view in listed] == ["from-detector"]
 
 
+async def test_a_quarantine_whose_state_is_read_before_its_history_is_left_alone(service: Running) -> None:
+    event = QuarantineImposed(
+        id=uuid7(),
+        time_us=now_us(),
+        tenant="acme",
+        region="local",
+        quarantine_id="early",
+        scope="server",
+        value="fs",
+        reason="r",
+        actor="detector",
+    )
+    imposed = Chain("detector.1").seal(event)
+    await service.log.append([Record("control-state", b"acme|early", imposed.value)])
+    await until(lambda: service.opened.service.state.quarantines.get("early") is not None)
+    _, made = await service.ask("POST", "/api/v1/quarantines", {"scope": "agent", "value": "x", "reason": "r"})
+    await service.log.append([imposed])
+    await until(lambda: {"early", made["quarantine_id"]} <= service.onlooker.stored)
+    assert service.onlooker.quarantines.match("", "", "", "fs", "", now_us()) is not None
+
+
 async def test_the_status_of_edges_says_who_runs_what_since_when(service: Running) -> None:
     for name in ("one", "two"):
         await service.ask("POST", "/api/v1/bundles", {"files": variant(name)})
@@ -449,3 +474,106 @@ def write(directory: Path, files: dict[str, str]) -> None:
     for path, text in files.items():
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_text(text)
+
+
+PUBLISH_FOR_EVER = """
+import asyncio, sys
+from pathlib import Path
+import msgspec
+from tidegate.log.sqlite import SqliteLog
+from tidegate.policy.bundle import bundle_of
+from tidegate.settings import Settings
+from tidegate_policy.service import create_policy
+
+async def main(root):
+    settings = msgspec.convert({"root": root, "tenant": "acme"}, Settings)
+    log = SqliteLog(settings.data_dir / "log.db")
+    await log.prepare()
+    async with create_policy(settings, log, None) as service:
+        while service.awaiting():
+            await asyncio.sleep(0.001)
+        number = 0
+        while True:
+            number += 1
+            policy = '@id("a") permit (principal, action, resource);//' + "x" * 900_000 + str(number)
+            files = {"manifest.json": b'{"v": 1, "name": "n"}', "policies/p.cedar": policy.encode()}
+            done = await service.publisher.publish(bundle_of(files), "main", "test")
+            print(done.release.number, flush=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_a_service_killed_while_publishing_leaves_whole_releases_and_no_number_twice(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    settings.data_dir.mkdir()
+    told: list[int] = []
+    for lines in (2, 3, 1):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PUBLISH_FOR_EVER, str(tmp_path), stdout=asyncio.subprocess.PIPE
+        )
+        assert child.stdout is not None
+        for _ in range(lines):
+            async with asyncio.timeout(30):
+                told.append(int(await child.stdout.readline()))
+        child.kill()  # somewhere in the next release
+        told += [int(line) for line in (await child.stdout.read()).split()]
+        await child.wait()
+    async with running(settings) as served:
+        state = served.opened.service.state
+        released = state.releases["main"]
+        assert set(told) <= released.keys()
+        assert sorted(released) == list(range(1, len(released) + 1))
+        newest = released[max(released)]
+        for release in released.values():
+            assert (await served.opened.service.publisher.bundle(release.digest)).digest == release.digest
+        await until(lambda: served.onlooker.policy.ruling is not None)
+        assert served.onlooker.activations[-1].release.digest == newest.digest
+        assert served.onlooker.activations[-1].release.number == newest.number
+
+
+@pytest.mark.kafka
+async def test_a_second_service_of_a_tenant_takes_over_and_the_first_can_release_nothing_more(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    def one(files: dict[str, str]) -> Bundle:
+        return bundle_of({path: text.encode() for path, text in files.items()})
+
+    ensure_signing_key(tmp_path / "bundle.pem")
+    raw = {
+        "root": str(tmp_path),
+        "tenant": "acme",
+        "log": f"kafka://{kafka.bootstrap}",
+        "kafka": {"prefix": f"{uuid7()}.", "partitions": 2, "replication": 1, "min_insync": 1},
+        "signing": {"key_file": "bundle.pem"},
+    }
+    settings = msgspec.convert(raw, Settings)
+    logs = [open_log(settings, writer_id=writer_id(settings)) for _ in range(2)]
+    await logs[0].prepare()
+    try:
+        async with create_policy(settings, logs[0], Nobody()) as first:
+            await until(lambda: not first.awaiting(), 60)
+            assert (await first.publisher.publish(one(variant("one")), "main", "a")).release.number == 1
+            await logs[1].prepare()
+            async with create_policy(settings, logs[1], Nobody()) as second:
+                await until(lambda: not second.awaiting(), 60)
+                with pytest.raises(LogUnavailable) as fault:
+                    await first.publisher.publish(one(variant("stale")), "main", "a")
+                assert fault.value.code == "writer-fenced"
+                assert (await second.publisher.publish(one(variant("two")), "main", "b")).release.number == 2
+                onlooker = PolicyState("acme", "main", trusted_keys([second.public_key]))
+                subscription = await logs[1].follow(("policy-state",))
+                while onlooker.ruling is None or onlooker.ruling.release.number < 2:
+                    for record in await subscription.poll(100, 5):
+                        assert not isinstance(onlooker.apply(record, now_us()), Rejection)
+                assert onlooker.ruling.bundle == one(variant("two"))
+    finally:
+        for log in logs:
+            await log.close()
+
+
+class Nobody:
+    """A verifier for services that are not asked over HTTP."""
+
+    async def verify(self, token: str) -> Refused:
+        return Refused("token-unknown", "nobody may ask here")

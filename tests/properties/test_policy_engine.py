@@ -45,6 +45,7 @@ CONDITIONS = [
     'context.args.a like "x*"',
     'context.args.b.lessThan(decimal("2.5"))',
     'context.args == {"a": 1}',
+    'context == {"agent": {"id": "cursor"}, "args": {"a": 1}}',
     'context.agent.id == "cursor" && context.args.b == "x"',
     "principal has level && principal.level > context.args.a",
     'resource.labels.contains("sensitive")',

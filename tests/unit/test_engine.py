@@ -29,6 +29,7 @@ class Principal:
 ALICE = Principal("alice", groups=("eng",))
 FRED = Principal("fred", "ledger", ("finance",))
 EVE = Principal("eve")
+EVERYTHING = '@id("everything") permit (principal, action, resource);'
 
 
 def engine_of(policies: str, entities: str = "[]", tools: list[ToolFacts] | None = None) -> Engine:
@@ -190,6 +191,20 @@ def test_standing_verdicts(policies: str, effect: str, visible: bool) -> None:
     assert verdict is not None
     assert (verdict.effect, engine.visible(ALICE, "fs", "read")) == (effect, visible)
     assert engine.evaluate(ALICE, "fs", "read", {"x": 1e300}) == verdict
+
+
+def test_an_error_in_one_rule_denies_though_another_grants() -> None:
+    engine = engine_of(f'{EVERYTHING} @id("odd") permit (principal, action, resource) when {{ context.args.x > 1 }};')
+    verdict = engine.evaluate(ALICE, "fs", "read", {})
+    assert (verdict.effect, verdict.reason, verdict.rules) == ("deny", "evaluation-error", ("odd",))
+    assert engine.evaluate(ALICE, "fs", "read", {"x": 2}).effect == "allow"
+
+
+def test_a_rule_on_the_whole_context_sees_the_whole_call() -> None:
+    condition = 'context == {"agent": {"id": "claude-code"}, "args": {"a": 1, "b": {"c": "x"}}}'
+    engine = engine_of(f'@id("exact") permit (principal, action, resource) when {{ {condition} }};')
+    assert engine.evaluate(ALICE, "fs", "read", {"a": 1, "b": {"c": "x"}}).effect == "allow"
+    assert engine.evaluate(ALICE, "fs", "read", {"a": 1, "b": {"c": "x"}, "d": 1}).effect == "deny"
 
 
 def test_labels_of_server_and_tool_are_groups_of_the_action_and_the_servers_own_an_attribute() -> None:

@@ -122,5 +122,5 @@ async def _fold(
 def _apply(record: Delivered, service: PolicyService) -> None:
     if record.topic in ("control", "control-state"):
         service.warden.note(record)
-    if record.topic != "control-state" and record.value is not None:
+    if record.value is not None:  # on `control-state` it is the imposing event again, perhaps before its history
         service.state.apply(record.value)

@@ -57,7 +57,7 @@ def _schema(bundle: Bundle, rules: list[Rule]) -> list[Problem]:
         schema = cedar.Schema.from_str(text)
     except ValueError as error:
         return [Problem(SCHEMA, str(error))]
-    found = msgspec.json.decode(cedar.validate_policies("\n".join(bundle.policies.values()), schema))
+    found = msgspec.json.decode(cedar.validate_policies("\n".join(bundle.policies.values()), schema, release_gil=True))
     named = found.get("id_annotations_by_policy_id", {})
     by_id = {rule.id: rule for rule in rules}
     problems = [_invalid(by_id.get(named.get(error["policy_id"], "")), error["error"]) for error in found["errors"]]

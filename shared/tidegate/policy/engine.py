@@ -8,7 +8,6 @@ denies. Counterparts: `rules.py` and `entities.py` prepare, `arguments.py` encod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
@@ -20,6 +19,7 @@ from tidegate.policy.arguments import NotRepresentable, encode_arguments
 from tidegate.policy.bundle import ENTITIES, Bundle
 from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.rules import NOTHING, Need, Rule, Uid, parse_rules
+from tidegate.policy.slices import RuleIndex, Slice
 from tidegate.policy.verdict import Verdict, unrepresentable, verdict_of
 
 __all__ = ["Engine", "PolicyPrincipal", "ToolFacts", "Verdict"]
@@ -56,35 +56,6 @@ _decode = msgspec.json.Decoder(_Response).decode
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Some rules, parsed together under their own ids."""
-
-    rules: tuple[Rule, ...]
-
-    @cached_property
-    def parsed(self) -> cedar.PolicySet:
-        statics = {rule.id: {**rule.est, "annotations": {}} for rule in self.rules}
-        return cedar.PolicySet.from_json_str(
-            _encode({"templates": {}, "staticPolicies": statics, "templateLinks": []}).decode()
-        )
-
-    @cached_property
-    def by_id(self) -> Mapping[str, Rule]:
-        return {rule.id: rule for rule in self.rules}
-
-    @cached_property
-    def needs(self) -> Need:
-        need = NOTHING
-        for rule in self.rules:
-            need |= rule.needs
-        return need
-
-    @cached_property
-    def without_asks(self) -> "Slice":
-        return Slice(tuple(rule for rule in self.rules if not rule.ask))
-
-
-@dataclass(frozen=True)
 class _Route:
     """Everything about (principal, agent, tool) that holds for every call: `standing` alone where it decides."""
 
@@ -101,13 +72,10 @@ class _Route:
 class Engine:
     """Decides by one bundle. Make it with `Engine.build`."""
 
-    def __init__(
-        self, digest: str, rules: tuple[Rule, ...], book: EntityBook, slices: dict[tuple[str, ...], Slice]
-    ) -> None:
+    def __init__(self, digest: str, index: RuleIndex, book: EntityBook) -> None:
         self.digest = digest
-        self.rules = rules
+        self._index = index
         self._book = book
-        self._slices = slices
         self._tools: dict[tuple[str, str], ToolFacts] = {}
         self._servers: dict[str, tuple[str, ...]] = {}
         self._targets: dict[tuple[str, str], tuple[Target, tuple[Rule, ...]]] = {}
@@ -116,15 +84,18 @@ class Engine:
 
     @staticmethod
     def build(bundle: Bundle, tools: Iterable[ToolFacts], servers: Mapping[str, Iterable[str]]) -> "Engine":
-        """An engine for these tools and servers (name to labels). Raises BundleFault and as `with_tools` does."""
+        """An engine for these tools and servers (name to labels). Raises BundleFault and as `with_tools` does.
+
+        Thousands of rules take half a second: build in a thread, where other threads run between rules.
+        """
         rules, problems = parse_rules(bundle.policies)
         if problems:
             raise BundleFault(str(problems[0]), problems=problems)
-        return Engine(bundle.digest, tuple(rules), open_entities(bundle.text(ENTITIES)), {}).with_tools(tools, servers)
+        return Engine(bundle.digest, RuleIndex(rules), open_entities(bundle.text(ENTITIES))).with_tools(tools, servers)
 
     def with_tools(self, tools: Iterable[ToolFacts], servers: Mapping[str, Iterable[str]]) -> "Engine":
         """The same rules, shared as parsed, for another catalogue. Raises ConfigFault on a label with a slash."""
-        engine = Engine(self.digest, self.rules, self._book, self._slices)
+        engine = Engine(self.digest, self._index, self._book)
         engine._servers = {name: tuple(labels) for name, labels in servers.items()}
         engine._tools = {(facts.server, facts.tool): facts for facts in tools}
         for label in {label for labels in engine._servers.values() for label in labels}:
@@ -132,6 +103,11 @@ class Engine:
         for label in {label for facts in engine._tools.values() for label in facts.labels}:
             check_label(label)
         return engine
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules of the bundle, in order of file and line."""
+        return self._index.rules
 
     def standing(self, principal: PolicyPrincipal, server: str, tool: str) -> Verdict | None:
         """The verdict on every call of this tool, whatever its arguments; None where that depends on them."""
@@ -178,7 +154,7 @@ class Engine:
         user: Uid = ("User", principal.user)
         groups: list[Uid] = [("Group", name) for name in principal.groups]
         ancestors = self._book.ancestors([*groups, *self._book.parents(user)])
-        chosen = self._slice(tuple(rule for rule in candidates if rule.principal.admits(user, ancestors)))
+        chosen = self._index.slice(rule for rule in candidates if rule.principal.admits(user, ancestors))
         if not chosen.rules:
             return _Route(verdict_of([], [], {}, server, tool), False, chosen, _NO_ENTITIES)
         try:
@@ -205,24 +181,10 @@ class Engine:
             return known
         facts = self._tools.get((server, tool)) or ToolFacts(server, tool)
         target = self._book.target(facts, self._servers.get(server, ()))
-        candidates = tuple(
-            rule
-            for rule in self.rules
-            if rule.action.admits(target.action, target.action_ancestors)
-            and rule.resource.admits(target.server, target.server_ancestors)
-        )
+        candidates = self._index.candidates(target)
         if (server, tool) in self._tools:  # only the catalogue bounds this cache
             self._targets[server, tool] = (target, candidates)
         return target, candidates
-
-    def _slice(self, rules: tuple[Rule, ...]) -> Slice:
-        """Kept per set of rules: many principals and tools share one."""
-        key = tuple(rule.id for rule in rules)
-        if key not in self._slices:
-            if len(self._slices) >= POLICY_ROUTES_MAX:
-                self._slices.clear()
-            self._slices[key] = Slice(rules)
-        return self._slices[key]
 
 
 def _authorize(request: dict[str, Any], rules: cedar.PolicySet, entities: cedar.Entities) -> _Diagnostics:
@@ -260,7 +222,7 @@ def _preview(
         "context": f'{{"agent":{{"id":{_encode(principal.agent).decode()}}},"args":{_UNKNOWN_ARGS}}}',
     }
     found = _authorize_partial(request, rules, entities)
-    plain = _authorize_partial(request, rules.without_asks, entities)
+    plain = _authorize_partial(request, rules.without_asks, entities) if rules.asks else found
     if found is None or plain is None:
         return None, True
     granted = verdict_of(plain.reason, plain.errors, rules.by_id, server, tool)

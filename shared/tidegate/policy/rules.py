@@ -95,20 +95,22 @@ def parse_rules(texts: Mapping[str, str]) -> tuple[list[Rule], list[Problem]]:
 
 
 def _parse_text(path: str, text: str) -> Iterator[Rule | Problem]:
+    """Statement by statement: Cedar's errors carry no position, and it lets no other thread run while it parses."""
+    line, counted = 1, 0
+    for start, statement in statements(text):
+        line, counted = line + text.count("\n", counted, start), start
+        yield _parse_statement(path, line, statement)
+
+
+def _parse_statement(path: str, line: int, statement: str) -> Rule | Problem:
     try:
-        parsed = _statics(text)
+        parsed = msgspec.json.decode(cedar.policies_to_json_str(statement))
     except ValueError as error:
-        yield _located(path, text, error)
-        return
-    starts = [text.count("\n", 0, start) + 1 for start, _ in statements(text)]
-    for index in range(len(parsed["staticPolicies"]) + len(parsed["templates"])):
-        line = starts[index] if index < len(starts) else 0
-        est = parsed["staticPolicies"].get(f"policy{index}")
-        if est is None:
-            sentence = "templates (?principal, ?resource) are not used here; write the rule for a Group"
-            yield Problem(path, sentence, line)
-        else:
-            yield _rule(path, line, est)
+        name = re.search(r'@id\("((?:\\.|[^"\\])*)"\)', statement)
+        return Problem(path, f"does not parse: {error}", line, name[1] if name else "")
+    if len(parsed["staticPolicies"]) != 1:
+        return Problem(path, "templates (?principal, ?resource) are not used here; write the rule for a Group", line)
+    return _rule(path, line, next(iter(parsed["staticPolicies"].values())))
 
 
 def _rule(path: str, line: int, est: dict[str, Any]) -> Rule | Problem:
@@ -156,22 +158,6 @@ def _statement(text: str, start: int, end: int) -> tuple[int, str]:
     blank = _BLANK.match(text, start, end)
     begin = blank.end() if blank else start
     return begin, text[begin:end]
-
-
-def _located(path: str, text: str, error: ValueError) -> Problem:
-    """Cedar's message has no position: the first statement that does not parse alone is the place."""
-    for start, statement in statements(text):
-        try:
-            _statics(statement)
-        except ValueError as inner:
-            name = re.search(r'@id\("((?:\\.|[^"\\])*)"\)', statement)
-            return Problem(path, f"does not parse: {inner}", text.count("\n", 0, start) + 1, name[1] if name else "")
-    return Problem(path, f"does not parse: {error}")
-
-
-def _statics(text: str) -> dict[str, Any]:
-    parsed: dict[str, Any] = msgspec.json.decode(cedar.policies_to_json_str(text))
-    return parsed
 
 
 def _scope(est: Mapping[str, Any]) -> Scope:
