@@ -1,0 +1,1 @@
+"""Programs that talk MCP to a running Tidegate, or stand behind it."""

@@ -1,0 +1,438 @@
+"""A whole cluster of real processes, started through the command line: policy service, edges, audit consumer, detector.
+
+`with running_cluster(directory, kafka, servers=…) as cluster`. Every service has a configuration and a data directory
+of its own; what a cluster shares (public URL, secrets, trust, issuer, topic prefix) is the same in all. Any process may
+be killed, ended and started again on its data. Rule: a cluster has a topic prefix of its own, so that many share a
+broker.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+import msgspec
+import yaml
+from confluent_kafka import Consumer, TopicPartition
+from tests.parts.processes import free_port, spawn, wait_ready
+
+from tidegate.chain import open_event, open_head
+from tidegate.events import AnyEvent
+from tidegate.local_issuer import LocalIssuer
+from tidegate.policy.bundle import Bundle, bundle_of
+from tidegate.policy.signing import SigningKey, ensure_signing_key
+from tidegate.secrets import create_secrets
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+TIDEGATE: Final = Path(sys.executable).with_name("tidegate")
+TENANT: Final = "acme"
+HISTORIES: Final = ("calls", "sessions", "catalog", "policy", "control", "detections")
+READY_DEADLINE_S: Final = 45.0
+STOP_DEADLINE_S: Final = 40.0
+TOOLS: Final = ("echo", "note")
+
+
+class Service:
+    """One process of `tidegate SERVICE --config FILE`, its base URL and its log."""
+
+    def __init__(self, name: str, command: str, config: Path, base: str) -> None:
+        self.name = name
+        self.base = base
+        self.config = config
+        self.log = config.with_suffix(".log")
+        self._command = [str(TIDEGATE), command, "--config", str(config)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._told = 0
+
+    @property
+    def data(self) -> Path:
+        return self.config.with_suffix("")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def launch(self) -> None:
+        """Start it and do not wait."""
+        self._process = spawn(self._command, cwd=self.config.parent, log=self.log)
+
+    def wait_ready(self, deadline_s: float = READY_DEADLINE_S) -> None:
+        """Until /readyz says so. Raises RuntimeError with the end of the log."""
+        assert self._process is not None
+        wait_ready(self.is_ready, self._process, self.log, deadline_s=deadline_s)
+
+    def start(self) -> None:
+        self.launch()
+        self.wait_ready()
+
+    def is_ready(self) -> bool:
+        return get(f"{self.base}/readyz")[0] == 200
+
+    def kill(self) -> None:
+        """kill -9; returns when the process is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def terminate(self) -> None:
+        """SIGTERM and do not wait."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait_gone(self, deadline_s: float = STOP_DEADLINE_S) -> int:
+        """The exit status. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None
+        return self._process.wait(deadline_s)
+
+    def stop(self) -> int:
+        """SIGTERM, then the exit status; SIGKILL at the deadline."""
+        if self._process is None:
+            return 0
+        if self._process.poll() is None:
+            self.terminate()
+        try:
+            return self.wait_gone()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -signal.SIGKILL
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        found = re.findall(rf"^{name}(?:\{{[^}}]*\}})? ([0-9.e+-]+)$", get(f"{self.base}/metrics")[1].decode(), re.M)
+        assert found, f"{self.base}/metrics has no {name}"
+        return sum(map(float, found))
+
+    def news(self) -> str:
+        """What the log has gained since the last call."""
+        content = self.log.read_bytes() if self.log.exists() else b""
+        fresh, self._told = content[self._told :], len(content)
+        return fresh.decode(errors="replace")
+
+
+class Cluster:
+    """The processes, and what a test asks of them."""
+
+    def __init__(self, directory: Path, bootstrap: str, settings: Mapping[str, Any], number_of_edges: int) -> None:
+        self.directory = directory
+        self.bootstrap = bootstrap
+        self.prefix = f"t{uuid4().hex[:10]}."
+        self.public_url = f"http://127.0.0.1:{free_port()}"
+        self.signing: SigningKey = ensure_signing_key(directory / "signing.pem")
+        self.issuer = LocalIssuer.open(directory, self.public_url)
+        create_secrets(directory / "secrets.json")
+        self._settings = dict(settings)
+        self._listens = {name: f"127.0.0.1:{free_port()}" for name in ("policy", "audit-consumer", "detector")}
+        self.policy = self._service("policy", "policy", self._listens["policy"])
+        self.audit = self._service("audit-consumer", "audit-consumer", self._listens["audit-consumer"])
+        self.detector = self._service("detector", "detector", self._listens["detector"])
+        self.edges = [
+            self._service(f"edge-{number}", "edge", f"127.0.0.1:{free_port()}") for number in range(number_of_edges)
+        ]
+
+    @property
+    def services(self) -> list[Service]:
+        return [self.policy, *self.edges, self.audit, self.detector]
+
+    def token(self, user: str = "alice@example.com", *groups: str, agent: str = "lab", sid: str = "") -> str:
+        """An access token for /mcp and each /mcp/{server}."""
+        audiences = [f"{self.public_url}/mcp", *(f"{self.public_url}/mcp/{name}" for name in self._settings["servers"])]
+        return self.issuer.mint(user, agent, groups or ("eng",), 3600, audiences, int(time.time()), sid=sid)
+
+    def manage(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """The management API, as an administrator: status and JSON."""
+        token = self.issuer.mint(
+            "root@example.com", "cli", ["tidegate-admins"], 600, [f"{self.public_url}/api/v1"], int(time.time())
+        )
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        data = msgspec.json.encode(body) if body is not None else None
+        status, answer = exchange(method, f"{self.policy.base}/api/v1{path}", headers, data)
+        return status, msgspec.json.decode(answer) if answer else None
+
+    def publish(self, bundle: Bundle) -> dict[str, Any]:
+        """Release it. The release as the API shows it."""
+        files = {path: content.decode() for path, content in bundle.files.items()}
+        status, release = self.manage("POST", "/bundles", {"files": files})
+        assert status in (200, 201), release
+        return dict(release)
+
+    def runs(self) -> dict[str, str]:
+        """Edge → digest that it says it runs."""
+        status, edges = self.manage("GET", "/edges")
+        assert status == 200, edges
+        return {edge["edge"]: edge["digest"] for edge in edges}
+
+    def values(self, *topics: str) -> list[bytes]:
+        """All that these topics (default: every history) hold now, partition by partition."""
+        return [value for topic in topics or HISTORIES for value in read_topic(self.bootstrap, self.prefix + topic)]
+
+    def events(self, *topics: str) -> list[AnyEvent]:
+        """Decoded, each (writer, seq) once: what a spool shipped twice is the same record."""
+        seen: dict[tuple[str, int], AnyEvent] = {}
+        for value in self.values(*topics):
+            event = open_event(value)
+            seen.setdefault((event.writer, event.seq), event)
+        return list(seen.values())
+
+    def query(self, sql: str) -> list[dict[str, Any]]:
+        """Rows of a SELECT, through the ClickHouse interface that the audit consumer's process serves on loopback."""
+        return clickhouse_rows(self.audit.data, sql)
+
+    def _service(self, name: str, command: str, listen: str) -> Service:
+        config = self.directory / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(self._config(name, listen)))
+        return Service(name, command, config, f"http://{listen}")
+
+    def _config(self, name: str, listen: str) -> dict[str, Any]:
+        issuer = {"issuer": self.issuer.issuer, "jwks_file": str(self.issuer.jwks_file)}
+        return {
+            "listen": listen,
+            "public_url": self.public_url,
+            "data": str(self.directory / name),
+            "tenant": TENANT,
+            "edge": {"id": name},
+            "identity": {"issuers": [issuer]},
+            "secrets_file": str(self.directory / "secrets.json"),
+            "trust": {"bundle_keys": [self.signing.public]},
+            "signing": {"key_file": str(self.directory / "signing.pem")} if name == "policy" else {},
+            "log": f"kafka://{self.bootstrap}",
+            "kafka": {"prefix": self.prefix, "partitions": 2, "replication": 1, "min_insync": 1},
+            "services": {service: {"listen": own} for service, own in self._listens.items()},
+            **self._settings,
+        }
+
+
+@contextlib.contextmanager
+def running_cluster(
+    directory: Path,
+    bootstrap: str,
+    *,
+    servers: Mapping[str, Mapping[str, Any]],
+    bundle: Bundle,
+    edges: int = 2,
+    audit: bool = False,
+    detector: bool = False,
+    **settings: Any,
+) -> Iterator[Cluster]:
+    """Ready on entry, the bundle ruling every edge; gone on exit. `settings` are further keys of the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    cluster = Cluster(directory, bootstrap, {"servers": dict(servers), **settings}, edges)
+    wanted = [cluster.policy, *cluster.edges, *([cluster.audit] * audit), *([cluster.detector] * detector)]
+    try:
+        for service in wanted:
+            service.launch()
+        cluster.policy.wait_ready()
+        cluster.publish(bundle)
+        for service in wanted:
+            service.wait_ready()
+        yield cluster
+    except BaseException:
+        print(logs(cluster))
+        raise
+    finally:
+        for service in cluster.services:
+            if service.is_running:
+                service.terminate()
+        for service in cluster.services:
+            service.stop()
+
+
+def logs(cluster: Cluster) -> str:
+    """What every process has said since the last call."""
+    return "\n".join(f"--- {service.name}\n{said[-6000:]}" for service in cluster.services if (said := service.news()))
+
+
+@contextlib.contextmanager
+def telling(cluster: Cluster) -> Iterator[Cluster]:
+    """For a fixture around each test: afterwards the processes' words are printed, which pytest shows where the test
+    failed.
+    """
+    logs(cluster)
+    yield cluster
+    print(logs(cluster))
+
+
+# policy
+
+
+def lab_bundle(
+    servers: Sequence[str] = ("up",),
+    *,
+    paths: str = "/srv/*",
+    version: str = "1",
+    more: Mapping[str, str] | None = None,
+    extra_rules: str = "",
+) -> Bundle:
+    """Members of eng may `echo` on all servers, where a path that is given fits `paths`; writers may `note` as well.
+
+    `more` maps further tools ("time/get_current_time") to the type of their arguments; eng may call them.
+    """
+    echo = [f'Action::"{server}/echo"' for server in servers]
+    note = [f'Action::"{server}/note"' for server in servers]
+    others = [f'Action::"{tool}"' for tool in more or {}]
+    granted = ", ".join([*echo, *others])
+    rules = f"""
+@id("eng-echo")
+permit (principal in Group::"eng", action in [{granted}], resource);
+
+@id("writers-note")
+permit (principal in Group::"writers", action in [{", ".join(note)}], resource);
+
+@id("only-below")
+@reason("Only paths like {paths} may be asked for.")
+forbid (principal, action in [{", ".join([*echo, *note])}], resource)
+when {{ context.args has path && !(context.args.path like "{paths}") }};
+{extra_rules}
+"""
+    text = "{ text: String, path?: String, size?: Long, nonce?: String }"
+    typed = {**{f"{server}/{tool}": text for server in servers for tool in TOOLS}, **(more or {})}
+    schema = "entity Group in [Group];\nentity User in [Group];\nentity Server { labels: Set<String> };\n"
+    schema += 'action "call";\naction "sensitive" in ["call"];\naction "egress" in ["call"];\n'
+    for tool, arguments in typed.items():
+        schema += (
+            f'action "{tool}" in ["call"] appliesTo {{ principal: [User], resource: [Server], '
+            f"context: {{ agent: {{ id: String }}, args: {arguments} }} }};\n"
+        )
+    inspection = (
+        "packs: [secrets]\n"
+        "patterns:\n"
+        "  - {id: badge, pattern: '\\bBDG-[A-Z]{2}\\d{8}\\b', severity: medium, arguments: allow, result: mask}\n"
+    )
+    files = {
+        "manifest.json": msgspec.json.encode({"v": 1, "name": "lab", "version": version}).decode(),
+        "policies/lab.cedar": rules,
+        "schema.cedarschema": schema,
+        "inspection.yaml": inspection,
+    }
+    return bundle_of({path: content.encode() for path, content in files.items()})
+
+
+# the log
+
+
+def read_topic(bootstrap: str, topic: str, deadline_s: float = 30.0) -> list[bytes]:
+    """Every value that the topic holds now; [] where it does not exist."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "reader", "enable.auto.commit": False})
+    values: list[bytes] = []
+    try:
+        found = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in found}
+        consumer.assign([TopicPartition(topic, number, 0) for number in ends])
+        until = time.monotonic() + deadline_s
+        while any(position.offset < ends[position.partition] for position in _positions(consumer, topic, ends)):
+            assert time.monotonic() < until, f"{topic} could not be read to its end within {deadline_s:.0f} s"
+            for message in consumer.consume(5_000, timeout=0.2):
+                assert not message.error(), message.error()
+                if message.value() is not None:
+                    values.append(message.value())
+    finally:
+        consumer.close()
+    return values
+
+
+def _positions(consumer: Consumer, topic: str, ends: Mapping[int, int]) -> Iterable[TopicPartition]:
+    positions: list[TopicPartition] = consumer.position([TopicPartition(topic, number) for number in ends])
+    for position in positions:
+        position.offset = max(position.offset, 0)
+    return positions
+
+
+class Chains(NamedTuple):
+    """What a check of all writers' chains found."""
+
+    writers: int
+    records: int
+
+
+def check_chains(values: Iterable[bytes]) -> Chains:
+    """Every writer's records are gap-free from 1 and each names the SHA-256 of the one before. Raises AssertionError.
+
+    A record may have come twice (shipped again after a crash), then byte for byte.
+    """
+    writers: dict[str, dict[int, bytes]] = {}
+    for value in values:
+        head = open_head(value)
+        assert head.writer, value[:200]
+        before = writers.setdefault(head.writer, {}).setdefault(head.seq, value)
+        assert before == value, f"{head.writer} wrote two records {head.seq}"
+    for writer, records in writers.items():
+        prev = ""
+        for seq in range(1, len(records) + 1):
+            assert seq in records, f"{writer} has no record {seq} of {len(records)} (highest {max(records)})"
+            assert open_head(records[seq]).prev == prev, f"{writer}: record {seq} does not name the one before"
+            prev = hashlib.sha256(records[seq]).hexdigest()
+    return Chains(len(writers), sum(map(len, writers.values())))
+
+
+# small things
+
+
+def clickhouse_rows(data_dir: Path, sql: str) -> list[dict[str, Any]]:
+    """Rows over the loopback HTTP interface of whoever owns the embedded engine in this data directory."""
+    address = msgspec.json.decode((data_dir / "analytics.json").read_bytes())
+    token = (data_dir / address["reader_token_file"]).read_text().strip()
+    url = f"http://{address['host']}:{address['port']}/"
+    headers = {"X-ClickHouse-User": "reader", "X-ClickHouse-Key": token}
+    status, answer = exchange("POST", url, headers, f"{sql} FORMAT JSONEachRow".encode())
+    assert status == 200, answer.decode(errors="replace")[:2000]
+    return [msgspec.json.decode(line) for line in answer.splitlines() if line]
+
+
+def exchange(method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> tuple[int, bytes]:
+    """One HTTP exchange; (0, b"") where nobody answers."""
+    request = urllib.request.Request(url, body, dict(headers), method=method)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=15) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except OSError:
+        return 0, b""
+
+
+def get(url: str) -> tuple[int, bytes]:
+    return exchange("GET", url, {})
+
+
+def until(fact: Callable[[], bool], what: str, deadline_s: float = 20.0) -> float:
+    """Wait for a fact; the seconds that it took. Raises AssertionError at the deadline."""
+    began = time.monotonic()
+    while not fact():
+        assert time.monotonic() - began < deadline_s, f"not within {deadline_s:.0f} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def children_of(pid: int) -> list[int]:
+    """Pids of the living descendants."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
+    family = [pid]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return family[1:]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
