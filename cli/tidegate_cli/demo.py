@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tidegate.errors import ConfigFault, Fault
+from tidegate.errors import ConfigFault
 from tidegate.settings import Settings
 from tidegate_cli import demo_story, snippets
+from tidegate_cli.faults import fault_in
 from tidegate_cli.output import plain, say
 from tidegate_cli.trust_commands import mint
 
@@ -63,7 +64,7 @@ class Demo:
         """The notes server runs while this is open; it ends with this process, whatever ends that."""
         command = [sys.executable, str(self._notes_server), "--port", os.environ["NOTES_PORT"], "--end-with-stdin"]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         ) as notes:
             try:
                 yield
@@ -80,10 +81,12 @@ class Demo:
                 await demo_story.tell(settings)
         except asyncio.CancelledError:
             raise
-        except Fault as fault:
-            say(f"\n[yellow]The demo broke off:[/] {plain(fault.sentence)}. Tidegate goes on.")
-        except Exception:  # the end of a task of its own: what breaks here must not end the services
-            _log.exception("the demo broke off; Tidegate goes on")
+        except Exception as error:  # the end of a task of its own: what breaks here must not end the services
+            fault = fault_in(error)
+            if fault is None:
+                _log.exception("the demo broke off")
+            told = "see above" if fault is None else fault.sentence
+            say(f"\n[yellow]The demo broke off:[/] {plain(told)}. Tidegate goes on.")
         self._show_ways_in(settings)
 
     def _show_ways_in(self, settings: Settings) -> None:

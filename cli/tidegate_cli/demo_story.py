@@ -32,7 +32,7 @@ NEWLINE, INDENTED = "\n", "\n           "
 T = TypeVar("T")
 
 CALLS_SQL = """
-SELECT formatDateTime(requested_at, '%H:%i:%S'), login, agent, concat(server, '__', target) AS tool, status, rules, masked,
+SELECT formatDateTime(requested_at, '%H:%i:%S'), login, agent, concat(server, '__', target), status, rules, masked,
     total_us
 FROM tidegate.calls WHERE requested_at >= fromUnixTimestamp64Micro({since:Int64}) AND agent IN ({agents:Array(String)})
 ORDER BY requested_at
@@ -75,7 +75,7 @@ async def ordinary_calls(agent: Client) -> int:
     say("  [dim]The git server alone has 12 tools; what no rule grants is not listed.[/]")
     heading("A call that the policy allows")
     await show_call(agent, "time__get_current_time", {"timezone": "Europe/Paris"})
-    heading("The same tool server, other arguments: refused because of them")
+    heading("A call refused because of its arguments")
     await show_call(agent, "git__git_log", {"repo_path": "/srv/payroll", "max_count": 3})
     heading("A tool that nobody granted: it does not exist for this agent")
     await show_call(agent, "git__git_reset", {"repo_path": "data/shop"})

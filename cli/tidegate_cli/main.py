@@ -10,6 +10,7 @@ import typer
 
 from tidegate.errors import ConfigFault, Fault
 from tidegate_cli import bundle_commands, log_commands, serve_commands, tool_commands, trust_commands
+from tidegate_cli.faults import fault_in
 
 GUIDE = """
 One MCP endpoint for all your agents: every tool call authenticated, decided by policy, inspected and recorded.
@@ -53,8 +54,8 @@ def main() -> None:
         app()
     except Fault as fault:
         sys.exit(_told(fault))
-    except BaseExceptionGroup as group:  # a service's task group passes on what one of its tasks raised
-        inner = _fault_in(group)
+    except BaseExceptionGroup as group:
+        inner = fault_in(group)
         if inner is None:
             raise
         sys.exit(_told(inner))
@@ -65,17 +66,6 @@ def main() -> None:
 def _told(fault: Fault) -> int:
     typer.secho(f"tidegate: {fault.sentence}", fg=typer.colors.RED, err=True)
     return 2 if isinstance(fault, ConfigFault) else 1
-
-
-def _fault_in(group: BaseExceptionGroup[BaseException]) -> Fault | None:
-    """The fault of a group that holds faults alone."""
-    found: Fault | None = None
-    for error in group.exceptions:
-        inner = _fault_in(error) if isinstance(error, BaseExceptionGroup) else error
-        if not isinstance(inner, Fault):
-            return None
-        found = found or inner
-    return found
 
 
 if __name__ == "__main__":
