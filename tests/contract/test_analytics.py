@@ -35,8 +35,14 @@ SETTINGS non_replicated_deduplication_window = 100"""
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[EmbeddedEngine]:
     async with EmbeddedEngine(tmp_path) as engine:
-        await engine.analytics.execute("CREATE DATABASE tidegate")
+        await over_http_once(engine, tmp_path, "CREATE DATABASE tidegate")
         yield engine
+
+
+async def over_http_once(engine: EmbeddedEngine, tmp_path: Path, sql: str) -> None:
+    client = over_http(engine, tmp_path, "writer")
+    await client.execute(sql)
+    await client.close()
 
 
 @pytest.fixture(params=["embedded", "http"])

@@ -6,26 +6,27 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
 from tests.parts.audit_events import abandoned, calls, completed, delivered, finding, requested
+from tests.parts.kafka import Kafka
 
 from tidegate.analytics.chdb_server import EmbeddedEngine
-from tidegate.analytics.clickhouse import ClickHouseAnalytics, open_reader
+from tidegate.analytics.clickhouse import ClickHouseAnalytics, open_reader, open_server
 from tidegate.chain import Chain
 from tidegate.errors import AnalyticsUnavailable
 from tidegate.events import QuarantineImposed, SessionOpened, ToolDefined
 from tidegate.ids import now_us, uuid7
+from tidegate.log.kafka import KafkaLog
 from tidegate.log.port import Partition, Record
 from tidegate.log.sqlite import SqliteLog
+from tidegate.settings import Kafka as KafkaSettings
 from tidegate.settings import Settings
-from tidegate_audit_consumer.app import create_app
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import AuditConsumer, create_audit_consumer
 from tidegate_audit_consumer.migrate import migrate
@@ -356,7 +357,6 @@ from prometheus_client import CollectorRegistry
 from tidegate.ids import now_us
 from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Settings
-from tidegate_audit_consumer.app import create_app
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import create_audit_consumer
 import tidegate_audit_consumer.spine as spine
@@ -414,24 +414,15 @@ async def test_migrations_are_applied_once_and_a_changed_one_is_refused(tmp_path
             await migrate(engine.analytics)
 
 
-async def test_health_readiness_and_metrics_are_served(settings: Settings, log: SqliteLog) -> None:
+async def test_metrics_count_rows_by_table_and_the_lag(settings: Settings, log: SqliteLog) -> None:
     registry = CollectorRegistry()
     await log.append(calls(2))
     async with consuming(settings, log, registry) as consumer:
-        app = create_app(consumer, registry)
         await consumer.wait_until_ingested(4)
-        client = TestClient(app)
-        assert client.get("/healthz").json() == {"status": "ok"}
-        assert client.get("/readyz").json() == {"ready": True, "awaiting": []}
-        text = client.get("/metrics").text
-        assert 'tidegate_audit_rows_total{table="events_raw"} 4.0' in text
-        assert 'tidegate_audit_rows_total{table="calls_raw"} 4.0' in text
-        await consumer.analytics.execute("RENAME TABLE tidegate.events_raw TO tidegate.away")
-        await log.append(calls(1, writer="w2"))
-        await until(lambda: consumer.awaited)
-        answer = client.get("/readyz")
-        assert (answer.status_code, answer.json()) == (503, {"ready": False, "awaiting": ["analytics"]})
-        await consumer.analytics.execute("RENAME TABLE tidegate.away TO tidegate.events_raw")
+        assert registry.get_sample_value("tidegate_audit_rows_total", {"table": "events_raw"}) == 4
+        assert registry.get_sample_value("tidegate_audit_rows_total", {"table": "calls_raw"}) == 4
+        assert registry.get_sample_value("tidegate_audit_lag_records") == 0
+        assert (registry.get_sample_value("tidegate_audit_insert_seconds_count") or 0) >= 1
 
 
 async def test_the_events_of_a_call_make_the_same_row_in_any_order_and_number(tmp_path: Path) -> None:
@@ -452,3 +443,64 @@ async def test_the_events_of_a_call_make_the_same_row_in_any_order_and_number(tm
             assert seen.setdefault(frozenset(history), row) == row
             reason = (await engine.analytics.query("SELECT reason FROM tidegate.calls")).rows
             assert reason == [("result-blocked" if 2 in history else "permitted",)]
+
+
+class Stalled:
+    """A connection whose inserts wait until they are let go: a consumer that was paused in the middle of one."""
+
+    def __init__(self, inner: ClickHouseAnalytics) -> None:
+        self.inner = inner
+        self.reached = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def insert(self, table: str, columns: Mapping[str, Sequence[Any]], *, token: str = "") -> None:
+        if table == "tidegate.events_raw":
+            self.reached.set()
+            await self.let_go.wait()
+        await self.inner.insert(table, columns, token=token)
+
+
+@pytest.mark.kafka
+async def test_on_kafka_a_consumer_that_stalls_while_another_takes_its_partitions_doubles_and_loses_nothing(
+    kafka: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = KafkaSettings(prefix=f"audit{uuid7()}.", partitions=4, replication=1, min_insync=1)
+    stalled: list[Stalled] = []
+
+    def opening(url: str, password: str) -> Any:
+        opened = open_server(url, password)
+        if not stalled:
+            stalled.append(Stalled(opened))
+            return stalled[0]
+        return opened
+
+    monkeypatch.setattr("tidegate_audit_consumer.consumer.open_server", opening)
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(EmbeddedEngine(tmp_path))
+        settings = Settings(
+            log=f"kafka://{kafka.bootstrap}",
+            kafka=topics,
+            analytics=f"clickhouse://writer@127.0.0.1:{engine.address.port}/tidegate",
+            analytics_password=(tmp_path / "analytics-writer.token").read_text(),
+        )
+        logs = [KafkaLog(settings, writer_id=f"w{number}") for number in range(2)]
+        for log in logs:
+            stack.push_async_callback(log.close)
+        await logs[0].prepare()
+        records = [record._replace(key=b"k%d" % (number // 2 % 8)) for number, record in enumerate(calls(200))]
+        await logs[0].append(records)
+        first = await stack.enter_async_context(consuming(settings, logs[0]))
+        await asyncio.wait_for(stalled[0].reached.wait(), 30)
+        second = await stack.enter_async_context(consuming(settings, logs[1]))
+        await second.wait_until_ingested(1, 30)  # it has taken partitions over and works on them
+        stalled[0].let_go.set()
+        await logs[0].append(calls(50, writer="later"))
+        async with asyncio.timeout(30):
+            while (await counted(second)) != {"calls": 250, "events": 500, "findings": 0}:
+                await asyncio.sleep(0.05)
+        assert first.counts.records > 0
+        await second.analytics.execute("OPTIMIZE TABLE tidegate.events_raw FINAL")
+        assert await counted(first) == {"calls": 250, "events": 500, "findings": 0}

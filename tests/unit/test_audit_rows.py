@@ -12,6 +12,8 @@ from tidegate.events import AnyEvent, Event
 from tidegate.log.port import Delivered, Partition, Record
 from tidegate_audit_consumer.batch import Bounds, ends_of, gather
 from tidegate_audit_consumer.dead_letters import MESSAGE_BYTES_MAX, dead_letter
+from tidegate_audit_consumer.hand import Hand
+from tidegate_audit_consumer.progress import Progress
 from tidegate_audit_consumer.reading import Unreadable
 from tidegate_audit_consumer.rows import SLICE, open_batch
 from tidegate_audit_consumer.store import token_of
@@ -154,6 +156,25 @@ class Handing:
     async def close(self) -> None: ...
 
 
+class Nothing:
+    """Analytics that nobody should ask."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
+async def test_what_a_rebalance_takes_away_is_never_settled_and_what_comes_anew_is() -> None:
+    hand = Hand(Progress(Nothing()))
+    first, second = Partition("calls", 0), Partition("calls", 1)
+    hand.take([Delivered("calls", p, o, b"", b"xx", (), 1) for p, o in ((0, 10), (1, 20), (0, 11))])
+    await hand.revoked(frozenset({first}))
+    assert ends_of(hand.records) == {second: 21}
+    assert hand.bytes == 2
+    await hand.assigned(frozenset({first}))
+    hand.take([Delivered("calls", 0, 50, b"", b"xx", (), 1)])
+    assert ends_of(hand.records) == {first: 51, second: 21}
+
+
 @pytest.mark.parametrize(
     ("bounds", "expected"),
     [
@@ -163,7 +184,8 @@ class Handing:
     ],
 )
 async def test_a_batch_ends_at_its_first_bound(bounds: Bounds, expected: int) -> None:
-    subscription = Handing(delivered(calls(300)))
+    subscription, hand = Handing(delivered(calls(300))), Hand(Progress(Nothing()))
     async with asyncio.timeout(2):
-        assert len(await gather(subscription, bounds, lambda: False)) == expected
+        await gather(subscription, hand, bounds, lambda: False)
+    assert len(hand.records) == expected
     assert max(subscription.asked) <= 256

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tidegate.log.port import Delivered, Partition, Subscription
+from tidegate_audit_consumer.hand import Hand
 
 POLL_RECORDS = 256  # so that one poll cannot go far over bytes_max
 
@@ -21,26 +22,16 @@ class Bounds:
     backoff_max_s: float = 10.0
 
 
-async def gather(subscription: Subscription, bounds: Bounds, stopping: Callable[[], bool]) -> list[Delivered]:
-    """[] after `idle_s` without any. Ends early when stopping. Raises what `poll` raises."""
-    records = await subscription.poll(min(POLL_RECORDS, bounds.records_max), bounds.idle_s)
-    if not records:
-        return []
+async def gather(subscription: Subscription, hand: Hand, bounds: Bounds, stopping: Callable[[], bool]) -> None:
+    """Into the hand; nothing after `idle_s` without any. Ends early when stopping. Raises what `poll` raises."""
+    hand.take(await subscription.poll(min(POLL_RECORDS, bounds.records_max), bounds.idle_s))
     now = asyncio.get_running_loop().time
     deadline = now() + bounds.age_max_s
-    size = size_of(records)
-    while len(records) < bounds.records_max and size < bounds.bytes_max and not stopping():
-        if (left := deadline - now()) <= 0:
+    while hand.records and not stopping() and (left := deadline - now()) > 0:
+        room = bounds.records_max - len(hand.records)
+        if room <= 0 or hand.bytes >= bounds.bytes_max:
             break
-        more = await subscription.poll(min(POLL_RECORDS, bounds.records_max - len(records)), left)
-        records.extend(more)
-        size += size_of(more)
-    return records
-
-
-def size_of(records: Sequence[Delivered]) -> int:
-    """Bytes of the values."""
-    return sum(len(record.value or b"") for record in records)
+        hand.take(await subscription.poll(min(POLL_RECORDS, room), left))
 
 
 def ends_of(records: Sequence[Delivered]) -> dict[Partition, int]:

@@ -28,8 +28,8 @@ TABLES = {
 HEADER = """# Columns of the database `tidegate`
 
 Written from the database's own comments by `python -m tidegate_audit_consumer.columns`. Times are UTC with
-microseconds; durations are microseconds, sizes bytes. What can identify a person is in the columns marked "Personal" and
-in `raw`, which holds whole events; nowhere else.
+microseconds; durations are microseconds, sizes bytes. What can identify a person is in the columns marked
+"Personal" and in `raw`, which holds whole events; nowhere else.
 """
 
 

@@ -17,9 +17,10 @@ from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable
 from tidegate.log.port import EventLog
 from tidegate.settings import Settings
 from tidegate_audit_consumer.batch import Bounds
+from tidegate_audit_consumer.hand import Hand
 from tidegate_audit_consumer.metrics import Metrics
 from tidegate_audit_consumer.migrate import migrate
-from tidegate_audit_consumer.parts import Claims, Counts, Parts
+from tidegate_audit_consumer.parts import Counts, Parts
 from tidegate_audit_consumer.progress import Progress
 from tidegate_audit_consumer.spine import consume
 
@@ -133,15 +134,15 @@ async def _assemble(
     stack: AsyncExitStack,
 ) -> Parts:
     progress = Progress(analytics)
-    claims = Claims(progress)
-    subscription = await log.follow(TOPICS, group=GROUP, on_assigned=claims.assigned, on_revoked=claims.revoked)
+    hand = Hand(progress)
+    subscription = await log.follow(TOPICS, group=GROUP, on_assigned=hand.assigned, on_revoked=hand.revoked)
     stack.push_async_callback(subscription.close)
     return Parts(
         log=log,
         subscription=subscription,
         analytics=analytics,
         progress=progress,
-        claims=claims,
+        hand=hand,
         metrics=Metrics(registry),
         bounds=bounds,
         clock=clock,

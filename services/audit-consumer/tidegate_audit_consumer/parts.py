@@ -4,39 +4,19 @@ awaited).
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tidegate.analytics.port import Analytics
 from tidegate.errors import LogUnavailable, OurFault
-from tidegate.log.port import Delivered, EventLog, Partition, Subscription
-from tidegate_audit_consumer.batch import Bounds
+from tidegate.log.port import EventLog, Partition, Subscription
+from tidegate_audit_consumer.batch import Bounds, ends_of
+from tidegate_audit_consumer.hand import Hand
 from tidegate_audit_consumer.metrics import Metrics
 from tidegate_audit_consumer.progress import Progress
 from tidegate_audit_consumer.reading import Unreadable
 
 _log = logging.getLogger(__name__)
-
-
-class Claims:
-    """Partitions that were taken away are no longer ours to settle; what is in hand of them is dropped."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lost: set[Partition] = set()
-
-    async def assigned(self, partitions: frozenset[Partition]) -> None:
-        self._lost -= partitions
-        self._progress.doubt(partitions)
-
-    async def revoked(self, partitions: frozenset[Partition]) -> None:
-        self._lost |= partitions
-        self._progress.doubt(partitions)
-
-    def ours(self, records: Sequence[Delivered]) -> Sequence[Delivered]:
-        if not self._lost:
-            return records
-        return [record for record in records if Partition(record.topic, record.partition) not in self._lost]
 
 
 @dataclass
@@ -58,7 +38,7 @@ class Parts:
     subscription: Subscription
     analytics: Analytics
     progress: Progress
-    claims: Claims
+    hand: Hand
     metrics: Metrics
     bounds: Bounds
     clock: Callable[[], int]
@@ -100,12 +80,11 @@ class Parts:
         self.counts.dead_letters += 1
         _log.warning("dead letter %s/%d/%d: %s", one.record.topic, one.record.partition, one.record.offset, one.reason)
 
-    async def settled(self, records: Sequence[Delivered]) -> None:
-        from_records = self.claims.ours(records)
-        for record in from_records:
-            self.counts.settled[Partition(record.topic, record.partition)] = record.offset + 1
-        if from_records:
-            self.metrics.delay_seconds.set(max(0, self.clock() - from_records[-1].time_us) / 1e6)
+    async def settled(self) -> None:
+        """The batch in hand is done with."""
+        self.counts.settled |= ends_of(self.hand.records)
+        if self.hand.records:
+            self.metrics.delay_seconds.set(max(0, self.clock() - self.hand.records[-1].time_us) / 1e6)
         self.metrics.batches.inc()
         async with self.changed:
             self.changed.notify_all()

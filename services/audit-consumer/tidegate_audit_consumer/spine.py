@@ -24,30 +24,29 @@ Faults = (AnalyticsUnavailable, AnalyticsRefused, LogUnavailable)
 
 
 async def consume(parts: Parts) -> None:
-    """Until stopping. A batch that is in hand then is stored if that succeeds at the first try, else left for the
-    next start.
-    """
+    """Until stopping. What is in hand then is stored if the first try succeeds, else left for the next start."""
     while not parts.stopping.is_set():
         try:
-            records = await gather(parts.subscription, parts.bounds, parts.stopping.is_set)
+            await gather(parts.subscription, parts.hand, parts.bounds, parts.stopping.is_set)
             parts.metrics.lag.set(await parts.subscription.lag())
+            parts.resume()
         except LogUnavailable as fault:
             await parts.pause(fault)
-            continue
-        if records and await store_patiently(parts, records):
-            await settle(parts, records)
+        if parts.hand.records and await store_patiently(parts):
+            await settle(parts)
+            parts.hand.drop()
 
 
-async def store_patiently(parts: Parts, records: Sequence[Delivered]) -> bool:
-    """True when every record is in ClickHouse or buried; False when stopping came first."""
+async def store_patiently(parts: Parts) -> bool:
+    """True when every record in hand is in ClickHouse or buried; False when stopping came first."""
     buried: set[Delivered] = set()
     while True:
         try:
-            await store_once(parts, parts.claims.ours(records), buried)
+            await store_once(parts, list(parts.hand.records), buried)
             parts.resume()
             return True
         except Faults as fault:
-            parts.progress.doubt(ends_of(records))
+            parts.progress.doubt(ends_of(parts.hand.records))
             if parts.stopping.is_set():
                 return False
             await parts.pause(fault)
@@ -70,12 +69,12 @@ async def bury_once(parts: Parts, unreadable: list[Unreadable], buried: set[Deli
         parts.dead_letter(one)
 
 
-async def settle(parts: Parts, records: Sequence[Delivered]) -> None:
+async def settle(parts: Parts) -> None:
     """A lost claim is no harm: whoever reads these records again finds them stored."""
-    ends = ends_of(parts.claims.ours(records))
+    ends = ends_of(parts.hand.records)
     try:
         await parts.subscription.settle(ends)
     except LogUnavailable as fault:
         _log.warning("offsets not settled, they will be read again: %s", fault.sentence)
         parts.progress.doubt(ends)
-    await parts.settled(records)
+    await parts.settled()

@@ -8,6 +8,7 @@ Counterpart: `chdb_server.py`, which owns the engine's directory.
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import re
 import tempfile
@@ -56,7 +57,7 @@ class Statement(NamedTuple):
     data: Path | None  # what follows an INSERT … FORMAT x
     parameters: dict[str, str]
     settings: dict[str, str]
-    database: str
+    database: str  # "": Tidegate's, if it exists
     default_format: str
     writes: bool
 
@@ -128,6 +129,9 @@ class ChdbHttp:
             handle.query(_preamble(statement))
             if statement.database:
                 handle.query(f"USE `{statement.database}`")
+            else:
+                with contextlib.suppress(RuntimeError):  # before the first migration it does not exist
+                    handle.query(f"USE {DATABASE}")
             result = handle.query(statement.sql, statement.default_format, params=statement.parameters)
             return bytes(result.bytes() or b"")
         except RuntimeError as error:
@@ -147,7 +151,7 @@ def _statement(query: dict[str, str], head: bytes, spooled: Path, writes: bool) 
             raise Refused(400, 115, f"'{name}' is not a setting; credentials go into the headers")
         if not writes:
             raise Refused(500, 164, f"Cannot modify '{name}' setting in readonly mode")
-    database = query.get("database", DATABASE)
+    database = query.get("database", "")
     if not SETTING.fullmatch(database or DATABASE):
         raise Refused(400, 36, "the database's name is not an identifier")
     sql, data = _sql_of(query.get("query", ""), head, spooled)
