@@ -3,8 +3,9 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -26,7 +27,7 @@ from tidegate.log.sqlite import SqliteAppender, SqliteLog
 from tidegate.settings import Kafka as KafkaSettings
 from tidegate.settings import Sasl, Settings, Tls
 
-Read = Callable[[], Awaitable[list[Record]]]
+Read = Callable[[], Coroutine[Any, Any, list[Record]]]
 
 
 def settings_on(kafka: Kafka) -> Settings:

@@ -174,7 +174,7 @@ async def test_several_topics_are_read_together(log: EventLog, follow: Follow) -
 async def test_a_poll_delivers_no_more_than_asked_for(log: EventLog, follow: Follow) -> None:
     await log.append(calls(*range(25)))
     subscription = await follow("calls")
-    sizes = []
+    sizes: list[int] = []
     while sum(sizes) < 25:
         sizes.append(len(await subscription.poll(10, 5)))
     assert max(sizes) <= 10
@@ -367,6 +367,18 @@ class TestOnSqliteOnly:
         assert values(await take(await again.follow(("calls",)), 2)) == [b"1", b"2"]
         await again.close()
         await onlooker.close()
+
+    async def test_settings_open_the_log_and_an_onlooker_beside_it(self, tmp_path: Path) -> None:
+        from tidegate.log.opening import open_log, open_log_for_reading
+
+        settings = Settings(root=str(tmp_path))
+        log = open_log(settings)
+        await log.prepare()
+        await log.append(calls(1))
+        onlooker = open_log_for_reading(settings)
+        assert values(await catch_up(await onlooker.follow(("calls",)))) == [b"1"]
+        await onlooker.close()
+        await log.close()
 
     async def test_an_onlooker_of_nothing_is_told_so(self, tmp_path: Path) -> None:
         from tidegate.log.sqlite import open_readonly

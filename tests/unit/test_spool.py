@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tidegate.chain import Chain
@@ -66,7 +67,7 @@ def call(
     decision: Decided = "allow",
     **more: object,
 ) -> CallRequested | CallCompleted | CallAbandoned:
-    return kind(  # type: ignore[call-arg]
+    return kind(
         id=uuid7(),
         time_us=now_us(),
         tenant='te"na"nt "call_id":"forged" "decision":"deny"',
@@ -87,8 +88,8 @@ def call(
 
 
 def requested(call_id: str, decision: Decided = "allow") -> CallRequested:
-    decoy = Sealed(arguments=b'{"decision":"allow","call_id":"other","type":"call.completed.v1"}')  # type: ignore[arg-type]
-    event = call(CallRequested, call_id, decision, sealed=decoy)
+    decoy = msgspec.Raw(b'{"decision":"allow","call_id":"other","type":"call.completed.v1"}')
+    event = call(CallRequested, call_id, decision, sealed=Sealed(arguments=decoy))
     assert isinstance(event, CallRequested)
     return event
 
@@ -193,16 +194,16 @@ def test_a_failed_write_is_taken_back_whole_and_the_spool_goes_on(
     spool.append(records(0, 1))
     real = getattr(os, failing)
 
-    def fail(fd: int, *arguments: object) -> int:
+    def fail(fd: int, buffer: bytes = b"", at: int = 0) -> int:
         if failing == "pwrite":
-            real(fd, bytes(arguments[0])[: len(bytes(arguments[0])) // 2], arguments[1])  # type: ignore[arg-type]
+            real(fd, buffer[: len(buffer) // 2], at)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(segments.os, failing, fail)
+    monkeypatch.setattr(os, failing, fail)
     with pytest.raises(LogUnavailable) as caught:
         spool.append(records(2, 3))
     assert caught.value.code == "spool-full"
-    monkeypatch.setattr(segments.os, failing, real)
+    monkeypatch.setattr(os, failing, real)
     writer = spool.writer
     assert spool.renew() != writer
     spool.append(records(4))

@@ -10,10 +10,12 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from tidegate.errors import LogUnavailable
 from tidegate.limits import EVENT_BYTES_MAX
+from tidegate.log.pace import Pace
 from tidegate.log.port import BlockingAppender, Record
 
 _log = logging.getLogger(__name__)
@@ -35,8 +37,9 @@ def check_size(record: Record) -> None:
 class GroupCommit:
     """Appends through a `BlockingAppender` from a thread of its own. Use from one event loop only.
 
-    `on_fault` is called on the loop when a batch has failed, after nothing of it or behind it is pending and before
-    any future ends: the place to begin a new chain (see `Spool.renew`).
+    `on_fault` is called on the loop when a batch has failed, after nothing of it or behind it is pending and before any
+    future ends. There a hash chain is set back to `durable` where the appender takes back what it refused (the spool,
+    SQLite), and begun anew (`Spool.renew`) where what was stored is unknown.
     """
 
     def __init__(
@@ -46,12 +49,16 @@ class GroupCommit:
         records_max: int,
         name: str,
         on_fault: Callable[[LogUnavailable], None] | None = None,
+        inline_below_s: float = 0.0,
     ) -> None:
+        """`inline_below_s`: a medium whose syncs take less on average is written to on the loop (see `pace.py`)."""
         self._appender = appender
+        self._pace = Pace(inline_below_s)
         self._records_max = records_max
         self._on_fault = on_fault
         self._records: list[Record] = []
         self._futures: Futures = []
+        self.durable: Record | None = None  # the last record known to be durable
         self._in_flight = 0
         self._scheduled = False
         self._closed = False
@@ -133,13 +140,18 @@ class GroupCommit:
         batch = self._records, self._futures
         self._records, self._futures = [], []
         self._in_flight = len(batch[0])
-        self._batches.put(batch)
+        if self._pace.is_inline(time.monotonic()):
+            fault = self._append(batch[0])
+            self._settle(batch[0][-1], batch[1], fault)
+        else:
+            self._batches.put(batch)
 
-    def _settle(self, futures: Futures, fault: LogUnavailable | None) -> None:
+    def _settle(self, last: Record, futures: Futures, fault: LogUnavailable | None) -> None:
         self._in_flight = 0
         if fault is not None:
             self._fail(futures, fault)
             return
+        self.durable = last
         if self._records:
             self._hand_over()
         for future in futures:
@@ -165,12 +177,20 @@ class GroupCommit:
         assert self._loop is not None
         while (batch := self._batches.get()) is not None:
             records, futures = batch
-            fault: LogUnavailable | None = None
-            try:
-                self._appender.append(records)
-            except LogUnavailable as error:
-                fault = error
-            except Exception as error:  # the thread's own loop: a fault here must reach the callers, not end the thread
-                _log.exception("append failed")
-                fault = LogUnavailable(f"append failed: {error}")
-            self._loop.call_soon_threadsafe(self._settle, futures, fault)
+            fault = self._append(records)
+            self._loop.call_soon_threadsafe(self._settle, records[-1], futures, fault)
+
+    def _append(self, records: list[Record]) -> LogUnavailable | None:
+        """On the thread or on the loop, one batch at a time. A fault is returned: it is the callers', not the thread's."""
+        began_s = time.monotonic()
+        try:
+            self._appender.append(records)
+        except LogUnavailable as error:
+            return error
+        except Exception as error:  # the thread's own loop: nothing may end it
+            _log.exception("append failed")
+            return LogUnavailable(f"append failed: {error}")
+        finally:
+            now_s = time.monotonic()
+            self._pace.took(now_s - began_s, now_s)
+        return None

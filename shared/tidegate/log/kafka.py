@@ -69,6 +69,7 @@ class KafkaLog:
             missing = [spec for spec in wanted if spec.name not in found]
             if missing:
                 await self._within(self._create(admin, missing), "given its topics")
+                await self._within(_described(admin, [spec.name for spec in missing]), "given leaders for its topics")
             wrong = [line for spec in wanted if spec.name in found for line in differences(spec, found[spec.name])]
         finally:
             with contextlib.suppress(Exception):
@@ -116,7 +117,7 @@ class KafkaLog:
             timeout_s=self._timeout_s,
         )
         await subscription.open()
-        self._subscriptions.append(subscription)
+        self._subscriptions = [*(each for each in self._subscriptions if not each.closed), subscription]
         return subscription
 
     async def close(self) -> None:
@@ -148,6 +149,12 @@ class KafkaLog:
             if fault.code == "writer-fenced" or self._writer_id is None or not await self._aborted(producer):
                 await self._give_up_writing(producer, fault)
             raise
+        except asyncio.CancelledError:
+            if not await self._aborted(producer):
+                await self._give_up_writing(
+                    producer, LogUnavailable("an append was cancelled and could not be aborted")
+                )
+            raise
 
     async def _transact(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> None:
         await producer.begin_transaction()
@@ -166,7 +173,7 @@ class KafkaLog:
     async def _aborted(self, producer: AIOKafkaProducer) -> bool:
         try:
             await self._within(producer.abort_transaction(), "told to abort")
-        except LogUnavailable:
+        except Exception:  # not only Kafka's: aiokafka asserts where a commit is under way
             return False
         return True
 
@@ -254,5 +261,19 @@ async def _find(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, Topic
             min((len(partition["replicas"]) for partition in topic["partitions"]), default=0),
             configs.get(topic["topic"], {}),
         )
-        for topic in await admin.describe_topics(names)
+        for topic in await _described(admin, names)
     }
+
+
+async def _described(admin: AIOKafkaAdminClient, names: list[str]) -> list[Any]:
+    """The topics, once the broker knows each with a leader: what the controller made arrives there later."""
+    while True:
+        topics = await admin.describe_topics(names)
+        if all(
+            topic["error_code"] == 0
+            and topic["partitions"]
+            and all(partition["leader"] >= 0 for partition in topic["partitions"])
+            for topic in topics
+        ):
+            return list(topics)
+        await asyncio.sleep(0.05)

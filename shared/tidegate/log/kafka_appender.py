@@ -47,7 +47,7 @@ class KafkaAppender:
             "on_delivery": self._failed,
             "error_cb": self._noticed,
             "message.timeout.ms": max(1, int(timeout_s * 1000)),
-            "linger.ms": 1,
+            "linger.ms": 1_000,  # never waited for: `flush` sends at once, and one wake-up a batch costs least
             "compression.type": compression,
             "batch.size": 512 * 1024,
             "queue.buffering.max.messages": 1_000_000,
@@ -124,7 +124,8 @@ class KafkaAppender:
             self._errors.append(error.str())
 
     def _noticed(self, error: KafkaError) -> None:
-        self._notice = error.str()
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # it follows the error that says why
+            self._notice = error.str()
 
 
 class CloudEventHeaders:
@@ -143,8 +144,8 @@ class CloudEventHeaders:
         parts = opening.split(b'"', 21)
         if len(parts) < 22 or b"\\" in opening:
             return self._decoded(value)
-        _, a, _, writer, _, b, _, c, _, _, _, d, _, kind, _, e, _, event_id, _, f, time_us, _ = parts
-        if (a, b, c, d, e, f) != _OPENING:
+        brace, a, _, writer, _, b, _, c, _, _, _, d, _, kind, _, e, _, event_id, _, f, time_us, _ = parts
+        if (a, b, c, d, e, f) != _OPENING or brace != b"{":
             return self._decoded(value)
         shared = self._shared.get((writer, kind)) or self._share(writer, kind)
         second, micros = divmod(int(time_us[1:-1]), 1_000_000)

@@ -62,6 +62,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             **for_aiokafka(settings),
         )
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     async def open(self) -> None:
         """Returns with the first share assigned. Raises LogUnavailable."""
         try:

@@ -18,3 +18,15 @@ def open_log(settings: Settings, *, writer_id: str | None = None) -> EventLog:
     from tidegate.log.kafka import KafkaLog  # imported when needed: a local edge has no use for Kafka's clients
 
     return KafkaLog(settings, writer_id=writer_id)
+
+
+def open_log_for_reading(settings: Settings) -> EventLog:
+    """The log for an onlooker (`log tail`, `why`): a local one may belong to another process that goes on writing.
+
+    Follow it without a group; append nothing. Raises LogUnavailable (`log-missing`) where there is no local log yet.
+    """
+    if settings.is_local:
+        from tidegate.log.sqlite import open_readonly
+
+        return open_readonly(settings.data_dir / "log.db")
+    return open_log(settings)

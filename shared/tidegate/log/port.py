@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 TOPICS = ("calls", "sessions", "detections", "dead-letters", "policy", "control", "catalog")
 """Histories. `policy`, `control` and `catalog` are never expired."""
 
-STATE_TOPICS = ("policy-state", "control-state", "catalog-state")
+STATE_TOPICS = ("policy-state", "control-state", "catalog-state", "detector-state")
 """Compacted twins, keyed by entity: the whole current value; a None value deletes."""
 
 

@@ -138,8 +138,9 @@ class Spool:
         return self.writer
 
     def append(self, records: Sequence[Record]) -> None:
-        """On the disk on return. Raises LogUnavailable (`spool-full`, `spool-broken`): then none of them is ever
-        shipped.
+        """On the disk on return. Raises LogUnavailable (`spool-full`, ...): then none of them is ever shipped.
+
+        `spool-broken` is the exception: a failed write could not be taken back, and nothing is taken until a restart.
         """
         if self._fault:
             raise LogUnavailable(self._fault, code="spool-broken")
