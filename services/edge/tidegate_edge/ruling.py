@@ -45,5 +45,4 @@ class Ruling:
 
     def is_visible(self, principal: Principal, tool: Tool) -> bool:
         """Listed, and by that callable, argument conditions aside."""
-        verdict = self.standing(principal, tool)
-        return verdict is None or verdict.effect != "deny"
+        return self.engine.visible(principal, tool.server, tool.name)
