@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from tidegate.errors import LogUnavailable
 from tidegate.events import CallAbandoned, CallRequested
@@ -19,6 +20,8 @@ from tidegate.log.spool import Backlog, Spool
 from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Settings
 from tidegate_edge.recorder import Recorder, Submitter, Writer
+
+INLINE_BELOW_S: Final = 0.0006  # about what handing a batch to a thread and back costs
 
 _log = logging.getLogger(__name__)
 
@@ -63,12 +66,12 @@ async def _kafka_records(settings: Settings, edge: str) -> AsyncIterator[Records
     for report in spool.reports:
         _log.error("spool: %s", report)
     async with contextlib.AsyncExitStack() as stack:
-        spooled, spool_writer = _committed(spool, limits, _epochs(spool), "spool")
+        spooled, spool_writer = _committed(spool, limits, _epochs(spool), "spool", INLINE_BELOW_S)
         stack.push_async_callback(spooled.close)
         shipper = Shipper(spool, KafkaAppender(settings, 10.0))
         stack.push_async_callback(_drain, shipper, spool, limits.drain_timeout_s)
         strict, strict_writer = _committed(
-            KafkaAppender(settings, 5.0), limits, lambda: f"{edge}.strict.{uuid7()}", "strict"
+            KafkaAppender(settings, 5.0), limits, lambda: f"{edge}.strict.{uuid7()}", "strict", 0.0
         )
         stack.push_async_callback(strict.close)
         recorder = Recorder(spool_writer, strict_writer)
@@ -78,14 +81,20 @@ async def _kafka_records(settings: Settings, edge: str) -> AsyncIterator[Records
 
 
 def _committed(
-    appender: BlockingAppender, limits: Limits, new_writer: Callable[[], str], name: str
+    appender: BlockingAppender, limits: Limits, new_writer: Callable[[], str], name: str, inline_below_s: float
 ) -> tuple[GroupCommit, Writer]:
     """A group commit over the appender, and the writer whose chain ends when a batch of it fails."""
 
     def on_fault(fault: LogUnavailable) -> None:
         writer.failed(fault)
 
-    commit = GroupCommit(appender, records_max=limits.pending_records_max, name=name, on_fault=on_fault)
+    commit = GroupCommit(
+        appender,
+        records_max=limits.pending_records_max,
+        name=name,
+        on_fault=on_fault,
+        inline_below_s=inline_below_s,
+    )
     writer = Writer(new_writer, commit)
     return commit, writer
 

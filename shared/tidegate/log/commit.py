@@ -181,7 +181,7 @@ class GroupCommit:
             self._loop.call_soon_threadsafe(self._settle, records[-1], futures, fault)
 
     def _append(self, records: list[Record]) -> LogUnavailable | None:
-        """On the thread or on the loop, one batch at a time. A fault is returned: it is the callers', not the thread's."""
+        """On the thread or on the loop, one batch at a time. A fault is returned: it is for the callers to hear."""
         began_s = time.monotonic()
         try:
             self._appender.append(records)
