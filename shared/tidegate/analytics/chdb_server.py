@@ -117,6 +117,7 @@ def _listen(port: int) -> socket.socket:
         listening.bind(("127.0.0.1", port))
     except OSError:
         listening.bind(("127.0.0.1", 0))
+    listening.listen(128)  # from here on connections wait for the server instead of being refused
     listening.setblocking(False)
     return listening
 
