@@ -28,11 +28,12 @@ FACT_TIMEOUT_S = 30.0
 POLL_S = 0.1
 FIRST, SECOND = "first-agent", "courier-agent"
 SHOWN_CHARS_MAX = 420
+RULES_CHARS_MAX = 20
 NEWLINE, INDENTED = "\n", "\n           "
 T = TypeVar("T")
 
 CALLS_SQL = """
-SELECT formatDateTime(requested_at, '%H:%i:%S'), login, agent, concat(server, '__', target), status, rules, masked,
+SELECT formatDateTime(requested_at, '%H:%i:%S'), agent, concat(server, '__', target), status, rules, masked,
     total_us
 FROM tidegate.calls WHERE requested_at >= fromUnixTimestamp64Micro({since:Int64}) AND agent IN ({agents:Array(String)})
 ORDER BY requested_at
@@ -115,14 +116,19 @@ async def show_rows(reader: ClickHouseAnalytics, since_us: int, made: int) -> No
 
     async def rows() -> list[tuple[Any, ...]]:
         answer = await reader.query(CALLS_SQL, {"since": since_us, "agents": [FIRST, SECOND]})
-        done = [row for row in answer.rows if row[4] != "pending"]
+        done = [row for row in answer.rows if row[3] != "pending"]
         return done if len(done) >= made else []
 
-    table = Table("time", "who", "agent", "tool", "status", "rules", "masked", "ms", box=None, header_style="bold")
-    for when, login, agent, tool, status, rules, masked, total_us in await awaited("the rows of all calls", rows):
+    table = Table(
+        "time", "agent", "tool", "status", "rules", "masked", "ms", box=None, header_style="bold", pad_edge=False
+    )
+    for when, agent, tool, status, rules, masked, total_us in await awaited("the rows of all calls", rows):
         style = {"ok": "green", "denied": "red"}.get(status, "yellow")
-        row = [when, login, agent, f"[cyan]{plain(tool)}[/]", f"[{style}]{plain(status)}[/]", plain(", ".join(rules))]
-        table.add_row(*row, str(masked or ""), f"{total_us / 1000:.1f}" if total_us else "")
+        why = plain(_shortened(", ".join(rules), RULES_CHARS_MAX))
+        took = f"{total_us / 1000:.1f}" if total_us else ""
+        table.add_row(
+            when, agent, f"[cyan]{plain(tool)}[/]", f"[{style}]{plain(status)}[/]", why, str(masked or ""), took
+        )
     console().print(table)
 
 

@@ -9,16 +9,19 @@ import msgspec
 if TYPE_CHECKING:
     from rich.console import Console
 
+FILE_COLUMNS = 160
 DECISION_STYLES = {"allow": "green", "deny": "red", "ask": "yellow", "limited": "magenta"}
 SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
 
 
 @cache
 def console() -> "Console":
-    """Rich on stdout; plain where that is a file. Not wrapped there: a line stays a line."""
+    """Rich on stdout; plain where that is a file, and not wrapped there: a line stays a line."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True, width=FILE_COLUMNS)
 
 
 def print_document(value: Any) -> None:

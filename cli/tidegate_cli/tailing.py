@@ -1,13 +1,17 @@
 """The work of `tidegate log tail`: the past that was asked for, then events as they come."""
 
 import asyncio
-from collections import deque
+import heapq
 from pathlib import Path
+
+import typer
 
 from tidegate.settings import Settings
 from tidegate_cli.matching import Seen, Wanted, open_seen
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import print_line, say
+
+SINCE_EVENTS_MAX = 200_000
 
 
 def show_tail(config: Path, wanted: Wanted, *, last: int, follow: bool, as_json: bool) -> None:
@@ -15,18 +19,40 @@ def show_tail(config: Path, wanted: Wanted, *, last: int, follow: bool, as_json:
     asyncio.run(_tail(live_settings(config), wanted, last, follow, as_json))
 
 
+class Past:
+    """The youngest events of what was there. Topics arrive one after the other, so time must order them."""
+
+    def __init__(self, events_max: int) -> None:
+        self._events_max = events_max
+        self._heap: list[tuple[int, int, Seen]] = []
+        self._number = 0
+
+    def add(self, seen: Seen) -> None:
+        self._number += 1
+        entry = (seen.time_us, self._number, seen)
+        if len(self._heap) < self._events_max:
+            heapq.heappush(self._heap, entry)
+        elif self._heap:
+            heapq.heappushpop(self._heap, entry)
+
+    @property
+    def left_out(self) -> int:
+        return self._number - len(self._heap)
+
+    def in_order(self) -> list[Seen]:
+        return [seen for _, _, seen in sorted(self._heap)]
+
+
 async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_json: bool) -> None:
     from tidegate_cli.reading import EVENT_TOPICS, reading, records
 
-    past: deque[Seen] = deque(maxlen=None if wanted.since_us else last)
+    past = Past(SINCE_EVENTS_MAX if wanted.since_us else last)
     caught_up = False
     async with reading(settings) as log:
         async for record in records(log, EVENT_TOPICS, follow=follow):
             if record is None:
                 caught_up = True
-                for seen in sorted(past, key=lambda seen: seen.time_us):
-                    show(seen, as_json)
-                past.clear()
+                _show_past(past, as_json, told=wanted.since_us > 0)
                 continue
             event = open_seen(record.value or b"")
             if event is None or not wanted.admits(event):
@@ -34,7 +60,14 @@ async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_
             if caught_up:
                 show(event, as_json)
             else:
-                past.append(event)
+                past.add(event)
+
+
+def _show_past(past: Past, as_json: bool, *, told: bool) -> None:
+    if told and past.left_out:
+        typer.echo(f"{past.left_out} older events are left out; a younger --since shows all of its time", err=True)
+    for seen in past.in_order():
+        show(seen, as_json)
 
 
 def show(seen: Seen, as_json: bool) -> None:
