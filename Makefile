@@ -25,7 +25,7 @@ setup: ## install everything that development and the tests need, into .venv
 	$(UV) sync --group dev
 
 run: ## set up what local mode needs, then the demo: servers, policy, a first governed call
-	$(UV) run tidegate demo
+	$(UV) run tidegate demo || [ $$? -eq 130 ] # Ctrl-C is how it ends
 
 test: check ## everything: checks, then all tests on real parts (what CI runs)
 
