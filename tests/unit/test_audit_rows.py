@@ -8,7 +8,7 @@ import pytest
 from tests.parts.audit_events import abandoned, calls, completed, delivered, finding, requested
 
 from tidegate.chain import Chain
-from tidegate.events import AnyEvent, Event
+from tidegate.events import AnyEvent, Event, FindingRaised
 from tidegate.log.port import Delivered, Partition, Record
 from tidegate_audit_consumer.batch import Bounds, ends_of, gather
 from tidegate_audit_consumer.dead_letters import MESSAGE_BYTES_MAX, dead_letter
@@ -17,6 +17,7 @@ from tidegate_audit_consumer.progress import Progress
 from tidegate_audit_consumer.reading import Unreadable
 from tidegate_audit_consumer.rows import SLICE, open_batch
 from tidegate_audit_consumer.store import token_of
+from tidegate_detector.ocsf import seal_finding
 
 
 def opened(*events: AnyEvent) -> Any:
@@ -100,6 +101,44 @@ def test_unreadable_records_are_told_apart() -> None:
 def test_values_that_no_column_holds_are_dead_letters_and_never_stop_a_batch(change: dict[str, Any]) -> None:
     event = msgspec.structs.replace(completed(requested()), **change)
     assert reason(Chain("w").seal(event).value) == "out-of-range"
+
+
+def test_a_finding_as_the_detector_publishes_it_fills_its_columns() -> None:
+    raised = FindingRaised(
+        id="f1",
+        time_us=1_700_000_000_123_456,
+        tenant="acme",
+        region="eu",
+        rule="burst",
+        severity="critical",
+        title="Burst",
+        message="far over the baseline",
+        subject_id="u",
+        agent="a",
+        session_id="s",
+        server="git",
+        target="git_log",
+        call_ids=("c1", "c2"),
+    )
+    record = seal_finding(Chain("detector.1"), raised)
+    result = open_batch(delivered([record]))
+    found = {name: column[0] for name, column in result.findings.items()}
+    names = (
+        "rule",
+        "severity",
+        "title",
+        "message",
+        "subject_id",
+        "agent",
+        "session_id",
+        "server",
+        "target",
+        "call_ids",
+    )
+    assert {name: found[name] for name in names} == {name: getattr(raised, name) for name in names}
+    assert (found["finding_id"], found["raised_at"], found["ocsf"]) == ("f1", raised.time_us, record.value)
+    event = {name: column[0] for name, column in result.events.items()}
+    assert (event["writer"], event["seq"], event["raw"]) == ("detector.1", 1, record.value)
 
 
 def test_a_dead_letter_keeps_key_bytes_and_headers_and_bounds_its_message() -> None:
