@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -15,9 +16,10 @@ from tidegate.chain import open_event
 from tidegate.errors import LogUnavailable
 from tidegate.events import QuarantineImposed
 from tidegate.ids import now_us
+from tidegate.log.kafka import KafkaLog
 from tidegate.log.port import Delivered, EventLog, Record
 from tidegate.log.sqlite import SqliteLog
-from tidegate.settings import Burst, Settings
+from tidegate.settings import Burst, Kafka, Settings
 from tidegate.settings import Detector as DetectorSettings
 from tidegate_detector.detector import Detector
 from tidegate_detector.spine import GROUP
@@ -26,9 +28,15 @@ from tidegate_detector.wiring import open_detector
 SETTINGS = Settings(detector=DetectorSettings(burst=Burst(calls_min=10)))
 
 
-@pytest.fixture
-async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
-    made = SqliteLog(tmp_path / "log.db")
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+async def log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EventLog]:
+    made: EventLog
+    if request.param == "sqlite":
+        made = SqliteLog(tmp_path / "log.db")
+    else:
+        topics = Kafka(prefix=f"t{uuid4().hex[:8]}.", partitions=3, replication=1, min_insync=1)
+        broker = request.getfixturevalue("kafka").bootstrap
+        made = KafkaLog(Settings(log=f"kafka://{broker}", kafka=topics))
     await made.prepare()
     yield made
     await made.close()
@@ -37,14 +45,14 @@ async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
 @contextlib.asynccontextmanager
 async def running(log: EventLog, settings: Settings = SETTINGS) -> AsyncIterator[Detector]:
     async with open_detector(settings, log, now_us, registry=CollectorRegistry()) as detector:
-        await detector.wait_until_ready()
+        await detector.wait_until_ready(30)
         yield detector
 
 
 async def contents(log: EventLog, topic: str) -> list[Delivered]:
     subscription = await log.follow((topic,))
     taken: list[Delivered] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             taken += await subscription.poll(1_000, 0.1)
             if subscription.caught_up:
@@ -63,7 +71,7 @@ def leak(number: int = 1) -> tuple[list[Record], list[Record]]:
     return sealed(reading(at_us, f"read-{number}")), sealed(sending(at_us + 1_000, f"send-{number}"))
 
 
-async def test_a_leak_becomes_a_finding_and_a_quarantine_in_history_and_state(log: SqliteLog) -> None:
+async def test_a_leak_becomes_a_finding_and_a_quarantine_in_history_and_state(log: EventLog) -> None:
     read, send = leak()
     async with running(log) as detector:
         await log.append(read + send)
@@ -81,7 +89,7 @@ async def test_a_leak_becomes_a_finding_and_a_quarantine_in_history_and_state(lo
     assert state.key == f"acme|{imposed.quarantine_id}".encode()
 
 
-async def test_a_burst_is_one_finding_below_the_quarantines_severity(log: SqliteLog) -> None:
+async def test_a_burst_is_one_finding_below_the_quarantines_severity(log: EventLog) -> None:
     at_us = now_us() // 10_000_000 * 10_000_000
     async with running(log) as detector:
         await log.append(sealed(*[request(at_us + n) for n in range(50)]))
@@ -91,7 +99,7 @@ async def test_a_burst_is_one_finding_below_the_quarantines_severity(log: Sqlite
     assert await contents(log, "control-state") == []
 
 
-async def test_what_was_read_before_a_restart_is_recognised_after_it(log: SqliteLog) -> None:
+async def test_what_was_read_before_a_restart_is_recognised_after_it(log: EventLog) -> None:
     read, send = leak()
     async with running(log) as detector:
         await log.append(read)
@@ -103,7 +111,7 @@ async def test_what_was_read_before_a_restart_is_recognised_after_it(log: Sqlite
     assert len(await findings(log)) == 1
 
 
-async def test_a_restart_raises_nothing_again(log: SqliteLog) -> None:
+async def test_a_restart_raises_nothing_again(log: EventLog) -> None:
     read, send = leak()
     async with running(log) as detector:
         await log.append(read + send)
@@ -115,7 +123,7 @@ async def test_a_restart_raises_nothing_again(log: SqliteLog) -> None:
     assert len(await findings(log)) == len(await contents(log, "control")) == 1
 
 
-async def test_calls_recorded_while_it_was_down_are_judged_at_the_next_start(log: SqliteLog) -> None:
+async def test_calls_recorded_while_it_was_down_are_judged_at_the_next_start(log: EventLog) -> None:
     async with running(log):
         pass
     read, send = leak()
@@ -124,7 +132,7 @@ async def test_calls_recorded_while_it_was_down_are_judged_at_the_next_start(log
         await detector.wait_until(lambda counts: counts.findings == 1)
 
 
-async def test_events_delivered_twice_raise_one_finding(log: SqliteLog) -> None:
+async def test_events_delivered_twice_raise_one_finding(log: EventLog) -> None:
     read, send = leak()
     async with running(log) as detector:
         await log.append(read + send + read + send)
@@ -132,7 +140,7 @@ async def test_events_delivered_twice_raise_one_finding(log: SqliteLog) -> None:
     assert len(await findings(log)) == 1
 
 
-async def test_a_crash_before_the_mark_leads_to_the_same_ids(log: SqliteLog) -> None:
+async def test_a_crash_before_the_mark_leads_to_the_same_ids(log: EventLog) -> None:
     read, send = leak()
     crashing = FailingLog(log, lambda records: any(record.topic == "detections" for record in records))
     async with running(crashing) as detector:
@@ -145,7 +153,7 @@ async def test_a_crash_before_the_mark_leads_to_the_same_ids(log: SqliteLog) -> 
     assert finding["metadata"]["uid"] == msgspec.json.decode(refused.value or b"")["metadata"]["uid"]
 
 
-async def test_an_append_that_was_stored_although_it_failed_is_not_repeated(log: SqliteLog) -> None:
+async def test_an_append_that_was_stored_although_it_failed_is_not_repeated(log: EventLog) -> None:
     read, send = leak()
     crashing = FailingLog(log, lambda records: any(record.topic == "detections" for record in records), stores=True)
     async with running(crashing) as detector:
@@ -156,7 +164,7 @@ async def test_an_append_that_was_stored_although_it_failed_is_not_repeated(log:
     assert len(await findings(log)) == len(await contents(log, "control")) == 1
 
 
-async def test_a_partition_that_moves_to_another_detector_takes_what_was_read_along(log: SqliteLog) -> None:
+async def test_a_partition_that_moves_to_another_detector_takes_what_was_read_along(log: EventLog) -> None:
     read, send = leak()
     async with contextlib.AsyncExitStack() as stack:
         first = await stack.enter_async_context(running(log))
@@ -168,7 +176,7 @@ async def test_a_partition_that_moves_to_another_detector_takes_what_was_read_al
     assert len(await findings(log)) == 1
 
 
-async def test_records_that_cannot_be_read_are_passed_over(log: SqliteLog) -> None:
+async def test_records_that_cannot_be_read_are_passed_over(log: EventLog) -> None:
     read, send = leak()
     async with running(log) as detector:
         await log.append([*read, Record("calls", b"k", b"{"), Record("calls", b"k", None), *send])
@@ -176,7 +184,7 @@ async def test_records_that_cannot_be_read_are_passed_over(log: SqliteLog) -> No
         assert detector.counts.unreadable == 2
 
 
-async def test_progress_is_settled_in_the_group_a_memorys_length_behind(log: SqliteLog) -> None:
+async def test_progress_is_settled_in_the_group_a_memorys_length_behind(log: EventLog) -> None:
     async with running(log) as detector:
         await log.append(sealed(request(now_us()), request(now_us())))
         await detector.wait_until(lambda counts: counts.judged == 2)
@@ -187,7 +195,7 @@ async def test_progress_is_settled_in_the_group_a_memorys_length_behind(log: Sql
     await subscription.close()
 
 
-async def until(holds: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():
             await asyncio.sleep(0.01)

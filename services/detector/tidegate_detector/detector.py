@@ -29,12 +29,12 @@ class Detector:
         """What went through since the start."""
         return self._parts.counts
 
-    async def wait_until(self, holds: Callable[[Counts], bool], timeout_s: float = 10.0) -> None:
+    async def wait_until(self, holds: Callable[[Counts], bool], timeout_s: float = 30.0) -> None:
         """Until the predicate holds. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s), self._parts.changed:
             await self._parts.changed.wait_for(lambda: holds(self._parts.counts))
 
-    async def wait_until_ready(self, timeout_s: float = 10.0) -> None:
+    async def wait_until_ready(self, timeout_s: float = 30.0) -> None:
         """Until nothing is awaited. Raises TimeoutError."""
         await self.wait_until(lambda _: not self._parts.awaited, timeout_s)
 

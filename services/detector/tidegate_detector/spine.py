@@ -27,7 +27,7 @@ GROUP = "detector"
 TOPIC = "calls"
 BATCH_MAX = 500
 POLL_S = 0.5
-MARK_S = 10.0
+MARK_S = 10.0  # how often the place of judging is stored and the lag measured, while there is nothing to publish
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ async def follow(parts: Parts) -> None:
                 if time.monotonic() - marked_at >= MARK_S:
                     marked_at = time.monotonic()
                     await mark(parts, subscription, shares.held)
+                    parts.metrics.lag.set(await subscription.lag())
             await report(parts, subscription, shares)
     except BaseException:
         shares.drop()  # what was judged may not be published: nothing may be marked
@@ -166,5 +167,4 @@ async def report(parts: Parts, subscription: Subscription, shares: Shares) -> No
         parts.metrics.evicted.labels("principal").inc(state.evicted_principals)
         parts.metrics.evicted.labels("call").inc(state.evicted_calls)
         state.evicted_principals = state.evicted_calls = 0
-    parts.metrics.lag.set(await subscription.lag())
     await parts.tell()
