@@ -24,8 +24,9 @@ help: ## list these targets
 setup: ## install everything that development and the tests need, into .venv
 	$(UV) sync --group dev
 
+# 130 is an interrupt: how a demo ends.
 run: ## set up what local mode needs, then the demo: servers, policy, a first governed call
-	$(UV) run tidegate demo || [ $$? -eq 130 ] # Ctrl-C is how it ends
+	$(UV) run tidegate demo || [ $$? -eq 130 ]
 
 test: check ## everything: checks, then all tests on real parts (what CI runs)
 
