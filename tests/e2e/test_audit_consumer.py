@@ -501,6 +501,6 @@ async def test_on_kafka_a_consumer_that_stalls_while_another_takes_its_partition
         async with asyncio.timeout(30):
             while (await counted(second)) != {"calls": 250, "events": 500, "findings": 0}:
                 await asyncio.sleep(0.05)
-        assert first.counts.records > 0
+        await first.wait_until_ingested(1, 30)
         await second.analytics.execute("OPTIMIZE TABLE tidegate.events_raw FINAL")
         assert await counted(first) == {"calls": 250, "events": 500, "findings": 0}

@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Counts:
-    """Since the start, of what is settled or about to be."""
+    """Since the start."""
 
-    records: int = 0  # went through, dead letters included
+    records: int = 0  # stored or buried, and settled
     events: int = 0  # rows of events inserted
     skipped: int = 0  # found stored already
     dead_letters: int = 0
@@ -67,11 +67,10 @@ class Parts:
         self._failures = 0
         self.awaited.clear()
 
-    def stored(self, records: int, written: dict[str, int], *, skipped: int) -> None:
+    def stored(self, written: dict[str, int], *, skipped: int) -> None:
         for table, rows in written.items():
             self.metrics.rows.labels(table).inc(rows)
         self.metrics.skipped.inc(skipped)
-        self.counts.records += records
         self.counts.skipped += skipped
         self.counts.events += written.get("events_raw", 0)
 
@@ -82,6 +81,7 @@ class Parts:
 
     async def settled(self) -> None:
         """The batch in hand is done with."""
+        self.counts.records += len(self.hand.records)
         self.counts.settled |= ends_of(self.hand.records)
         if self.hand.records:
             self.metrics.delay_seconds.set(max(0, self.clock() - self.hand.records[-1].time_us) / 1e6)

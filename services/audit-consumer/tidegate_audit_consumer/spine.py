@@ -59,7 +59,7 @@ async def store_once(parts: Parts, records: Sequence[Delivered], buried: set[Del
         opened = await asyncio.to_thread(open_batch, fresh)
         await bury_once(parts, [one for one in opened.unreadable if one.record not in buried], buried)
         written = await store(parts.analytics, opened, fresh)
-    parts.stored(len(records), written, skipped=len(records) - len(fresh))
+    parts.stored(written, skipped=len(records) - len(fresh))
 
 
 async def bury_once(parts: Parts, unreadable: list[Unreadable], buried: set[Delivered]) -> None:
