@@ -73,6 +73,7 @@ def test_only_the_two_sides_concern_the_rule() -> None:
     assert not concerns(reading(START_US, "r", labels=("egress",)))
     assert not concerns(sending(START_US, "s", labels=("sensitive",)))
     assert not concerns(sending(START_US, "s", fingerprints=()))
+    assert not concerns(reading(START_US, "r", outcome="blocked"))
     assert not concerns(request(START_US))
 
 

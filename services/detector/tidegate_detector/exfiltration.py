@@ -76,10 +76,12 @@ class Memory:
 
 
 def concerns(event: CallEvent) -> bool:
-    """Whether the event is of one of the two sides."""
+    """Whether the event is of one of the two sides. A result that was blocked has not been read by anybody."""
     if not event.fingerprints:
         return False
-    return (SENSITIVE if isinstance(event, CallCompleted) else EGRESS) in event.labels
+    if isinstance(event, CallCompleted):
+        return SENSITIVE in event.labels and event.outcome != "blocked"
+    return EGRESS in event.labels
 
 
 def observe(memory: Memory, event: CallEvent, settings: Exfiltration) -> list[FindingRaised]:
