@@ -1,7 +1,7 @@
 """A call on its way through the spine: the facts gathered so far, and the two events made from them. No I/O here."""
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from tidegate.events import (
     Stage,
 )
 from tidegate.identity import Principal
-from tidegate.ids import uuid7
+from tidegate.ids import now_us, uuid7
 from tidegate_edge.accept import Request
 from tidegate_edge.catalog import Tool
 
@@ -32,6 +32,11 @@ class Place(msgspec.Struct, frozen=True):
     tenant: str
     region: str
     edge: str
+
+    def stamp(self, tenant: str, at_us: int | None = None) -> dict[str, Any]:
+        """What every event carries: its id, time, tenant and region."""
+        time_us = now_us() if at_us is None else at_us
+        return {"id": uuid7(time_us), "time_us": time_us, "tenant": tenant, "region": self.region}
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -52,6 +57,7 @@ class Ongoing:
         "catalog",
         "control_epoch",
         "decision",
+        "dimensions",
         "findings",
         "fingerprints",
         "forwarded_us",
@@ -82,10 +88,10 @@ class Ongoing:
         named: str,
         server: str,
         terms: Terms,
-        now_us: int,
+        at_us: int,
     ) -> None:
-        self.call_id = uuid7(now_us)
-        self.requested_us = now_us
+        self.call_id = uuid7(at_us)
+        self.requested_us = at_us
         self.request = request
         self.principal = principal
         self.tool = tool
@@ -109,57 +115,41 @@ class Ongoing:
         self.control_epoch = 0
         self.findings: tuple[Finding, ...] = ()
         self.fingerprints: tuple[str, ...] = ()
+        self.dimensions: dict[str, Any] = {}  # what both events of the call say; fixed with the first
         self.policy_us = 0
         self.forwarded_us = 0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.tool.labels if self.tool else ()
 
     def refuse(self, stage: Stage, reason: str, message: str, decision: Decided = "deny") -> None:
         self.decision, self.stage, self.reason, self.message = decision, stage, reason, message
 
 
 def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> CallRequested:
-    """The record that must be durable before anything is forwarded."""
+    """The record that must be durable before anything is forwarded. Fixes the dimensions that both records share."""
     principal, capture = call.principal, call.terms.capture
     arguments = captured(call.arguments, call.arguments_captured, capture, capture_bytes_max)
+    call.dimensions = _dimensions(call, place)
     return CallRequested(
-        id=uuid7(call.requested_us),
-        time_us=call.requested_us,
-        tenant=principal.tenant,
-        region=place.region,
-        call_id=call.call_id,
-        root_call_id=call.call_id,
-        requested_us=call.requested_us,
-        subject_id=principal.subject_id,
-        agent=principal.agent,
-        session_id=call.session_id,
-        protocol_session_id=call.protocol_session,
-        protocol=call.request.version,
-        edge=place.edge,
-        method=call.request.method,
-        server=call.tool_server,
-        target=call.target,
-        mode=call.terms.mode,
-        decision=call.decision,
-        stage=call.stage,
+        **place.stamp(principal.tenant, call.requested_us),
+        **call.dimensions,
         reason=call.reason,
         message=call.message,
-        rules=call.rules,
-        bundle=call.bundle,
         inputs=DecisionInputs(
             bundle=call.bundle,
             release=call.release,
             catalog=call.catalog,
             groups=principal.groups,
-            labels=call.tool.labels if call.tool else (),
+            labels=call.labels,
             now_us=call.requested_us,
             control_epoch=call.control_epoch,
             arguments_kept=arguments is not NULL and call.arguments_captured == call.arguments,
         ),
         findings=call.findings,
-        arguments_bytes=len(call.arguments),
         arguments_digest=hashlib.sha256(call.arguments).hexdigest(),
-        capture=capture,
         fingerprints=call.fingerprints,
-        labels=call.tool.labels if call.tool else (),
         sealed=Sealed(
             issuer=principal.issuer,
             subject=principal.subject,
@@ -168,6 +158,32 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             arguments=arguments,
         ),
     )
+
+
+def _dimensions(call: Ongoing, place: Place) -> dict[str, Any]:
+    principal = call.principal
+    return {
+        "call_id": call.call_id,
+        "root_call_id": call.call_id,
+        "requested_us": call.requested_us,
+        "subject_id": principal.subject_id,
+        "agent": principal.agent,
+        "session_id": call.session_id,
+        "protocol_session_id": call.protocol_session,
+        "protocol": call.request.version,
+        "edge": place.edge,
+        "method": call.request.method,
+        "server": call.tool_server,
+        "target": call.target,
+        "mode": call.terms.mode,
+        "decision": call.decision,
+        "stage": call.stage,
+        "rules": call.rules,
+        "bundle": call.bundle,
+        "arguments_bytes": len(call.arguments),
+        "capture": call.terms.capture,
+        "labels": call.labels,
+    }
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -188,31 +204,14 @@ class Ended(msgspec.Struct, frozen=True):
 
 def completed_event(call: Ongoing, ended: Ended, place: Place, capture_bytes_max: int) -> CallCompleted:
     """The record of the answer; repeats the dimensions of its request."""
-    principal, capture = call.principal, call.terms.capture
+    result = NULL
+    if ended.result:
+        result = captured(ended.result, ended.result_captured, call.terms.capture, capture_bytes_max)
     return CallCompleted(
-        id=uuid7(ended.completed_us),
-        time_us=ended.completed_us,
-        tenant=principal.tenant,
-        region=place.region,
-        call_id=call.call_id,
-        root_call_id=call.call_id,
-        requested_us=call.requested_us,
-        subject_id=principal.subject_id,
-        agent=principal.agent,
-        session_id=call.session_id,
-        protocol_session_id=call.protocol_session,
-        protocol=call.request.version,
-        edge=place.edge,
-        method=call.request.method,
-        server=call.tool_server,
-        target=call.target,
-        mode=call.terms.mode,
-        decision=call.decision,
-        stage=call.stage,
+        **place.stamp(call.principal.tenant, ended.completed_us),
+        **call.dimensions,
         reason=ended.reason or call.reason,
         message=ended.message,
-        rules=call.rules,
-        bundle=call.bundle,
         outcome=ended.outcome,
         error_code=ended.error_code,
         completed_us=ended.completed_us,
@@ -221,16 +220,10 @@ def completed_event(call: Ongoing, ended: Ended, place: Place, capture_bytes_max
         total_us=ended.completed_us - call.requested_us,
         findings=ended.findings,
         masked=ended.masked,
-        arguments_bytes=len(call.arguments),
         result_bytes=len(ended.result),
         result_digest=hashlib.sha256(ended.result).hexdigest() if ended.result else "",
-        capture=capture,
         fingerprints=ended.fingerprints,
-        labels=call.tool.labels if call.tool else (),
-        sealed=Sealed(
-            login=principal.login,
-            result=captured(ended.result, ended.result_captured, capture, capture_bytes_max) if ended.result else NULL,
-        ),
+        sealed=Sealed(login=call.principal.login, result=result),
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from tidegate.errors import Fault, LogUnavailable
 from tidegate.events import RequestRefused
 from tidegate.identity import Principal, Refused, www_authenticate
-from tidegate.ids import now_us, uuid7
+from tidegate.ids import now_us
 from tidegate_edge import methods
 from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, accept, refuse
 from tidegate_edge.edge import Edge
@@ -130,12 +130,8 @@ class Desk:
         if method == "tools/call":
             return
         self._edge.counters.refused_requests[f"status-{reply.status}"] += 1
-        at_us = now_us()
         event = RequestRefused(
-            id=uuid7(at_us),
-            time_us=at_us,
-            tenant=principal.tenant,
-            region=self._edge.place.region,
+            **self._edge.place.stamp(principal.tenant),
             subject_id=principal.subject_id,
             agent=principal.agent,
             session_id="",

@@ -5,14 +5,14 @@ as events.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.events import AnyEvent, ServerRegistered, ToolDefined, ToolWithdrawn
-from tidegate.ids import now_us, uuid7
 from tidegate.settings import Settings
+from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog, Shelf, shelve
 from tidegate_edge.messages import encode
 from tidegate_edge.upstream.port import Upstream
@@ -33,11 +33,13 @@ class Discovery:
     def __init__(
         self,
         settings: Settings,
+        place: Place,
         upstreams: Mapping[str, Upstream],
         append: Append,
         recorded: Mapping[tuple[str, str], str],
     ) -> None:
         self._settings = settings
+        self._place = place
         self._upstreams = upstreams
         self._append = append
         self._recorded = recorded
@@ -90,16 +92,14 @@ class Discovery:
     def _changes(self, name: str, first: bool, shelf: Shelf) -> list[AnyEvent]:
         """What differs from the definitions that the log holds."""
         settings = self._settings
-
-        def common() -> dict[str, Any]:
-            at_us = now_us()
-            return {"id": uuid7(at_us), "time_us": at_us, "tenant": settings.tenant, "region": settings.region}
-
+        tenant = settings.tenant
         events: list[AnyEvent] = []
         if first:
             transport: Literal["http", "stdio"] = "http" if settings.servers[name].url else "stdio"
             events.append(
-                ServerRegistered(**common(), server=name, transport=transport, labels=self.server_labels[name])
+                ServerRegistered(
+                    **self._place.stamp(tenant), server=name, transport=transport, labels=self.server_labels[name]
+                )
             )
         for tool in shelf.tools:
             previous = self._recorded.get((name, tool.name), "")
@@ -107,7 +107,7 @@ class Discovery:
                 definition = msgspec.Raw(encode(tool.fields))
                 events.append(
                     ToolDefined(
-                        **common(),
+                        **self._place.stamp(tenant),
                         server=name,
                         tool=tool.name,
                         digest=tool.digest,
@@ -117,7 +117,7 @@ class Discovery:
                 )
         here = {tool.name for tool in shelf.tools}
         events.extend(
-            ToolWithdrawn(**common(), server=name, tool=tool, previous=digest)
+            ToolWithdrawn(**self._place.stamp(tenant), server=name, tool=tool, previous=digest)
             for (server, tool), digest in list(self._recorded.items())
             if server == name and tool not in here
         )

@@ -99,10 +99,7 @@ async def _initialize(edge: Edge, principal: Principal, request: Request) -> Rep
     client_info = request.params.get("clientInfo")
     info = encode(client_info)
     event = SessionOpened(
-        id=uuid7(at_us),
-        time_us=at_us,
-        tenant=principal.tenant,
-        region=edge.place.region,
+        **edge.place.stamp(principal.tenant),
         session_id=session_id,
         subject_id=principal.subject_id,
         agent=principal.agent,
@@ -145,12 +142,8 @@ async def end_session(edge: Edge, principal: Principal, sealed: str) -> Reply:
     if await edge.sessions.get(principal.tenant, session_id) is None:
         return refuse(404, INVALID_REQUEST, "Session not found")
     await edge.sessions.end(principal.tenant, session_id, ACKNOWLEDGED_WITHIN_S)
-    at_us = now_us()
     event = SessionClosed(
-        id=uuid7(at_us),
-        time_us=at_us,
-        tenant=principal.tenant,
-        region=edge.place.region,
+        **edge.place.stamp(principal.tenant),
         session_id=session_id,
         subject_id=principal.subject_id,
         agent=principal.agent,

@@ -25,18 +25,18 @@ class Submitter(Protocol):
 
 
 class Writer:
-    """A chain and the way its records become durable. After a fault the chain is at its end and a new one begins."""
+    """A chain and the way its records become durable."""
 
-    def __init__(self, new_writer: Callable[[], str], submitter: Submitter) -> None:
-        self._new_writer = new_writer
+    def __init__(self, new_chain: Callable[[], Chain], submitter: Submitter) -> None:
+        self._new_chain = new_chain
         self._submit = submitter.submit
-        self._chain: Chain | None = Chain(new_writer())
+        self._chain: Chain | None = new_chain()
 
     def write(self, event: AnyEvent) -> "asyncio.Future[None]":
         """Sealed and handed over in one step, so that the chain's order is the log's order. Raises LogUnavailable."""
         chain = self._chain
         if chain is None:
-            chain = self._chain = Chain(self._new_writer())
+            chain = self._chain = self._new_chain()
         seq, prev = chain.seq, chain.prev
         try:
             return self._submit(chain.seal(event))
@@ -44,9 +44,9 @@ class Writer:
             chain.seq, chain.prev = seq, prev  # not taken: the chain goes on as if it had not been sealed
             raise
 
-    def failed(self, _fault: LogUnavailable) -> None:
-        """What was sealed is not stored: nothing may follow it in its chain."""
-        self._chain = None
+    def failed(self, chain: Chain | None) -> None:
+        """What was sealed last is not stored: go on with this chain, which ends at a stored record; None: a new one."""
+        self._chain = chain
 
 
 class Recorder:

@@ -4,24 +4,29 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from tidegate.chain import Chain, open_head
 from tidegate.errors import LogUnavailable
-from tidegate.events import CallAbandoned, CallRequested
-from tidegate.ids import now_us, uuid7
+from tidegate.events import Call, CallAbandoned, CallRequested
+from tidegate.ids import uuid7
 from tidegate.limits import Limits
 from tidegate.log.commit import GroupCommit
-from tidegate.log.port import BlockingAppender, EventLog
+from tidegate.log.port import BlockingAppender, EventLog, Record
 from tidegate.log.shipper import Shipper
 from tidegate.log.spool import Backlog, Spool
 from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Settings
+from tidegate_edge.calls import Place
 from tidegate_edge.recorder import Recorder, Submitter, Writer
 
 INLINE_BELOW_S: Final = 0.0006  # about what handing a batch to a thread and back costs
+
+_REPEATED: Final = frozenset(Call.__struct_fields__) - {"writer", "seq", "prev"}
 
 _log = logging.getLogger(__name__)
 
@@ -46,63 +51,77 @@ class Records:
 
 
 @contextlib.asynccontextmanager
-async def open_records(settings: Settings, log: EventLog, edge: str) -> AsyncIterator[Records]:
+async def open_records(settings: Settings, log: EventLog, place: Place) -> AsyncIterator[Records]:
     """Leaving it makes everything durable and, with Kafka, empties the spool within limits.drain_timeout_s."""
     if isinstance(log, SqliteLog):
-        writer = Writer(lambda: f"{edge}.{uuid7()}", log)
-        log.when_failed(writer.failed)
+        writer = Writer(lambda: Chain(f"{place.edge}.{uuid7()}"), log)
+        log.when_failed(lambda _fault: writer.failed(None))
         yield Records(Recorder(writer), log)
         return
-    async with _kafka_records(settings, edge) as records:
+    async with _kafka_records(settings, place) as records:
         yield records
 
 
 @contextlib.asynccontextmanager
-async def _kafka_records(settings: Settings, edge: str) -> AsyncIterator[Records]:
+async def _kafka_records(settings: Settings, place: Place) -> AsyncIterator[Records]:
     from tidegate.log.kafka_appender import KafkaAppender  # a local edge has no use for Kafka's client
 
     limits = settings.limits
-    spool = Spool(settings.data_dir / "spool", limits.spool_bytes_max, edge=edge)
+    spool = Spool(settings.data_dir / "spool", limits.spool_bytes_max, edge=place.edge)
     for report in spool.reports:
         _log.error("spool: %s", report)
     async with contextlib.AsyncExitStack() as stack:
-        spooled, spool_writer = _committed(spool, limits, _epochs(spool), "spool", INLINE_BELOW_S)
+        spooled, spool_writer = _spooled(spool, limits)
         stack.push_async_callback(spooled.close)
         shipper = Shipper(spool, KafkaAppender(settings, 10.0))
         stack.push_async_callback(_drain, shipper, spool, limits.drain_timeout_s)
-        strict, strict_writer = _committed(
-            KafkaAppender(settings, 5.0), limits, lambda: f"{edge}.strict.{uuid7()}", "strict", 0.0
-        )
+        strict, strict_writer = _strict(KafkaAppender(settings, 5.0), limits, place.edge)
         stack.push_async_callback(strict.close)
         recorder = Recorder(spool_writer, strict_writer)
-        await recorder.record_all([_abandoned(request) for request in spool.unfinished()])
+        await recorder.record_all([_abandoned(request, place) for request in spool.unfinished()])
         shipper.start()
         yield Records(recorder, spooled, spool)
 
 
-def _committed(
-    appender: BlockingAppender, limits: Limits, new_writer: Callable[[], str], name: str, inline_below_s: float
-) -> tuple[GroupCommit, Writer]:
-    """A group commit over the appender, and the writer whose chain ends when a batch of it fails."""
+def _spooled(spool: Spool, limits: Limits) -> tuple[GroupCommit, Writer]:
+    """The spool under a group commit. A refused batch was not stored: the chain goes on from what is durable."""
 
     def on_fault(fault: LogUnavailable) -> None:
-        writer.failed(fault)
+        writer.failed(None if fault.code == "spool-broken" else _after(commit.durable, spool.writer))
 
     commit = GroupCommit(
-        appender,
+        spool,
         records_max=limits.pending_records_max,
-        name=name,
+        name="spool",
         on_fault=on_fault,
-        inline_below_s=inline_below_s,
+        inline_below_s=INLINE_BELOW_S,
     )
-    writer = Writer(new_writer, commit)
+    writer = Writer(_epochs(spool), commit)
     return commit, writer
 
 
-def _epochs(spool: Spool) -> Callable[[], str]:
+def _strict(appender: BlockingAppender, limits: Limits, edge: str) -> tuple[GroupCommit, Writer]:
+    """Kafka under a group commit. What it had taken of a failed batch is unknown: a new chain begins."""
+
+    def on_fault(_fault: LogUnavailable) -> None:
+        writer.failed(None)
+
+    commit = GroupCommit(appender, records_max=limits.pending_records_max, name="strict", on_fault=on_fault)
+    writer = Writer(lambda: Chain(f"{edge}.strict.{uuid7()}"), commit)
+    return commit, writer
+
+
+def _after(record: Record | None, writer: str) -> Chain:
+    """The chain whose last stored record this is."""
+    if record is None or record.value is None:
+        return Chain(writer)
+    return Chain(writer, seq=open_head(record.value).seq, prev=hashlib.sha256(record.value).hexdigest())
+
+
+def _epochs(spool: Spool) -> Callable[[], Chain]:
     """The spool's writer at first, then a new epoch each time a chain has ended."""
     first = [spool.writer]
-    return lambda: first.pop() if first else spool.renew()
+    return lambda: Chain(first.pop() if first else spool.renew())
 
 
 async def _drain(shipper: Shipper, spool: Spool, deadline_s: float) -> None:
@@ -111,33 +130,13 @@ async def _drain(shipper: Shipper, spool: Spool, deadline_s: float) -> None:
     await asyncio.to_thread(shipper.close)
 
 
-def _abandoned(request: CallRequested) -> CallAbandoned:
+def _abandoned(request: CallRequested, place: Place) -> CallAbandoned:
     """Nobody knows how this call ended: the edge died before its completion was recorded."""
-    at_us = now_us()
+    shared = {name: getattr(request, name) for name in _REPEATED}
+    stamp = place.stamp(request.tenant)
+    message = "The edge ended before the call's completion was recorded; whether it was carried out is unknown."
     return CallAbandoned(
-        id=uuid7(at_us),
-        time_us=at_us,
-        tenant=request.tenant,
-        region=request.region,
-        call_id=request.call_id,
-        root_call_id=request.root_call_id,
-        requested_us=request.requested_us,
-        subject_id=request.subject_id,
-        agent=request.agent,
-        session_id=request.session_id,
-        protocol_session_id=request.protocol_session_id,
-        protocol=request.protocol,
-        edge=request.edge,
-        method=request.method,
-        server=request.server,
-        target=request.target,
-        mode=request.mode,
-        decision=request.decision,
-        stage=request.stage,
-        reason="edge-died",
-        message="The edge ended before the call's completion was recorded; whether it was carried out is unknown.",
-        rules=request.rules,
-        bundle=request.bundle,
-        found_us=at_us,
+        **{**shared, **stamp, "reason": "edge-died", "message": message},
+        found_us=stamp["time_us"],
         labels=request.labels,
     )

@@ -15,7 +15,7 @@ import msgspec
 from tidegate.chain import open_event
 from tidegate.errors import Fault, LogUnavailable
 from tidegate.events import AnyEvent, BundleActivated, BundleRejected, QuarantineImposed, ToolDefined, ToolWithdrawn
-from tidegate.ids import now_us, uuid7
+from tidegate.ids import now_us
 from tidegate.inspection.rules import load_inspection
 from tidegate.inspection.scanner import Scanner
 from tidegate.log.port import Delivered, EventLog
@@ -166,15 +166,8 @@ class Watch:
         )
 
     async def _tell(self, tenant: str, make: Callable[[dict[str, Any]], AnyEvent]) -> None:
-        at_us = now_us()
-        common: dict[str, Any] = {
-            "id": uuid7(at_us),
-            "time_us": at_us,
-            "tenant": tenant,
-            "region": self._edge.place.region,
-        }
         try:
-            await self._edge.recorder.record(make(common), "spool")
+            await self._edge.recorder.record(make(self._edge.place.stamp(tenant)), "spool")
         except LogUnavailable as fault:
             _log.error("could not record an activation: %s", fault.sentence)
 

@@ -67,14 +67,14 @@ async def open_edge(
     issuers = (*settings.identity.issuers, *((settings_issuer(settings),) if settings.local_issuer else ()))
     async with contextlib.AsyncExitStack() as stack:
         keys = await stack.enter_async_context(IssuerKeys(issuers, settings.path(".")))
-        records = await stack.enter_async_context(open_records(settings, log, edge_id))
+        records = await stack.enter_async_context(open_records(settings, log, place))
         upstreams = {name: open_upstream(settings, name, sessions, edge_id) for name in settings.servers}
         verifier = open_verifier(settings, secrets, keys, issuers)
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants)
         await watch.restore()
-        discovery = Discovery(settings, upstreams, records.recorder.record_all, watch.definitions)
+        discovery = Discovery(settings, place, upstreams, records.recorder.record_all, watch.definitions)
         stack.push_async_callback(_close_all, upstreams)
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
