@@ -8,12 +8,13 @@ from tidegate.limits import Limits
 from tidegate.policy.control import Quarantines
 from tidegate.sealing import Sealer
 from tidegate.secrets import ClusterSecrets
-from tidegate.sessions.port import SessionStore
+from tidegate.sessions.port import RENEWED_AFTER, SessionStore
 from tidegate.settings import Settings
 from tidegate_edge.calls import Place, Terms
 from tidegate_edge.catalog import Tool
 from tidegate_edge.counters import Counters
 from tidegate_edge.recorder import Recorder
+from tidegate_edge.renewals import Renewals
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Upstream
 
@@ -42,6 +43,7 @@ class Edge:
         self.counters = Counters()
         self.rulings: dict[str, Ruling] = {}  # by tenant
         self.quarantines: dict[str, Quarantines] = {}  # by tenant
+        self.renewals = Renewals(settings.limits.session_idle_s * RENEWED_AFTER)
         self.calls_in_flight = 0
         self.draining = False
         self._secrets = secrets

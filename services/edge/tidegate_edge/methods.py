@@ -82,12 +82,18 @@ async def _admit(edge: Edge, principal: Principal, server: str, request: Request
     if opened is None:
         return refuse(404, INVALID_REQUEST, "Session not found: initialize again", request.id)
     session_id = opened.decode()
-    if (
-        not edge.sessions.is_live(principal.tenant, session_id)
-        and await edge.sessions.get(principal.tenant, session_id) is None
-    ):
+    if not await _is_live(edge, principal.tenant, session_id):
         return refuse(404, INVALID_REQUEST, "Session not found: initialize again", request.id)
     return Visit(principal, server, session_id, session_id)
+
+
+async def _is_live(edge: Edge, tenant: str, session_id: str) -> bool:
+    """From the local cache in the common case; now and then the store is told that the session is in use."""
+    if edge.renewals.is_due(session_id):
+        return await edge.sessions.touch(tenant, session_id, edge.limits.session_idle_s)
+    if edge.sessions.is_live(tenant, session_id):
+        return True
+    return await edge.sessions.get(tenant, session_id) is not None
 
 
 async def _initialize(edge: Edge, principal: Principal, request: Request) -> Reply:
