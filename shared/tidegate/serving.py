@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 
 import uvicorn
 from fastapi import APIRouter, Response
@@ -39,6 +40,14 @@ def health_routes(parts: Mapping[str, Awaiting], registry: CollectorRegistry) ->
     return router
 
 
+class DrainingServer(uvicorn.Server):
+    """uvicorn raises a captured signal again after serving, which would end the process before its log is closed."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+
+
 def open_server(app: object, listen: str, limits: Limits, *, http: type | None = None) -> uvicorn.Server:
     """A uvicorn server for `app`; `await server.serve()` returns after SIGTERM or SIGINT once connections are drained.
 
@@ -60,4 +69,4 @@ def open_server(app: object, listen: str, limits: Limits, *, http: type | None =
         timeout_graceful_shutdown=max(1, int(limits.drain_timeout_s)),
         backlog=2048,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config)
