@@ -45,7 +45,6 @@ class Edge:
         self.quarantines: dict[str, Quarantines] = {}  # by tenant
         self.renewals = Renewals(settings.limits.session_idle_s * RENEWED_AFTER)
         self.calls_in_flight = 0
-        self.draining = False
         self._secrets = secrets
         self._fingerprint_keys: dict[str, bytes] = {}
         self._terms: dict[tuple[str, str], Terms] = {}

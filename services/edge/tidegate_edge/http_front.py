@@ -115,6 +115,7 @@ class McpProtocol(HttpToolsProtocol):
         self.idle_event = asyncio.Event()
         self._header_bytes = 0
         self._began_s = 0.0  # when the request being read began; 0 between requests
+        self._idle_since_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -133,7 +134,9 @@ class McpProtocol(HttpToolsProtocol):
         self.pipeline.clear()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._header_bytes = 0
         self._began_s = time.monotonic()
 
@@ -163,6 +166,7 @@ class McpProtocol(HttpToolsProtocol):
             return
         path = self.url
         if path != b"/mcp" and not path.startswith(_MCP_PATHS):
+            self._begin_asgi()
             super().on_headers_complete()
             return
         parser = self.parser
@@ -177,6 +181,13 @@ class McpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
             exchange.message_event = running.message_event
+
+    def _begin_asgi(self) -> None:
+        """What uvicorn prepares at the beginning of every message, which the MCP path has no use for."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
 
     def _read_headers(self, exchange: Exchange) -> dict[bytes, bytes]:
         pairs = self.headers
@@ -229,6 +240,23 @@ class McpProtocol(HttpToolsProtocol):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def on_response_complete(self) -> None:
+        """As uvicorn's, without a keep-alive timer for each response: the sweep closes idle connections."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self._idle_since_s = time.monotonic()
+
+    def is_idle(self, now_s: float) -> bool:
+        """True when no request has come for longer than the keep-alive time."""
+        resting = self._began_s == 0.0 and (self.cycle is None or self.cycle.response_complete)
+        return resting and now_s - self._idle_since_s > self.limits.keep_alive_s
+
     def is_slow(self, now_s: float) -> bool:
         """True when the request being read has taken too long: headers, or headers and body."""
         if self._began_s == 0.0 or self.flow.read_paused:
@@ -261,11 +289,15 @@ def protocol_class(serve: Serve, limits: Limits) -> type[McpProtocol]:
     return type("BoundMcpProtocol", (McpProtocol,), {"serve": staticmethod(serve), "limits": limits})
 
 
-async def close_slow_connections(connections: set[Any], every_s: float = 1.0) -> None:
-    """One coarse sweep instead of a timer per request. Runs until cancelled."""
+async def sweep_connections(connections: set[Any], every_s: float = 1.0) -> None:
+    """One coarse look at all connections instead of timers for each: slow and idle ones end. Runs until cancelled."""
     while True:
         await asyncio.sleep(every_s)
         now_s = time.monotonic()
         for connection in list(connections):
-            if isinstance(connection, McpProtocol) and connection.is_slow(now_s):
+            if not isinstance(connection, McpProtocol):
+                continue
+            if connection.is_slow(now_s):
                 connection.refuse_slow()
+            elif connection.is_idle(now_s):
+                connection.transport.close()

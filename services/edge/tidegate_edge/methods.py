@@ -34,8 +34,6 @@ _LEGACY_METHODS: Final = frozenset({"initialize", "ping", "tools/list", "tools/c
 
 async def serve(edge: Edge, principal: Principal, server: str, request: Request) -> Reply:
     """One request or notification of a known principal."""
-    if edge.draining and request.method != "tools/call":
-        return refuse(503, INTERNAL_ERROR, "this edge is shutting down; try again", request.id)
     if request.method not in (_MODERN_METHODS if request.modern else _LEGACY_METHODS) and request.id is not None:
         return refuse(
             404 if request.modern else 200, METHOD_NOT_FOUND, f"Method not found: {request.method[:64]}", request.id

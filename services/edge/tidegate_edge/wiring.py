@@ -29,7 +29,7 @@ from tidegate_edge.counters import EdgeCollector
 from tidegate_edge.desk import Desk
 from tidegate_edge.discovery import Discovery
 from tidegate_edge.edge import Edge
-from tidegate_edge.http_front import McpProtocol, close_slow_connections, protocol_class
+from tidegate_edge.http_front import McpProtocol, protocol_class, sweep_connections
 from tidegate_edge.records import Records, open_records
 from tidegate_edge.upstream.connection import Pool
 from tidegate_edge.upstream.http import HttpUpstream
@@ -99,15 +99,14 @@ async def open_edge(
                 waits.add("log")
             if settings.tenant not in edge.rulings:
                 waits.add("bundle")
-            return waits | ({"drain"} if edge.draining else set())
+            return waits
 
         def watch_connections(connections: set[object]) -> None:
-            tasks.start(close_slow_connections(connections), "close slow connections")
+            tasks.start(sweep_connections(connections), "sweep connections")
 
         yield EdgeService(
             edge, http, well_known_routes(settings, tuple(i.issuer for i in issuers)), awaiting, watch_connections
         )
-        edge.draining = True
 
 
 def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str) -> Upstream:
