@@ -20,6 +20,7 @@ from tidegate_edge.messages import INVALID_REQUEST, Reply, error_body
 
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OK_JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+LINGER_S: Final = 1.0
 _MCP_PATHS: Final = (b"/mcp/", b"/mcp?")
 _OWS: Final = (b" ", b"\t")
 
@@ -89,18 +90,26 @@ class Exchange:
         closing = reply.close or not self.keep_alive
         headers = reply.headers + (b"connection: close\r\n" if closing else b"")
         transport = self.protocol.transport
-        if reply.status == 200:
+        if self.method == b"HEAD":
+            transport.write(b"%bcontent-length: %d\r\n%b\r\n" % (_STATUS_LINES[reply.status], len(reply.body), headers))
+        elif reply.status == 200:
             transport.write(_OK_JSON % (len(reply.body), headers, reply.body))
         else:
             kind = b"content-type: application/json\r\n" if reply.body else b""
             line = _STATUS_LINES[reply.status]
             transport.write(b"%b%bcontent-length: %d\r\n%b\r\n%b" % (line, kind, len(reply.body), headers, reply.body))
-        if closing:
+        if reply.close:
+            self.protocol.end()
+        elif closing:
             transport.close()
         self.protocol.on_response_complete()
 
 
 Serve = Callable[[Exchange], Awaitable[Reply]]
+
+
+class _Ended(Exception):
+    """Raised in a parser's callback: nothing more is read on this connection."""
 
 
 class McpProtocol(HttpToolsProtocol):
@@ -115,6 +124,9 @@ class McpProtocol(HttpToolsProtocol):
         self.idle_event = asyncio.Event()
         self._header_bytes = 0
         self._began_s = 0.0  # when the request being read began; 0 between requests
+        self._running: Exchange | None = None
+        self._last = False  # the request being read is the last one
+        self._ended = False  # nothing more is taken from this connection
         self._idle_since_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -126,7 +138,7 @@ class McpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+        for cycle in (self._running, self.cycle, *(waiting for waiting, _ in self.pipeline)):
             if isinstance(cycle, Exchange):
                 cycle.disconnected = True
                 if cycle.task is not None and cycle.cancel_on_disconnect:
@@ -134,6 +146,9 @@ class McpProtocol(HttpToolsProtocol):
         self.pipeline.clear()
 
     def on_message_begin(self) -> None:
+        if self._last or self._ended:
+            self._ended = True
+            raise _Ended
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -158,12 +173,14 @@ class McpProtocol(HttpToolsProtocol):
             self._refuse_headers()
 
     def _refuse_headers(self) -> None:
-        if not self.transport.is_closing():
-            self._refuse_unread(431, "headers too large")
+        self._refuse_unread(431, "headers too large")
+        raise _Ended
 
     def on_headers_complete(self) -> None:
-        if self.transport.is_closing():
-            return
+        if self._ended:
+            raise _Ended
+        if self.url[:1] != b"/":
+            self._take_origin_form()
         path = self.url
         if path != b"/mcp" and not path.startswith(_MCP_PATHS):
             self._begin_asgi()
@@ -171,7 +188,9 @@ class McpProtocol(HttpToolsProtocol):
             return
         parser = self.parser
         http_version = parser.get_http_version()
-        exchange = Exchange(self, parser.get_method(), path, http_version != "1.0" and parser.should_keep_alive())
+        keep_alive = http_version != "1.0" and parser.should_keep_alive() and not parser.should_upgrade()
+        exchange = Exchange(self, parser.get_method(), path, keep_alive)
+        self._last = not keep_alive
         exchange.headers = self._read_headers(exchange)
         if self.expect_100_continue and exchange.fault is None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -181,6 +200,16 @@ class McpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
             exchange.message_event = running.message_event
+        if exchange.fault is not None:
+            self._refuse(exchange, exchange.fault)
+
+    def _take_origin_form(self) -> None:
+        """RFC 9112 §3.2.2: the authority of a target in absolute form counts, whatever Host says."""
+        _, absolute, rest = self.url.partition(b"://")
+        if absolute:
+            authority, _, path = rest.partition(b"/")
+            self.url = b"/" + path
+            self.headers[:] = [(name, authority if name == b"host" else value) for name, value in self.headers]
 
     def _begin_asgi(self) -> None:
         """What uvicorn prepares at the beginning of every message, which the MCP path has no use for."""
@@ -214,7 +243,7 @@ class McpProtocol(HttpToolsProtocol):
         exchange.body_bytes += len(body)
         if exchange.body_bytes > self.limits.body_bytes_max:
             exchange.parts.clear()
-            exchange.fault = _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")
+            self._refuse(exchange, _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes"))
 
     def on_message_complete(self) -> None:
         self._began_s = 0.0
@@ -222,7 +251,7 @@ class McpProtocol(HttpToolsProtocol):
         if not isinstance(exchange, Exchange):
             super().on_message_complete()
             return
-        if exchange.response_complete:
+        if not exchange.more_body:  # refused already
             return
         exchange.more_body = False
         exchange.started_s = time.monotonic()
@@ -233,7 +262,9 @@ class McpProtocol(HttpToolsProtocol):
         if not isinstance(cycle, Exchange):
             super()._start_asgi_task(cycle, app)
             return
+        self._running = cycle
         if cycle.more_body:  # its turn came before its body: `on_message_complete` will start it
+            self._began_s = time.monotonic()
             return
         task = self.loop.create_task(cycle.run_asgi(app))
         cycle.task = task
@@ -270,14 +301,38 @@ class McpProtocol(HttpToolsProtocol):
         """Answer 408 and close."""
         self._refuse_unread(408, "the request took too long to arrive")
 
+    def send_400_response(self, msg: str) -> None:
+        """Named for uvicorn, which calls it where the parser fails."""
+        self._refuse_unread(400, msg)
+
     def _refuse_unread(self, status: int, message: str) -> None:
-        reply = _fault(status, message)
-        line = _STATUS_LINES[status]
-        self.transport.write(
-            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (line, len(reply.body), reply.body)
-        )
-        self.transport.close()
+        """Refuse the request being read, in its turn; nothing after it is read."""
+        if self._ended:
+            return
+        before: Any = self.cycle
+        if isinstance(before, Exchange) and before.more_body:
+            exchange = before
+        else:
+            exchange = Exchange(self, b"", b"", False)
+            self.cycle = exchange  # type: ignore[assignment]
+            if before is not None and not before.response_complete:
+                self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+        self._refuse(exchange, _fault(status, message))
+
+    def _refuse(self, exchange: Exchange, fault: Reply) -> None:
+        """Answer without waiting for the rest of the request, once what came before is answered."""
+        self._ended = True
+        self._began_s = 0.0
+        exchange.fault, exchange.more_body = fault, False
+        if not self.pipeline:
+            self._start_asgi_task(exchange, self.app)
+
+    def end(self) -> None:
+        """Close when the peer has had time to read: closing over unread bytes would reset what was written."""
+        self._ended = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def _fault(status: int, message: str) -> Reply:
