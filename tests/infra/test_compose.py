@@ -1,12 +1,16 @@
 """The compose cluster, read as data: names, ports, mounts and variables agree with each other and with our settings."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import jwt
 import pytest
 from infra.compose.prepare import DATA_OF, PUBLIC_URL, prepare
 from tests.infra.deployment import COMPOSE, ROOT, built, compose, environment_file, variables
 
+from tidegate.local_issuer import issuer_name
 from tidegate.policy.signing import load_signing_key, trusted_keys
 from tidegate.secrets import open_secrets
 from tidegate.settings import Settings, host_port, load_settings
@@ -34,6 +38,16 @@ def test_the_prepared_keys_belong_together(settings: Settings) -> None:
     key = load_signing_key(settings.path(settings.signing.key_file))
     assert key.key_id in trusted_keys(settings.trust.bundle_keys)
     assert open_secrets(settings).sealing_keys
+
+
+def test_a_token_made_on_the_machine_is_one_that_the_edges_trust(prepared: Path, settings: Settings) -> None:
+    environment = {**os.environ, **environment_file(prepared / ".env"), "TIDEGATE_DATA": "state"}
+    who = ["--user", "alice@example.com", "--agent", "claude-code", "--groups", "eng"]
+    command = [sys.executable, "-m", "tidegate_cli.main", "token", "--config", str(prepared / "tidegate.yaml"), *who]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    keys = jwt.PyJWKSet.from_json((prepared / "state/keys/local-issuer.jwks.json").read_text())
+    claims = jwt.decode(made.stdout.strip(), keys.keys[0], ["RS256"], audience=f"{PUBLIC_URL}/mcp")
+    assert claims["iss"] == issuer_name(settings.url)
 
 
 def test_preparing_again_changes_nothing(prepared: Path) -> None:
