@@ -58,7 +58,7 @@ def open_server(app: object, listen: str, limits: Limits, *, http: type | None =
         app,  # type: ignore[arg-type]
         host=host,
         port=port,
-        http=http or "httptools",  # type: ignore[arg-type]
+        http=http or "httptools",
         ws="none",
         lifespan="off",
         access_log=False,

@@ -27,6 +27,12 @@ class Seen:
     verb: str
     headers: dict[str, str]
     body: bytes
+    reader: asyncio.StreamReader
+
+    @property
+    def is_gone(self) -> bool:
+        """The client has closed the connection."""
+        return self.reader.at_eof()
 
     @property
     def message(self) -> Any:
@@ -89,7 +95,7 @@ class Scripted:
                 pairs = [one.split(":", 1) for one in lines if one]
                 headers = {name.strip().lower(): value.strip() for name, value in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                seen = Seen(line.split(" ")[0], headers, body)
+                seen = Seen(line.split(" ")[0], headers, body, reader)
                 self.seen.append(seen)
                 await self.answer(seen, writer)
                 await writer.drain()
