@@ -112,9 +112,15 @@ class Demo:
         say("\n[bold]VS Code[/]  .vscode/mcp.json; it asks for the token")
         print_raw(snippets.vs_code(url))
         say("\n[bold]From another terminal[/]")
-        say(f"uv run tidegate call git__git_log repo_path=data/shop --groups eng{config}")
-        say(f"uv run tidegate log tail{config}")
+        say(f"{_command()} call git__git_log repo_path=data/shop --groups eng{config}")
+        say(f"{_command()} log tail{config}")
         say("\n[bold]Tidegate stays up; Ctrl-C drains and stops.[/]")
+
+
+def _command() -> str:
+    """This command as the next terminal finds it: below this directory, or as it was started."""
+    started = Path(sys.argv[0])
+    return os.path.relpath(started) if started.resolve().is_relative_to(Path.cwd()) else str(started)
 
 
 def print_raw(text: str) -> None:

@@ -1,0 +1,103 @@
+"""The first example, copied to a directory of its own and served by the real command: for the tests beside this file.
+
+Rule: a port of its own, a data directory of its own, stopped by SIGTERM at the end.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.parts.processes import free_port, spawn, stop, wait_ready
+
+from tidegate_cli.demo import prepare_repository
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = Path("examples") / "01-first-call"
+TIDEGATE = Path(sys.executable).with_name("tidegate")
+READY_S = 60.0
+
+
+@dataclass
+class House:
+    """A copy of the example below `root`; `config` starts from there, as in the documentation."""
+
+    root: Path
+    port: int
+    notes_port: int
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def config(self) -> str:
+        return str(EXAMPLE / "tidegate.yaml")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "tidegate.log"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"NOTES_PORT": str(self.notes_port), "TIDEGATE_CONFIG": self.config, "COLUMNS": "200"}
+
+    def run(self, *words: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+        """`tidegate WORDS` in the house, with its configuration."""
+        return subprocess.run(
+            [str(TIDEGATE), *words],
+            cwd=self.root,
+            env={**os.environ, **self.environment, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def start(self, *words: str) -> "subprocess.Popen[bytes]":
+        """`tidegate WORDS --config … --listen …`, not waited for."""
+        command = [str(TIDEGATE), *words, "--config", self.config, "--listen", f"127.0.0.1:{self.port}"]
+        self.process = spawn(command, cwd=self.root, log=self.log, environment=self.environment)
+        return self.process
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def new_house(root: Path) -> House:
+    """The documentation's paths hold in it: examples/…, .venv/bin."""
+    (root / ".venv").symlink_to(Path(sys.executable).parents[1])
+    shutil.copytree(ROOT / EXAMPLE, root / EXAMPLE, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    return House(root, free_port(), free_port())
+
+
+@contextlib.contextmanager
+def serving(root: Path) -> Iterator[House]:
+    """`tidegate up` on the copy, ready, with its notes server and the demo's repository."""
+    house = new_house(root)
+    prepare_repository(house.root / EXAMPLE / "data" / "shop")
+    notes = spawn(
+        [sys.executable, str(EXAMPLE / "notes_server.py")],
+        cwd=house.root,
+        log=house.root / "notes.log",
+        environment=house.environment,
+    )
+    try:
+        process = house.start("up")
+        wait_ready(house.is_ready, process, house.log, deadline_s=READY_S)
+        yield house
+    finally:
+        if house.process is not None:
+            stop(house.process, 30.0)
+        stop(notes)
