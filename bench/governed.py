@@ -78,6 +78,7 @@ def running_governed(directory: Path, upstream: str, *, edge_command: Command = 
         config.write_text(yaml.safe_dump(_settings(directory, upstream, kafka.bootstrap, listen, policy_listen)))
         command = tidegate(["policy", "--config", str(config)])
         _service(stack, command, f"http://{policy_listen}", directory / "policy.log")
+        _run(["bundle", "publish", str(BUNDLE), "--config", str(config)])
         token_file = directory / "token"
         write_private(token_file, _token(config))
         command = edge_command(["edge", "--config", str(config)])
@@ -123,10 +124,16 @@ def _is_ready(url: str) -> bool:
 
 
 def _token(config: Path) -> bytes:
-    command = tidegate(["token", "--config", str(config), *USER])
-    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
-    token = done.stdout.strip()
-    if done.returncode != 0 or token.count(b".") != 2:
-        words = done.stderr.decode(errors="replace")[-2000:]
-        raise RuntimeError(f"`tidegate token` failed with status {done.returncode}: {words}")
+    token = _run(["token", "--config", str(config), *USER]).strip()
+    if token.count(b".") != 2:
+        raise RuntimeError("`tidegate token` printed something that is not a token")
     return token
+
+
+def _run(arguments: Sequence[str]) -> bytes:
+    """What the command prints. Raises RuntimeError with the end of its complaint."""
+    done = subprocess.run(tidegate(arguments), capture_output=True, timeout=60, check=False)
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace")[-2000:]
+        raise RuntimeError(f"`tidegate {arguments[0]}` failed with status {done.returncode}: {words}")
+    return done.stdout
