@@ -5,7 +5,6 @@ sessions, stdio.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.parts.clients.driving import KINDS, Failed, Kind, SdkClient, sdk_client

@@ -27,7 +27,7 @@ from confluent_kafka import Consumer, TopicPartition
 from tests.parts.processes import free_port, spawn, wait_ready
 
 from tidegate.chain import open_event, open_head
-from tidegate.events import AnyEvent
+from tidegate.events import AnyEvent, CallRequested
 from tidegate.local_issuer import LocalIssuer
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.signing import SigningKey, ensure_signing_key
@@ -68,7 +68,7 @@ class Service:
         return self._process is not None and self._process.poll() is None
 
     def launch(self) -> None:
-        """Start it and do not wait."""
+        """Start it and do not wait. From the main thread only: the process ends with the thread that started it."""
         self._process = spawn(self._command, cwd=self.config.parent, log=self.log)
 
     def wait_ready(self, deadline_s: float = READY_DEADLINE_S) -> None:
@@ -116,6 +116,10 @@ class Service:
         found = re.findall(rf"^{name}(?:\{{[^}}]*\}})? ([0-9.e+-]+)$", get(f"{self.base}/metrics")[1].decode(), re.M)
         assert found, f"{self.base}/metrics has no {name}"
         return sum(map(float, found))
+
+    def has_shipped(self) -> bool:
+        """Nothing is pending here, on the disk or on its way to it."""
+        return self.metric("tidegate_pending_records") == 0 and self.metric("tidegate_spool_backlog_records") == 0
 
     def news(self) -> str:
         """What the log has gained since the last call."""
@@ -187,6 +191,15 @@ class Cluster:
             event = open_event(value)
             seen.setdefault((event.writer, event.seq), event)
         return list(seen.values())
+
+    def requests(self) -> list[CallRequested]:
+        return [event for event in self.events("calls") if isinstance(event, CallRequested)]
+
+    def wait_shipped(self) -> None:
+        """Until nothing waits in the spool of any running edge. Raises AssertionError."""
+        for edge in self.edges:
+            if edge.is_running:
+                until(lambda edge=edge: edge.has_shipped(), f"{edge.name} has shipped its spool")  # type: ignore[misc]
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """Rows of a SELECT, through the ClickHouse interface that the audit consumer's process serves on loopback."""
@@ -376,6 +389,12 @@ def check_chains(values: Iterable[bytes]) -> Chains:
             assert open_head(records[seq]).prev == prev, f"{writer}: record {seq} does not name the one before"
             prev = hashlib.sha256(records[seq]).hexdigest()
     return Chains(len(writers), sum(map(len, writers.values())))
+
+
+def nonce_of(event: CallRequested) -> str:
+    """The nonce in the arguments as captured; "" where there is none."""
+    arguments = msgspec.json.decode(event.sealed.arguments)
+    return str(arguments.get("nonce", "")) if isinstance(arguments, dict) else ""
 
 
 # small things
