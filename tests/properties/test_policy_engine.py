@@ -1,6 +1,7 @@
 """Laws of the engine: slicing, narrowing and standing verdicts never change an answer."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import cedarpy
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from tidegate.policy.arguments import NotRepresentable, encode_arguments
 from tidegate.policy.bundle import bundle_of
 from tidegate.policy.engine import Engine, ToolFacts, Verdict
-from tidegate.policy.rules import Need, Rule
+from tidegate.policy.rules import Need
 from tidegate.policy.verdict import verdict_of
 
+RULE_ID = re.compile(r'@id\("([^"]+)"\)')
 TOOLS = [ToolFacts("fs", "read", ("read",)), ToolFacts("fs", "write", ()), ToolFacts("web", "get", ("egress", "read"))]
 SERVERS = {"fs": ("sensitive",), "web": ()}
 ENTITIES = [
@@ -99,16 +101,16 @@ def build(text: str) -> Engine:
     return Engine.build(bundle_of(files), TOOLS, SERVERS)
 
 
-def whole(engine: Engine, who: Principal, facts: ToolFacts, arguments: dict[str, object]) -> Verdict | None:
+def whole(text: str, engine: Engine, who: Principal, facts: ToolFacts, arguments: dict[str, object]) -> Verdict | None:
     """Cedar's public interface, given every rule, every entity and every argument. None: not representable.
 
     One thing is taken from the engine: which whole numbers are meant as decimals, since that follows from the rules.
     """
     groups = [("Group", name) for name in who.groups]
     target = engine._book.target(facts, SERVERS[facts.server])
-    chosen, hints = engine.rules, Need(whole=True)
+    hints = Need(whole=True)
     ancestors = engine._book.ancestors([*groups, *engine._book.parents(("User", who.user))])
-    for rule in chosen:
+    for rule in engine.rules:
         admitted = (
             rule.principal.admits(("User", who.user), ancestors),
             rule.action.admits(target.action, target.action_ancestors),
@@ -128,17 +130,17 @@ def whole(engine: Engine, who: Principal, facts: ToolFacts, arguments: dict[str,
         "context": {"agent": {"id": who.agent}, "args": args},
     }
 
-    def ask_cedar(rules: list[Rule]) -> Verdict:
-        statics = {rule.id: dict(rule.est) for rule in rules}
-        text = json.dumps({"templates": {}, "staticPolicies": statics, "templateLinks": []})
-        result = cedarpy.is_authorized(request, cedarpy.PolicySet.from_json_str(text), entities)
-        by_id = {rule.id: rule for rule in rules}
-        return verdict_of(result.diagnostics.reasons, result.diagnostics.errors, by_id, facts.server, facts.tool)
+    def ask_cedar(lines: list[str]) -> Verdict:
+        result = cedarpy.is_authorized(request, "\n".join(lines), entities)
+        by_id = {rule.id: rule for rule in engine.rules}
+        places = {f"policy{place}": by_id[RULE_ID.search(line)[1]] for place, line in enumerate(lines)}  # type: ignore[index]
+        return verdict_of(result.diagnostics.reasons, result.diagnostics.errors, places, facts.server, facts.tool)
 
-    verdict = ask_cedar(list(chosen))
+    lines = text.splitlines()
+    verdict = ask_cedar(lines)
     if verdict.effect != "ask":
         return verdict
-    granted = ask_cedar([rule for rule in chosen if not rule.ask])
+    granted = ask_cedar([line for line in lines if "@effect" not in line])
     return verdict if granted.effect == "allow" else granted
 
 
@@ -149,7 +151,7 @@ def test_sliced_and_narrowed_decisions_are_the_whole_ones(
 ) -> None:
     engine = build(text)
     for arguments in calls:
-        expected = whole(engine, who, facts, arguments)
+        expected = whole(text, engine, who, facts, arguments)
         if expected is not None:
             assert engine.evaluate(who, facts.server, facts.tool, arguments) == expected
 
@@ -162,7 +164,7 @@ def test_a_standing_verdict_holds_for_all_arguments_and_a_hidden_tool_is_never_c
     engine = build(text)
     standing = engine.standing(who, facts.server, facts.tool)
     for arguments in calls:
-        expected = whole(engine, who, facts, arguments)
+        expected = whole(text, engine, who, facts, arguments)
         if expected is None:
             continue
         if standing is not None:

@@ -124,6 +124,38 @@ def test_rules_that_cannot_be_used_are_problems(text: bytes, words: str) -> None
     assert any(words in problem for problem in problems_with(policies__files_dot_cedar=text))
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "(" * 3_000 + "true" + ")" * 3_000,
+        "[" * 3_000 + "1" + "]" * 3_000 + " == 1",
+        " && ".join(["true"] * 30_000),
+        "if true then " * 10_000 + "true" + " else false" * 10_000,
+        "context has " + ".".join(["a"] * 10_000),
+        " + ".join(["1"] * 1_900) + " == 1",
+    ],
+)
+def test_a_rule_that_nests_too_deep_for_the_parser_is_a_problem_not_a_crash(condition: str) -> None:
+    policy = f'@id("deep") permit (principal, action, resource) when {{ {condition} }};'
+    [problem] = problems_with(policies__files_dot_cedar=policy.encode(), cases_dot_yaml=None)
+    assert problem.startswith("policies/files.cedar:1:")
+
+
+def test_a_schema_that_nests_too_deep_is_a_problem_not_a_crash() -> None:
+    schema = "entity A = " + "{a: " * 5_000 + "Long" + "}" * 5_000 + ";"
+    [problem] = problems_with(schema_dot_cedarschema=schema.encode())
+    assert "schema.cedarschema: brackets nest" in problem
+
+
+def test_a_rule_with_hundreds_of_alternatives_is_fine() -> None:
+    alternatives = " || ".join(f'context.args.path like "/srv/{number}/*"' for number in range(300))
+    policy = f'@id("wide") permit (principal, action == Action::"fs/read", resource) when {{ {alternatives} }};'
+    names = ", ".join(f'"{number}"' for number in range(5_000))
+    condition = f"[{names}].contains(context.args.path)"
+    policy += f'@id("set") forbid (principal, action == Action::"fs/read", resource) when {{ {condition} }};'
+    assert problems_with(policies__files_dot_cedar=policy.encode(), cases_dot_yaml=None) == []
+
+
 def test_the_schema_catches_an_argument_that_no_tool_has() -> None:
     policy = b'@id("typo") permit (principal, action == Action::"fs/read", resource) when { context.args.pth == "x" };'
     [problem] = problems_with(policies__files_dot_cedar=policy, cases_dot_yaml=None)

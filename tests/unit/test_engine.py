@@ -193,6 +193,14 @@ def test_standing_verdicts(policies: str, effect: str, visible: bool) -> None:
     assert engine.evaluate(ALICE, "fs", "read", {"x": 1e300}) == verdict
 
 
+def test_hundreds_of_alternatives_in_one_rule_are_decided() -> None:
+    alternatives = " || ".join(f'context.args.path like "/srv/{number}/*"' for number in range(300))
+    engine = engine_of(f'@id("wide") permit (principal, action, resource) when {{ {alternatives} }};')
+    assert engine.evaluate(ALICE, "fs", "read", {"path": "/srv/299/x"}).effect == "allow"
+    assert engine.evaluate(ALICE, "fs", "read", {"path": "/srv/300/x"}).effect == "deny"
+    assert engine.visible(ALICE, "fs", "read")
+
+
 def test_an_error_in_one_rule_denies_though_another_grants() -> None:
     engine = engine_of(f'{EVERYTHING} @id("odd") permit (principal, action, resource) when {{ context.args.x > 1 }};')
     verdict = engine.evaluate(ALICE, "fs", "read", {})

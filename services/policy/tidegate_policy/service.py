@@ -109,12 +109,14 @@ async def _fold(
 ) -> None:
     subscription = await log.follow(TOPICS)
     try:
-        while not (until_caught_up and caught_up.is_set()):
-            for record in await subscription.poll(_BATCH_MAX, 0 if until_caught_up else _POLL_S):
-                _apply(record, service)
+        while True:
             if subscription.caught_up:
                 caught_up.set()
                 await service.warden.reconcile()
+                if until_caught_up:
+                    return
+            for record in await subscription.poll(_BATCH_MAX, _POLL_S):
+                _apply(record, service)
     finally:
         await subscription.close()
 

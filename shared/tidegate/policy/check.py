@@ -15,7 +15,7 @@ from tidegate.inspection.rules import load_inspection
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA, Bundle, Manifest
 from tidegate.policy.cases import run_cases
 from tidegate.policy.entities import ToolFacts, open_entities
-from tidegate.policy.rules import Rule, parse_rules
+from tidegate.policy.rules import Rule, check_depth, parse_rules
 
 _POLICY_PREFIX = re.compile(r"^for policy `[^`]*`, ")
 
@@ -54,6 +54,7 @@ def _schema(bundle: Bundle, rules: list[Rule]) -> list[Problem]:
     if not text:
         return []
     try:
+        check_depth(text)
         schema = cedar.Schema.from_str(text)
     except ValueError as error:
         return [Problem(SCHEMA, str(error))]

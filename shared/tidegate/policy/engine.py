@@ -133,7 +133,7 @@ class Engine:
         key = tuple(found.reason)
         verdict = None if found.errors else route.verdicts.get(key)
         if verdict is None:
-            verdict = verdict_of(found.reason, found.errors, route.slice.by_id, server, tool)
+            verdict = verdict_of(found.reason, found.errors, route.slice.by_name, server, tool)
             if not found.errors and len(route.verdicts) < VERDICTS_PER_ROUTE_MAX:
                 route.verdicts[key] = verdict
         return verdict if verdict.effect != "ask" else _unless_denied(verdict, request, route, server, tool)
@@ -162,7 +162,7 @@ class Engine:
         except (
             ValueError
         ) as fault:  # a lone surrogate in an id, a cycle of groups: nothing can be decided for this principal
-            return _Route(verdict_of([], [str(fault)], chosen.by_id, server, tool), False, chosen, _NO_ENTITIES)
+            return _Route(verdict_of([], [str(fault)], chosen.by_name, server, tool), False, chosen, _NO_ENTITIES)
         standing, visible = _preview(principal, target, chosen, entities, server, tool)
         request = {
             "principal": _entity_uid(user),
@@ -198,7 +198,7 @@ def _unless_denied(ask: Verdict, request: dict[str, Any], route: _Route, server:
     """Approval cannot grant what no rule permits: without the asking rules, the call must be allowed."""
     rest = route.slice.without_asks
     found = _authorize(request, rest.parsed, route.entities)
-    verdict = verdict_of(found.reason, found.errors, rest.by_id, server, tool)
+    verdict = verdict_of(found.reason, found.errors, rest.by_name, server, tool)
     return ask if verdict.effect == "allow" else verdict
 
 
@@ -221,18 +221,19 @@ def _preview(
         "resource": f'Server::"{_escaped(server)}"',
         "context": f'{{"agent":{{"id":{_encode(principal.agent).decode()}}},"args":{_UNKNOWN_ARGS}}}',
     }
-    found = _authorize_partial(request, rules, entities)
-    plain = _authorize_partial(request, rules.without_asks, entities) if rules.asks else found
+    rest = rules.without_asks if rules.asks else rules
+    plain = _authorize_partial(request, rest, entities)
+    found = _authorize_partial(request, rules, entities) if rules.asks else plain
     if found is None or plain is None:
         return None, True
-    granted = verdict_of(plain.reason, plain.errors, rules.by_id, server, tool)
+    granted = verdict_of(plain.reason, plain.errors, rest.by_name, server, tool)
     if plain.nontrivial_residuals:
-        satisfied = [*plain.reason, *plain.nontrivial_residuals]
+        possible = [rest.by_name[name].effect for name in (*plain.reason, *plain.nontrivial_residuals)]
         hopeless = granted.reason in ("forbidden-by-rule", "evaluation-error")
-        return None, not hopeless and any(rules.by_id[name].effect == "permit" for name in satisfied)
+        return None, not hopeless and "permit" in possible
     if found.nontrivial_residuals:
         return None, granted.effect == "allow"
-    verdict = verdict_of(found.reason, found.errors, rules.by_id, server, tool)
+    verdict = verdict_of(found.reason, found.errors, rules.by_name, server, tool)
     standing = granted if verdict.effect == "ask" and granted.effect != "allow" else verdict
     return standing, standing.effect != "deny"
 

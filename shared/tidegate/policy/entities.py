@@ -115,7 +115,7 @@ def open_entities(text: str) -> EntityBook:
         if len(book.entities) != len(listed):
             raise ValueError("an entity is listed twice")
         _ = book.parsed
-    except (ValueError, KeyError, TypeError) as error:  # msgspec's errors are ValueErrors
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # msgspec's errors are ValueErrors
         sentence = f"does not hold Cedar entities ([{{uid, attrs, parents}}, …]): {error}"
         raise BundleFault(f"{ENTITIES}: {sentence}", problems=[Problem(ENTITIES, sentence)]) from error
     return book

@@ -13,12 +13,17 @@ import msgspec
 from cedarpy import _internal as cedar
 
 from tidegate.errors import Problem
+from tidegate.limits import POLICY_DEPTH_MAX, POLICY_OPERATORS_MAX
 
 Uid = tuple[str, str]
 """An entity's type and id."""
 
 RULE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|;', re.DOTALL)
+_OPERATOR = re.compile(r"&&|\|\||[-+*.!(\[{]|\bif\b")
+_BRACKET = re.compile(r"[(\[{)\]}]")
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*', re.DOTALL)
+_ANNOTATIONS = re.compile(r'(?:@\w+\s*(?:\(\s*"(?:\\.|[^"\\])*"\s*\))?|\s+|//[^\n]*)*', re.DOTALL)
 _BLANK = re.compile(r"(?:\s|//[^\n]*)*")
 _DECIMAL_METHODS = frozenset({"lessThan", "lessThanOrEqual", "greaterThan", "greaterThanOrEqual"})
 
@@ -73,7 +78,7 @@ class Rule:
     action: Scope
     resource: Scope
     needs: Need  # of the context
-    est: Mapping[str, Any] = field(repr=False)  # Cedar's own JSON form
+    text: str = field(repr=False)  # Cedar, without annotations
 
 
 def parse_rules(texts: Mapping[str, str]) -> tuple[list[Rule], list[Problem]]:
@@ -104,16 +109,35 @@ def _parse_text(path: str, text: str) -> Iterator[Rule | Problem]:
 
 def _parse_statement(path: str, line: int, statement: str) -> Rule | Problem:
     try:
+        check_depth(statement)
+        check_operators(statement)
         parsed = msgspec.json.decode(cedar.policies_to_json_str(statement))
+    except RecursionError:
+        return Problem(path, "nests too many operators in one another; split the rule into several", line)
     except ValueError as error:
         name = re.search(r'@id\("((?:\\.|[^"\\])*)"\)', statement)
         return Problem(path, f"does not parse: {error}", line, name[1] if name else "")
     if len(parsed["staticPolicies"]) != 1:
         return Problem(path, "templates (?principal, ?resource) are not used here; write the rule for a Group", line)
-    return _rule(path, line, next(iter(parsed["staticPolicies"].values())))
+    return _rule(path, line, statement, next(iter(parsed["staticPolicies"].values())))
 
 
-def _rule(path: str, line: int, est: dict[str, Any]) -> Rule | Problem:
+def check_depth(text: str) -> None:
+    """Cedar's parsers recurse; a text that nests too deep would end the process. Raises ValueError before it does."""
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "([{" else -1
+        if depth > POLICY_DEPTH_MAX:
+            raise ValueError(f"brackets nest more than {POLICY_DEPTH_MAX} deep")
+
+
+def check_operators(text: str) -> None:
+    """Operators nest without brackets. Raises ValueError."""
+    if len(_OPERATOR.findall(_STRING.sub("", text))) > POLICY_OPERATORS_MAX:
+        raise ValueError(f"more than {POLICY_OPERATORS_MAX} operators; split it into several rules")
+
+
+def _rule(path: str, line: int, statement: str, est: dict[str, Any]) -> Rule | Problem:
     notes = {name: value or "" for name, value in est.get("annotations", {}).items()}
     rule_id = notes.get("id", "")
     if not RULE_ID.fullmatch(rule_id):
@@ -138,7 +162,7 @@ def _rule(path: str, line: int, est: dict[str, Any]) -> Rule | Problem:
         action=_scope(est["action"]),
         resource=_scope(est["resource"]),
         needs=needs_of(condition["body"] for condition in est["conditions"]),
-        est=est,
+        text=statement[_ANNOTATIONS.match(statement).end() :],  # type: ignore[union-attr]  # it matches the empty text
     )
 
 
@@ -195,35 +219,37 @@ def _at(path: tuple[str, ...], leaf: Need) -> Need:
     return leaf
 
 
-def _mentions(node: Any, decimal: bool = False) -> Iterator[tuple[tuple[str, ...], Need]]:
+def _mentions(body: Any) -> Iterator[tuple[tuple[str, ...], Need]]:
     """Every mention of the context: its path and its use. Anything but a chain of attributes uses the whole value."""
-    path = _chain(node)
-    if path is not None:
-        yield path, Need(whole=True, decimal=decimal)
-    elif isinstance(node, Mapping):
-        for op, operand in node.items():
-            yield from _mentions_under(op, operand)
-    elif isinstance(node, list):
-        for part in node:
-            yield from _mentions(part)
+    waiting: list[tuple[Any, bool]] = [(body, False)]
+    while waiting:
+        node, decimal = waiting.pop()
+        path = _chain(node)
+        if path is not None:
+            yield path, Need(whole=True, decimal=decimal)
+        elif isinstance(node, list):
+            waiting += [(part, False) for part in node]
+        elif isinstance(node, Mapping):
+            for op, operand in node.items():
+                if op == "has" and (held := _chain(operand["left"])) is not None:
+                    yield (*held, operand["attr"]), NOTHING
+                else:
+                    waiting += _operands(op, operand)
 
 
-def _mentions_under(op: str, operand: Any) -> Iterator[tuple[tuple[str, ...], Need]]:
-    if op == "has" and (path := _chain(operand["left"])) is not None:
-        yield (*path, operand["attr"]), NOTHING
-    elif op == "Value":
-        return
-    elif op == "Record":  # its keys are attribute names, not operators
-        for part in operand.values():
-            yield from _mentions(part)
-    elif op in _DECIMAL_METHODS:
-        for part in operand:
-            yield from _mentions(part, decimal=True)
-    elif op in ("==", "!=") and any(_is_decimal(operand[side]) for side in ("left", "right")):
-        yield from _mentions(operand["left"], decimal=True)
-        yield from _mentions(operand["right"], decimal=True)
-    else:
-        yield from _mentions(operand)
+def _operands(op: str, operand: Any) -> Iterable[tuple[Any, bool]]:
+    """The expressions under an operator, each with whether it is compared as a decimal."""
+    if op == "Value":
+        return []
+    if op == "Record":  # its keys are attribute names, not operators
+        return [(part, False) for part in operand.values()]
+    if op in _DECIMAL_METHODS:
+        return [(part, True) for part in operand]
+    if op in ("==", "!="):
+        sides = [operand["left"], operand["right"]]
+        decimal = any(_is_decimal(side) for side in sides)
+        return [(side, decimal) for side in sides]
+    return [(operand, False)]
 
 
 def _is_decimal(node: Any) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import msgspec
 from cedarpy import _internal as cedar
 
 from tidegate.limits import POLICY_ROUTES_MAX
@@ -17,20 +16,17 @@ from tidegate.policy.rules import NOTHING, Need, Rule, Uid
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rules, parsed together under their own ids."""
+    """Some rules, parsed together; Cedar names them by their place (`policy0`, …), `by_name` tells which is which."""
 
     rules: tuple[Rule, ...]
 
     @cached_property
     def parsed(self) -> cedar.PolicySet:
-        statics = {rule.id: {**rule.est, "annotations": {}} for rule in self.rules}
-        return cedar.PolicySet.from_json_str(
-            msgspec.json.encode({"templates": {}, "staticPolicies": statics, "templateLinks": []}).decode()
-        )
+        return cedar.PolicySet.from_str("\n".join(rule.text for rule in self.rules))
 
     @cached_property
-    def by_id(self) -> Mapping[str, Rule]:
-        return {rule.id: rule for rule in self.rules}
+    def by_name(self) -> Mapping[str, Rule]:
+        return {f"policy{number}": rule for number, rule in enumerate(self.rules)}
 
     @cached_property
     def needs(self) -> Need:

@@ -36,13 +36,16 @@ class Verdict(msgspec.Struct, frozen=True):
 def verdict_of(
     satisfied: Sequence[str], errors: Sequence[str], rules: Mapping[str, Rule], server: str, tool: str
 ) -> Verdict:
-    """The verdict on satisfied rules and Cedar's errors: forbid, then error, then ask, then permit, else deny."""
-    found = [rules[name] for name in sorted(satisfied)]
+    """The verdict on satisfied rules and Cedar's errors: forbid, then error, then ask, then permit, else deny.
+
+    `rules` holds the rules by Cedar's names for them, in which `satisfied` and `errors` speak.
+    """
+    found = sorted((rules[name] for name in satisfied), key=lambda rule: rule.id)
     forbids = [rule for rule in found if rule.effect == "forbid"]
     if hard := [rule for rule in forbids if not rule.ask]:
         return _worded("deny", "forbidden-by-rule", forbids, hard, f"forbids this call of {server}/{tool}")
     if errors:
-        return _erred(errors, server, tool)
+        return _erred(errors, rules, server, tool)
     if forbids:
         return _worded(
             "ask",
@@ -73,9 +76,10 @@ def _worded(
     return Verdict(effect, reason, tuple(rule.id for rule in determining), message, advice)
 
 
-def _erred(errors: Sequence[str], server: str, tool: str) -> Verdict:
+def _erred(errors: Sequence[str], rules: Mapping[str, Rule], server: str, tool: str) -> Verdict:
     """Cedar's own words are repeated only where they cannot hold an argument's value."""
-    erred = sorted({match[1]: match[2] for error in errors if (match := _ERRED.search(error))}.items())
+    matches = [match for error in errors if (match := _ERRED.search(error)) and match[1] in rules]
+    erred = sorted({rules[match[1]].id: match[2] for match in matches}.items())
     if not erred:
         return Verdict(
             "deny", "evaluation-error", (), f"This call of {server}/{tool} could not be evaluated, so it is denied."
