@@ -560,6 +560,7 @@ async def test_a_second_service_of_a_tenant_takes_over_and_the_first_can_release
                 with pytest.raises(LogUnavailable) as fault:
                     await first.publisher.publish(one(variant("stale")), "main", "a")
                 assert fault.value.code == "writer-fenced"
+                assert (first.awaiting(), second.awaiting()) == ({"writer"}, set())
                 assert (await second.publisher.publish(one(variant("two")), "main", "b")).release.number == 2
                 onlooker = PolicyState("acme", "main", trusted_keys([second.public_key]))
                 subscription = await logs[1].follow(("policy-state",))

@@ -24,14 +24,16 @@ class Journal:
         self._name = name
         self._chain = self._new_chain()
         self.turn = asyncio.Lock()
+        self.is_fenced = False  # another process writes under this name now; this one never will again
 
     async def append(self, compose: Compose) -> None:
         """Append what `compose` seals, all or nothing, durable on return; hold `turn`. Raises LogUnavailable."""
         records = compose(self._chain)
         try:
             await self._log.append(records)
-        except (LogUnavailable, asyncio.CancelledError):
+        except (LogUnavailable, asyncio.CancelledError) as fault:
             self._chain = self._new_chain()
+            self.is_fenced |= isinstance(fault, LogUnavailable) and fault.code == "writer-fenced"
             raise
         for record in records:
             if record.value is not None and not record.topic.endswith("-state"):

@@ -66,7 +66,8 @@ async def create_policy(
             raise LogUnavailable("the service is still reading the log; try again in a moment", code="not-ready")
 
     def awaiting() -> set[str]:
-        return set() if caught_up.is_set() else {"log"}
+        waits = set() if caught_up.is_set() else {"log"}
+        return waits | ({"writer"} if journal.is_fenced else set())
 
     access = Access(settings, verifier)
     router = management_router(access, state, publisher, warden, require_ready, clock)
