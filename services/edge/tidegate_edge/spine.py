@@ -8,7 +8,7 @@ are given.
 
 import asyncio
 
-from tidegate.errors import LogUnavailable, UpstreamFault
+from tidegate.errors import Fault, LogUnavailable
 from tidegate.ids import now_us
 from tidegate_edge import reply, steps
 from tidegate_edge.accept import Request
@@ -31,6 +31,10 @@ async def call_tool(edge: Edge, visit: Visit, request: Request) -> Reply:
     except LogUnavailable as fault:
         edge.counters.unrecorded += 1
         return reply.unavailable(call, fault)
+    except asyncio.CancelledError:
+        if call.decision == "allow":  # permitted, perhaps recorded, and never sent
+            await asyncio.shield(_settle(edge, call, steps.cancelled(call)))
+        raise
     edge.counters.decided(call.decision)
     if call.decision != "allow":
         return reply.refusal(call)
@@ -43,7 +47,7 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Reply:
     edge.calls_in_flight += 1
     try:
         answer = await steps.forward(edge, call)
-    except UpstreamFault as fault:
+    except Fault as fault:
         ended, answered = steps.failed(call, fault)
     except asyncio.CancelledError:
         await asyncio.shield(_settle(edge, call, steps.cancelled(call)))

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from mcp.shared.inbound import mcp_param_headers
 
-from tidegate.errors import UpstreamFault
+from tidegate.errors import Fault, UpstreamFault
 from tidegate.events import Outcome
 from tidegate.identity import Principal
 from tidegate.ids import now_us
@@ -63,6 +63,7 @@ def admit(edge: Edge, call: Ongoing) -> None:
     if standing is not None:
         call.refuse("quarantine", "quarantined", f"This {standing.scope} is in quarantine: {standing.reason}")
         call.rules = (standing.quarantine_id,)
+        call.hidden = standing.scope in ("server", "tool") and not _is_known_to(edge, call)
     elif edge.rulings.get(call.principal.tenant) is None:
         call.refuse(
             "policy",
@@ -73,6 +74,12 @@ def admit(edge: Edge, call: Ongoing) -> None:
         call.refuse("limit", "gateway-busy", "The gateway has too many calls in flight. Try again shortly.", "limited")
     else:
         call.decision, call.stage = "allow", "policy"
+
+
+def _is_known_to(edge: Edge, call: Ongoing) -> bool:
+    """Whether the principal may know that the tool exists."""
+    ruling = edge.rulings.get(call.principal.tenant)
+    return ruling is not None and call.tool is not None and ruling.is_visible(call.principal, call.tool)
 
 
 def decide(edge: Edge, call: Ongoing) -> None:
@@ -86,6 +93,7 @@ def decide(edge: Edge, call: Ongoing) -> None:
         call.hidden = True
     elif not isinstance(arguments, dict):
         call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
+        call.hidden = not ruling.is_visible(call.principal, call.tool)
     else:
         verdict = ruling.decide(call.principal, call.tool, arguments)
         call.decision, call.rules = verdict.effect, verdict.rules
@@ -101,7 +109,7 @@ def inspect_arguments(edge: Edge, call: Ongoing) -> None:
     scan = scanner.scan(call.arguments, "arguments")
     call.findings = scan.findings
     if scan.findings:
-        call.arguments_captured = scan.masked or call.arguments
+        call.arguments_captured = scan.recorded or call.arguments
     if scan.blocked is not None:
         call.refuse(
             "inspection",
@@ -158,7 +166,7 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Re
         reason="result-blocked" if scan.blocked else "",
         message=reply.BLOCKED_RESULT if scan.blocked else "",
         result=raw,
-        result_captured=scan.masked or raw,
+        result_captured=scan.recorded or raw,
         findings=scan.findings,
         masked=scan.masks,
         fingerprints=fingerprints(raw, key) if sensitive else (),
@@ -176,8 +184,10 @@ def _facts(answer: Answer) -> tuple[Any, int]:
     return ("tool-error" if decode_result_head(answer.result).isError else "ok"), 0
 
 
-def failed(call: Ongoing, fault: UpstreamFault) -> tuple[Ended, Reply]:
-    """The upstream failed: what to record, and what to say."""
+def failed(call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:
+    """The upstream failed, or what is needed to reach it: what to record, and what to say."""
+    if not isinstance(fault, UpstreamFault):
+        fault = UpstreamFault(fault.sentence, code=fault.code, sent=False)
     at_us = now_us()
     outcome: Outcome = "timeout" if fault.code == "upstream-timeout" else "upstream-failed"
     ended = Ended(
@@ -193,4 +203,5 @@ def failed(call: Ongoing, fault: UpstreamFault) -> tuple[Ended, Reply]:
 def cancelled(call: Ongoing) -> Ended:
     """The caller went away (modern clients cancel by closing the stream); what the upstream did is not known."""
     at_us = now_us()
-    return Ended(outcome="cancelled", completed_us=at_us, upstream_us=at_us - call.forwarded_us, reason="caller-gone")
+    upstream_us = at_us - call.forwarded_us if call.forwarded_us else 0
+    return Ended(outcome="cancelled", completed_us=at_us, upstream_us=upstream_us, reason="caller-gone")

@@ -47,10 +47,12 @@ class Connection(asyncio.Protocol):
         self._late_s = 0.0
         self.reusable = False
         self.idle_since_s = 0.0
+        self._busy = False  # a request was sent, and its answer has not ended
+        self._until_eof = False
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
         self._body = bytearray()
@@ -74,7 +76,13 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def eof_received(self) -> None:
+        if self._until_eof:
+            self.on_message_complete()
         self.close()
+
+    def on_message_begin(self) -> None:
+        if not self._busy:  # nobody asked: whoever came next must not get this as an answer
+            self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
@@ -89,6 +97,7 @@ class Connection(asyncio.Protocol):
             self._events = EventReader()
         if not self._parser.should_keep_alive():
             self.reusable = False
+            self._until_eof = b"content-length" not in self._headers and b"transfer-encoding" not in self._headers
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
@@ -109,6 +118,7 @@ class Connection(asyncio.Protocol):
             self._reset()
             return
         self._answer()
+        self._busy = self._until_eof = False
         if self._end_by is not None:
             self._end_by.cancel()
             self._end_by = None
@@ -135,6 +145,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         loop = self._pool.loop
         self._waiter = loop.create_future()
+        self._busy = True
         self._is_wanted = is_wanted
         self._late_s = loop.time() + timeout_s
         self._transport.write(request)
@@ -189,11 +200,25 @@ class Pool:
         UpstreamFault.
         """
         request = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        if self._places.locked():
+            await self._wait_for_place(timeout_s)
         async with self._places:
             connection = await self._connection()
             if self._sweep is None:
                 self._sweep = self.loop.call_later(SWEEP_S, self._end_late)
             return await connection.exchange(request, is_wanted, timeout_s)
+
+    async def _wait_for_place(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise UpstreamFault(
+                f"{self.name}: all connections were in use for {timeout_s:g} s (limits.upstream_connections_max)",
+                code="upstream-busy",
+                sent=False,
+            ) from error
+        self._places.release()
 
     async def _connection(self) -> Connection:
         loop = self.loop

@@ -7,11 +7,13 @@ and send once more.
 """
 
 import asyncio
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
 from tidegate import __version__
 from tidegate.errors import UpstreamFault
@@ -58,7 +60,8 @@ class HttpUpstream:
 
     async def ready(self, timeout_s: float) -> None:
         if self._modern is None:
-            await self._find_era(timeout_s)
+            with _nothing_sent():
+                await self._find_era(timeout_s)
 
     async def request(
         self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float
@@ -132,7 +135,8 @@ class HttpUpstream:
         key = self._key(caller)
         standing = await self._sessions.get_upstream(key)
         if standing is None:
-            mine = await self._initialize(timeout_s)
+            with _nothing_sent():
+                mine = await self._initialize(timeout_s)
             standing = await self._sessions.put_upstream(key, mine, SESSION_TTL_S)
             if standing.session_id != mine.session_id:  # another edge was first
                 await self._end_session(mine)
@@ -148,8 +152,8 @@ class HttpUpstream:
             raise UpstreamFault(
                 f"{self.name}: initialize failed: {answer.error[:200].decode(errors='replace')}", sent=False
             )
-        version = msgspec.json.decode(answer.result).get("protocolVersion", LEGACY)
-        session = self._opened(response.headers.get(b"mcp-session-id", b""), str(version))
+        version = _negotiated(self.name, answer.result)
+        session = self._opened(response.headers.get(b"mcp-session-id", b""), version)
         initialized = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
         await self._pool.send(self._session_head(session), initialized, timeout_s=timeout_s)
         return session
@@ -168,7 +172,7 @@ class HttpUpstream:
 
     def _session_head(self, session: UpstreamSession) -> bytes:
         head = b"%bmcp-protocol-version: %b\r\n" % (self._head, session.protocol.encode())
-        return head + b"mcp-session-id: %b\r\n" % session.session_id.encode() if session.session_id else head
+        return head + b"mcp-session-id: %b\r\n" % session.session_id.encode("latin-1") if session.session_id else head
 
     def _key(self, caller: Caller) -> UpstreamKey:
         return UpstreamKey(caller.tenant, self.name, caller.subject_id, caller.agent)
@@ -195,6 +199,32 @@ class HttpUpstream:
         raise UpstreamFault(f"{self.name}: answered {response.status} with {kind}, not with this request's response")
 
 
+@contextlib.contextmanager
+def _nothing_sent() -> Iterator[None]:
+    """A fault while getting ready is no fault of the call: that was not sent."""
+    try:
+        yield
+    except UpstreamFault as fault:
+        raise UpstreamFault(fault.sentence, code=fault.code, sent=False) from fault
+
+
+class _Initialized(msgspec.Struct):
+    protocolVersion: str = LEGACY
+
+
+def _negotiated(name: str, result: bytes) -> str:
+    """The revision that the server chose. Raises UpstreamFault where it is none that is spoken here."""
+    try:
+        version = msgspec.json.decode(result, type=_Initialized).protocolVersion
+    except msgspec.DecodeError as error:
+        raise UpstreamFault(
+            f"{name}: the answer to initialize is malformed: {error}", code="upstream-malformed"
+        ) from error
+    if version not in HANDSHAKE_PROTOCOL_VERSIONS:
+        raise UpstreamFault(f"{name}: chose the protocol revision {version[:32]!r}, which is not spoken here")
+    return version
+
+
 def _response_in(raw: bytes, request_id: int) -> Answer | None:
     """The response to `request_id` in these bytes. An error without a readable id answers the only request there is."""
     try:
@@ -203,7 +233,11 @@ def _response_in(raw: bytes, request_id: int) -> Answer | None:
         return None
     if wire.id == request_id and wire.result is not msgspec.UNSET:
         return Answer(result=bytes(wire.result))
-    if wire.error is not msgspec.UNSET and wire.method is msgspec.UNSET:
+    if (
+        wire.error is not msgspec.UNSET
+        and wire.method is msgspec.UNSET
+        and wire.id in (request_id, None, msgspec.UNSET)
+    ):
         return Answer(error=bytes(wire.error))
     return None
 
