@@ -40,6 +40,7 @@ def _injection(
         ignore_case=True,
         arguments="alert",
         result=result,
+        record="keep",  # the words are the evidence, and no secret
     )
 
 

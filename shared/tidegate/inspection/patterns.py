@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 Action = Literal["allow", "alert", "mask", "block"]
+Record = Literal["mask", "keep"]
 Severity = Literal["info", "low", "medium", "high", "critical"]
 
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
@@ -22,6 +23,7 @@ class Pattern(msgspec.Struct, frozen=True, kw_only=True):
     validator: str = ""  # a name of `validators.VALIDATORS`
     arguments: Action = "alert"
     result: Action = "alert"
+    record: Record = "mask"  # what an event may hold where the action is `alert`: the match itself only with `keep`
     where: str = "built in"  # for error sentences: "$.patterns[3]"
 
 

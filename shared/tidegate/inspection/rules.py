@@ -3,7 +3,9 @@
     packs: [secrets, personal-data, injection]      # built-in patterns, see packs.py
     overrides: {email: {result: mask}}              # another action or severity for one of them
     patterns:
-      - {id: ticket, pattern: 'TCK-\\d{6}', severity: low, arguments: allow, result: alert}
+      - {id: ticket, pattern: 'TCK-\\d{6}', severity: low, arguments: allow, result: alert, record: keep}
+
+What only alerts goes on as it is, and is masked in events all the same unless it says `record: keep`.
 
 Counterpart: `scanner.py` runs the rules.
 """
@@ -20,7 +22,7 @@ from tidegate.errors import BundleFault
 from tidegate.inspection.engine import Database, Expression, Uncompilable
 from tidegate.inspection.masking import mask_of
 from tidegate.inspection.packs import PACKS
-from tidegate.inspection.patterns import Action, InspectionRules, Pattern, Severity
+from tidegate.inspection.patterns import Action, InspectionRules, Pattern, Record, Severity
 from tidegate.inspection.validators import VALIDATORS
 
 __all__ = ["InspectionRules", "Pattern", "load_inspection"]
@@ -41,12 +43,14 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     validator: str = ""
     arguments: Action = "alert"
     result: Action = "alert"
+    record: Record = "mask"
 
 
 class _Override(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     arguments: Action | None = None
     result: Action | None = None
     severity: Severity | None = None
+    record: Record | None = None
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,6 +117,7 @@ def _from_entries(file: _File) -> Iterator[Pattern]:
             validator=entry.validator,
             arguments=entry.arguments,
             result=entry.result,
+            record=entry.record,
             where=f"$.patterns[{index}]",
         )
 

@@ -39,8 +39,9 @@ class Scan(msgspec.Struct, frozen=True, gc=False):
 
     findings: tuple[Finding, ...] = ()
     blocked: Finding | None = None  # the first of `findings` whose action is block: the call must not go on
-    masked: bytes | None = None  # the JSON to forward instead, and to capture; what blocked is masked in it, too
-    masks: int = 0  # places masked
+    masked: bytes | None = None  # the JSON to forward instead; what blocked is masked in it, too
+    masks: int = 0  # places masked in `masked`
+    recorded: bytes | None = None  # the JSON for the event: what only alerts is masked too, unless `record: keep`
 
 
 EMPTY: Final = Scan()
@@ -52,11 +53,18 @@ class Scanner:
     def __init__(self, rules: InspectionRules) -> None:
         self._arguments = _Side(rules, "arguments")
         self._result = _Side(rules, "result")
+        recorded = _for_records(rules)
+        self._records = {"arguments": _Side(recorded, "arguments"), "result": _Side(recorded, "result")}
 
     def scan(self, raw: bytes, direction: Direction) -> Scan:
         """Inspect JSON bytes. Never raises. A secret split over two strings is not found."""
         side = self._arguments if direction == "arguments" else self._result
-        return side.scan(raw)
+        scan = side.scan(raw)
+        if scan is EMPTY:
+            return EMPTY
+        if any(finding.action == "alert" for finding in scan.findings):
+            return msgspec.structs.replace(scan, recorded=self._records[direction].scan(raw).masked)
+        return msgspec.structs.replace(scan, recorded=scan.masked)
 
     def scan_text(self, text: str, direction: Direction = "result") -> Scan:
         """Inspect plain text (progress, log messages); `masked` is UTF-8 text then, not JSON."""
@@ -225,6 +233,25 @@ class _Side:
         )
         blocked = findings[0] if findings[0].action == "block" else None
         return Scan(tuple(findings[:FINDINGS_PER_CALL_MAX]), blocked, masked, tally.masks)
+
+
+def _for_records(rules: InspectionRules) -> InspectionRules:
+    """The same patterns, hiding what an event must not hold."""
+    return InspectionRules(
+        tuple(
+            msgspec.structs.replace(
+                pattern, arguments=_record_action(pattern, "arguments"), result=_record_action(pattern, "result")
+            )
+            for pattern in rules.patterns
+        )
+    )
+
+
+def _record_action(pattern: Pattern, direction: Direction) -> Any:
+    action = _action(pattern, direction)
+    if action == "alert":
+        return "mask" if pattern.record == "mask" else "allow"
+    return action
 
 
 def _action(pattern: Pattern, direction: Direction) -> Any:
