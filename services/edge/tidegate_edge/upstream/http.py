@@ -19,7 +19,7 @@ from tidegate import __version__
 from tidegate.errors import UpstreamFault
 from tidegate.ids import now_us
 from tidegate.sessions.port import SessionStore, UpstreamKey, UpstreamSession
-from tidegate_edge import messages
+from tidegate_edge import messages, strict_json
 from tidegate_edge.messages import CLIENT_CAPABILITIES_META, CLIENT_INFO_META, PROTOCOL_VERSION_META, encode
 from tidegate_edge.translate import CLIENT_INFO, MODERN
 from tidegate_edge.upstream.connection import Pool, Response
@@ -196,6 +196,13 @@ class HttpUpstream:
                 code="upstream-unauthorized",
             )
         kind = response.headers.get(b"content-type", b"nothing").decode("latin-1")[:80]
+        if kind.startswith("application/json"):
+            try:
+                strict_json.read(response.body)
+            except strict_json.NotStrictJson as error:
+                raise UpstreamFault(
+                    f"{self.name}: the answer is refused: {error}", code="upstream-malformed"
+                ) from error
         raise UpstreamFault(f"{self.name}: answered {response.status} with {kind}, not with this request's response")
 
 
