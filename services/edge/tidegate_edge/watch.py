@@ -21,7 +21,7 @@ from tidegate.inspection.scanner import Scanner
 from tidegate.log.port import Delivered, EventLog
 from tidegate.policy.bundle import INSPECTION, Bundle
 from tidegate.policy.engine import Engine, ToolFacts
-from tidegate.policy.release import Activation, PolicyState, Rejection
+from tidegate.policy.release import Activation, PolicyState, Rejection, pointer_key
 from tidegate.policy.signing import Trust
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.edge import Edge
@@ -46,6 +46,8 @@ class Watch:
         self._states = {tenant: PolicyState(tenant, edge.settings.edge.ring, trust) for tenant in tenants}
         self._server_labels: dict[str, tuple[str, ...]] = {}
         self._catalog = Catalog()
+        self._behind = True  # reading what was in the log before this subscription
+        self._last_rejected: dict[str, Rejection] = {}  # by tenant, while behind
         self.caught_up = asyncio.Event()
         self.definitions: dict[tuple[str, str], str] = {}  # (server, tool) → digest last recorded by any edge
 
@@ -60,14 +62,23 @@ class Watch:
 
     async def _follow(self) -> None:
         subscription = await self._log.follow(TOPICS)
+        self._behind = True
+        self._last_rejected.clear()
         try:
             while True:
                 for record in await subscription.poll(BATCH_MAX, 0.5):
                     await self._apply(record)
-                if subscription.caught_up:
-                    self.caught_up.set()
+                if self._behind and subscription.caught_up:
+                    await self._catch_up()
         finally:
             await subscription.close()
+
+    async def _catch_up(self) -> None:
+        """What the log holds from before is history: of its refused releases only the one that stands is reported."""
+        self._behind = False
+        for tenant, rejection in self._last_rejected.items():
+            await self._reject(tenant, rejection)
+        self.caught_up.set()
 
     async def _apply(self, record: Delivered) -> None:
         if record.topic == "policy-state":
@@ -107,9 +118,13 @@ class Watch:
         if state is None:
             return  # a tenant that no issuer of ours names
         outcome = state.apply(record, now_us())
-        if isinstance(outcome, Rejection):
+        if self._behind and isinstance(outcome, Rejection):
+            self._last_rejected[tenant] = outcome
+        elif isinstance(outcome, Rejection):
             await self._reject(tenant, outcome)
-        elif isinstance(outcome, Activation) and await self._activate(tenant, outcome):
+        elif self._behind and record.key == pointer_key(tenant, self._edge.settings.edge.ring):
+            self._last_rejected.pop(tenant, None)
+        if isinstance(outcome, Activation) and await self._activate(tenant, outcome):
             keep(self._kept, tenant, outcome)
 
     async def restore(self) -> None:
