@@ -1,4 +1,4 @@
-"""MCP by hand over one HTTP connection pool: modern calls and legacy sessions, with whatever came back, errors included.
+"""MCP by hand over one HTTP connection pool: modern calls and legacy sessions, with whatever came back.
 
 Counterpart: driving.py, where the official SDK does the talking.
 """
