@@ -12,7 +12,7 @@ import pytest
 
 from tidegate.chain import Chain
 from tidegate.errors import CallerFault, LogUnavailable
-from tidegate.events import CallCompleted, CallRequested, DecisionInputs, Finding, Sealed
+from tidegate.events import AnyEvent, CallCompleted, CallRequested, DecisionInputs, Finding, Sealed
 from tidegate.log.sqlite import SqliteLog
 from tidegate.policy.bundle import Bundle, load_bundle
 from tidegate.policy.release import chunk_records
@@ -68,9 +68,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         log = SqliteLog(house / "data" / "log.db")
         await log.prepare()
         chain = Chain("test.1.1")
-        await log.append(
-            [*chunk_records("acme", bundle), *map(chain.seal, (left_open, denied, allowed, completed(allowed)))]
-        )
+        events: list[AnyEvent] = [left_open, denied, allowed, completed(allowed)]
+        await log.append([*chunk_records("acme", bundle), *map(chain.seal, events)])
         await log.close()
 
     (house / "data").mkdir()
