@@ -11,10 +11,12 @@ from typing import Any, Final
 import msgspec
 from mcp.shared.inbound import encode_header_value, find_invalid_x_mcp_header, x_mcp_header_map
 
+from tidegate_edge import strict_json
 from tidegate_edge.messages import decode_fields, encode
 
 NAME_MAX: Final = 64  # clients and model APIs cut or refuse longer tool names
 SEPARATOR: Final = "__"
+DEFINITION_BYTES_MAX: Final = 256 * 1024  # it must fit into an event
 _HINTS: Final = (("readOnlyHint", "read-only"), ("destructiveHint", "destructive"), ("openWorldHint", "open-world"))
 
 
@@ -69,7 +71,7 @@ class Catalog:
 def shelve(
     server: str, definitions: Iterable[bytes], labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]
 ) -> Shelf:
-    """Read a server's definitions. `own` are the server's labels, `labels` the operator's by tool. Nameless tools are
+    """Read a server's definitions. `own` are the server's labels, `labels` the operator's by tool. Invalid ones are
     left out.
     """
     tools: dict[str, Tool] = {}
@@ -84,9 +86,11 @@ def shelve(
 
 def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]) -> Tool | None:
     try:
-        definition = msgspec.json.decode(raw)
+        definition = strict_json.read(raw)  # one reading: what is digested, inspected and shown is the same
         fields = decode_fields(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except (strict_json.NotStrictJson, msgspec.DecodeError):
+        return None
+    if len(raw) > DEFINITION_BYTES_MAX:
         return None
     name = definition.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= 128:
@@ -95,9 +99,11 @@ def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], o
     given = labels.get(name, ())
     all_labels = tuple(sorted({*own, *given, *(_hinted(definition) if not given else ())}))
     schema = definition.get("inputSchema")
+    if not isinstance(schema, dict) or schema.get("type") != "object":  # clients refuse a whole list for one such tool
+        return None
     if find_invalid_x_mcp_header(schema) is not None:  # 2026-07-28 transports: such a tool must be left out
         return None
-    headers = x_mcp_header_map(schema) if isinstance(schema, dict) else {}
+    headers = x_mcp_header_map(schema)
     digest = hashlib.sha256(canonical).hexdigest()
     return Tool(
         server=server,

@@ -93,6 +93,8 @@ class Watch:
             event = open_event(value)
         except msgspec.DecodeError:
             return  # a newer edge's fact: not ours to judge
+        if event.tenant != self._edge.settings.tenant:
+            return
         if isinstance(event, ToolDefined):
             self.definitions[event.server, event.tool] = event.digest
         elif isinstance(event, ToolWithdrawn):

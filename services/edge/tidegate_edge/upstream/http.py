@@ -196,7 +196,7 @@ class HttpUpstream:
                 code="upstream-unauthorized",
             )
         kind = response.headers.get(b"content-type", b"nothing").decode("latin-1")[:80]
-        if kind.startswith("application/json"):
+        if response.body and kind.startswith("application/json"):
             try:
                 strict_json.read(response.body)
             except strict_json.NotStrictJson as error:
