@@ -34,7 +34,7 @@ def list_notes() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=int(os.environ.get("NOTES_PORT", "8090")))
-    parser.add_argument("--end-with-stdin", action="store_true", help="end when stdin closes: with the process that started this")
+    parser.add_argument("--end-with-stdin", action="store_true", help="end with the process that started this")
     options = parser.parse_args()
     if options.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
