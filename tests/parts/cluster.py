@@ -238,13 +238,13 @@ def running_cluster(
     bundle: Bundle,
     edges: int = 2,
     audit: bool = False,
-    detector: bool = False,
+    detecting: bool = False,
     **settings: Any,
 ) -> Iterator[Cluster]:
     """Ready on entry, the bundle ruling every edge; gone on exit. `settings` are further keys of the files."""
     directory.mkdir(parents=True, exist_ok=True)
     cluster = Cluster(directory, bootstrap, {"servers": dict(servers), **settings}, edges)
-    wanted = [cluster.policy, *cluster.edges, *([cluster.audit] * audit), *([cluster.detector] * detector)]
+    wanted = [cluster.policy, *cluster.edges, *([cluster.audit] * audit), *([cluster.detector] * detecting)]
     try:
         for service in wanted:
             service.launch()
