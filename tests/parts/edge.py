@@ -57,7 +57,7 @@ forbid (principal, action in Action::"call", resource) when { context.args has p
     "inspection.yaml": f"""
 patterns:
   - {{id: key, pattern: 'AKIA[A-Z0-9]{{16}}', severity: high, arguments: mask, result: mask}}
-  - {{id: word, pattern: '{BLOCKED}', severity: high, arguments: block, result: block}}
+  - {{id: word, pattern: 'forbidden-word-[0-9]{{4}}', severity: high, arguments: block, result: block}}
 """,
 }
 _keys: dict[str, bytes] = {}

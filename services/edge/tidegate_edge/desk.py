@@ -103,32 +103,29 @@ class Desk:
 
     async def _post(self, exchange: Exchange, headers: dict[bytes, bytes], principal: Principal, server: str) -> Reply:
         accepted = accept(headers, exchange.body)
+        if isinstance(accepted, Batch):
+            return await self._batch(principal, server, accepted)
         if isinstance(accepted, Request):
             exchange.cancel_on_disconnect = accepted.modern
-            reply = await methods.serve(self._edge, principal, server, accepted)
-        elif isinstance(accepted, Batch):
-            reply = await self._batch(principal, server, accepted)
-        else:
-            reply = accepted
-        if reply.status >= 400:
-            await self._record_refusal(principal, accepted, reply)
-        return reply
+        return await self._answer(principal, server, accepted)
 
     async def _batch(self, principal: Principal, server: str, batch: Batch) -> Reply:
-        async def one(member: Request | Reply) -> Reply:
-            return member if isinstance(member, Reply) else await methods.serve(self._edge, principal, server, member)
-
-        replies = await asyncio.gather(*[one(member) for member in batch.members])
+        replies = await asyncio.gather(*[self._answer(principal, server, member) for member in batch.members])
         bodies = [reply.body for reply in replies if reply.body]
         return Reply(200, b"[%b]" % b",".join(bodies)) if bodies else Reply(202)
 
-    async def _record_refusal(self, principal: Principal, accepted: Request | Batch | Reply, reply: Reply) -> None:
-        """Refusals of known principals are facts. Calls write their own; what cannot be recorded is refused all the
-        same.
-        """
+    async def _answer(self, principal: Principal, server: str, accepted: Request | Reply) -> Reply:
+        if isinstance(accepted, Request):
+            reply = await methods.serve(self._edge, principal, server, accepted)
+        else:
+            reply = accepted
+        if reply.status >= 400 and not reply.recorded:
+            await self._record_refusal(principal, accepted, reply)
+        return reply
+
+    async def _record_refusal(self, principal: Principal, accepted: Request | Reply, reply: Reply) -> None:
+        """Refusals of known principals are facts. What cannot be recorded is refused all the same."""
         method = accepted.method if isinstance(accepted, Request) else ""
-        if method == "tools/call":
-            return
         self._edge.counters.refused_requests[f"status-{reply.status}"] += 1
         event = RequestRefused(
             **self._edge.place.stamp(principal.tenant),

@@ -57,6 +57,7 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes = b""
     headers: bytes = b""
     close: bool = False
+    recorded: bool = False  # the log holds a call with this answer; other refusals are recorded by the desk
 
 
 decode_wire: Final = msgspec.json.Decoder(Wire).decode

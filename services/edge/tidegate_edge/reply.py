@@ -61,7 +61,7 @@ def _upstream_error(call: Ongoing, raw: bytes) -> Reply:
     if call.request.modern and code == _RESOURCE_NOT_FOUND_LEGACY:
         code = INVALID_PARAMS
     status = ERROR_CODE_HTTP_STATUS.get(code, 200) if call.request.modern else 200
-    return Reply(status, error_body(call.request.id, code, error.message, error.data))
+    return Reply(status, error_body(call.request.id, code, error.message, error.data), recorded=True)
 
 
 def _tool_error(call: Ongoing, sentence: str, **details: Any) -> Reply:
@@ -88,4 +88,4 @@ def _tool_error(call: Ongoing, sentence: str, **details: Any) -> Reply:
 def _error(call: Ongoing, code: int, message: str, data: Any = None, status: int | None = None) -> Reply:
     if status is None:
         status = ERROR_CODE_HTTP_STATUS.get(code, 200) if call.request.modern else 200
-    return Reply(status, error_body(call.request.id, code, message, data))
+    return Reply(status, error_body(call.request.id, code, message, data), recorded=True)
