@@ -36,7 +36,7 @@ from tidegate.secrets import create_secrets
 ROOT: Final = Path(__file__).resolve().parents[2]
 TIDEGATE: Final = Path(sys.executable).with_name("tidegate")
 TENANT: Final = "acme"
-HISTORIES: Final = ("calls", "sessions", "catalog", "policy", "control", "detections")
+HISTORIES: Final = ("calls", "sessions", "catalog", "policy", "control")  # chained; detections holds OCSF alone
 READY_DEADLINE_S: Final = 45.0
 STOP_DEADLINE_S: Final = 40.0
 TOOLS: Final = ("echo", "note")
@@ -181,7 +181,7 @@ class Cluster:
         return {edge["edge"]: edge["digest"] for edge in edges}
 
     def values(self, *topics: str) -> list[bytes]:
-        """All that these topics (default: every history) hold now, partition by partition."""
+        """All that these topics (default: every chained history) hold now, partition by partition."""
         return [value for topic in topics or HISTORIES for value in read_topic(self.bootstrap, self.prefix + topic)]
 
     def events(self, *topics: str) -> list[AnyEvent]:

@@ -5,6 +5,7 @@ Counterpart: driving.py, where the official SDK does the talking.
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -128,7 +129,8 @@ async def running_load(
     arguments: Callable[[int], dict[str, Any]] = lambda _: {"path": "/srv/a"},
     tool: str = "up__echo",
 ) -> AsyncIterator[Load]:
-    """The load runs inside the block, at most `calls_max` calls; on exit every call under way has come to its end.
+    """The load runs inside the block, at most `calls_max` answered calls; on exit every call under way has come to its
+    end.
 
     A caller whose edge is gone goes on at the next one; calls are never repeated.
     """
@@ -136,16 +138,18 @@ async def running_load(
     stopping = asyncio.Event()
 
     async def caller(number: int, client: aiohttp.ClientSession) -> None:
-        raw, at = Raw(client, tokens[number % len(tokens)]), number
-        for count in range(calls_max // callers):
-            if stopping.is_set():
+        raw, at, left = Raw(client, tokens[number % len(tokens)]), number, calls_max // callers
+        for count in itertools.count():
+            if stopping.is_set() or not left:
                 return
             nonce = f"{name} {number} {count}"
             told = await raw.call(bases[at % len(bases)], tool, text="t", nonce=nonce, **arguments(number + count))
             load.answered[nonce] = told
             if told.status in (0, 503):
                 at += 1
-                await asyncio.sleep(0.01)  # an edge that is gone refuses at once: leave it room to come back
+                await asyncio.sleep(0.05)  # an edge that is gone refuses at once: leave it room to come back
+            else:
+                left -= 1
 
     async with http_client() as client:
         tasks = [asyncio.create_task(caller(number, client), name=f"caller {number}") for number in range(callers)]
