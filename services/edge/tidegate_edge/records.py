@@ -24,7 +24,7 @@ from tidegate.settings import Settings
 from tidegate_edge.calls import Place
 from tidegate_edge.recorder import Recorder, Submitter, Writer
 
-INLINE_BELOW_S: Final = 0.0006  # about what handing a batch to a thread and back costs
+INLINE_BELOW_S: Final = 0.001  # a mean sync above this goes to a thread
 
 _REPEATED: Final = frozenset(Call.__struct_fields__) - {"writer", "seq", "prev"}
 

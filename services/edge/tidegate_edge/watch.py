@@ -46,6 +46,7 @@ class Watch:
         self._states = {tenant: PolicyState(tenant, edge.settings.edge.ring, trust) for tenant in tenants}
         self._server_labels: dict[str, tuple[str, ...]] = {}
         self._catalog = Catalog()
+        self._activating = asyncio.Lock()
         self._behind = True  # reading what was in the log before this subscription
         self._last_rejected: dict[str, Rejection] = {}  # by tenant, while behind
         self.caught_up = asyncio.Event()
@@ -151,14 +152,15 @@ class Watch:
     async def _activate(self, tenant: str, activation: Activation) -> bool:
         """Swap the tenant's ruling whole. False where no engine can be made of the bundle: the old one rules on."""
         release = activation.release
-        try:
-            ruling = self._rule(activation.bundle, release.number)
-        except Fault as fault:
-            await self._reject(
-                tenant, Rejection(fault.code, fault.sentence, tenant, release.ring, release.number, release.digest)
-            )
-            return False
-        self._edge.rulings[tenant] = ruling
+        async with self._activating:
+            try:
+                await self._rule(tenant, activation.bundle, release.number)
+            except Exception as error:  # whatever is wrong with a bundle, the edge goes on with the old one
+                reason = error.code if isinstance(error, Fault) else "bundle-unusable"
+                await self._reject(
+                    tenant, Rejection(reason, str(error), tenant, release.ring, release.number, release.digest)
+                )
+                return False
         _log.info("release %d rules tenant %s (bundle %.12s)", release.number, tenant, release.digest)
         await self._tell(
             tenant,
@@ -188,11 +190,11 @@ class Watch:
         except LogUnavailable as fault:
             _log.error("could not record an activation: %s", fault.sentence)
 
-    def _rule(self, bundle: Bundle, number: int) -> Ruling:
-        """A ruling of this bundle over the catalogue as it stands. Raises BundleFault."""
-        engine = Engine.build(bundle, _facts(self._catalog), self._server_labels)
-        scanner = Scanner(load_inspection(bundle.files.get(INSPECTION, b"")))
-        return Ruling(engine, scanner, self._catalog, number=number, digest=bundle.digest)
+    async def _rule(self, tenant: str, bundle: Bundle, number: int) -> None:
+        """Let the bundle rule over the catalogue as it stands. Parsing and compiling happen in a thread: calls go on."""
+        engine, scanner = await asyncio.to_thread(_prepared, bundle)
+        engine = engine.with_tools(_facts(self._catalog), self._server_labels)
+        self._edge.rulings[tenant] = Ruling(engine, scanner, self._catalog, number=number, digest=bundle.digest)
 
     def catalog_changed(self, catalog: Catalog, server_labels: dict[str, tuple[str, ...]]) -> None:
         """The same bundles over another catalogue, swapped whole."""
@@ -202,6 +204,11 @@ class Watch:
             self._edge.rulings[tenant] = Ruling(
                 engine, ruling.scanner, catalog, number=ruling.number, digest=ruling.digest
             )
+
+
+def _prepared(bundle: Bundle) -> tuple[Engine, Scanner]:
+    engine = Engine.build(bundle, (), {})
+    return engine, Scanner(load_inspection(bundle.files.get(INSPECTION, b"")))
 
 
 def _facts(catalog: Catalog) -> list[ToolFacts]:

@@ -5,6 +5,7 @@ A database is compiled once and only read; it owns one scratch, so a database se
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 try:
@@ -17,6 +18,9 @@ except ImportError as error:  # pragma: no cover - depends on the platform
 
 MATCHES_MAX = 20_000
 """Match ends taken from one text. Beyond that, callers fall back to `Database.which`."""
+
+
+COMPILED_KEPT = 32
 
 
 class Hit(NamedTuple):
@@ -51,7 +55,7 @@ class Database:
         patterns = [expression.pattern.encode() for expression in expressions]
         flags = [_flags(expression, single) for expression in expressions]
         try:
-            self._database = _compiled(patterns, flags)
+            self._database = _compiled(tuple(patterns), tuple(flags))
         except hyperscan.error as error:
             raise _culprit(patterns, flags, str(error)) from error
         self._scratch = hyperscan.Scratch(self._database)
@@ -94,16 +98,20 @@ def _flags(expression: Expression, single: bool) -> int:
     return flags
 
 
-def _compiled(patterns: list[bytes], flags: list[int]) -> Any:
+@lru_cache(maxsize=COMPILED_KEPT)
+def _compiled(patterns: tuple[bytes, ...], flags: tuple[int, ...]) -> Any:
+    """Compiling takes a second for the built-in packs, and a bundle is read several times before it rules."""
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
-    database.compile(expressions=patterns, ids=list(range(len(patterns))), elements=len(patterns), flags=flags)
+    database.compile(
+        expressions=list(patterns), ids=list(range(len(patterns))), elements=len(patterns), flags=list(flags)
+    )
     return database
 
 
 def _culprit(patterns: list[bytes], flags: list[int], message: str) -> Uncompilable:
     for index, (pattern, flag) in enumerate(zip(patterns, flags, strict=True)):
         try:
-            _compiled([pattern], [flag])
+            _compiled((pattern,), (flag,))
         except hyperscan.error as error:
             return Uncompilable(index, str(error))
     return Uncompilable(0, f"too complex together: {message}")

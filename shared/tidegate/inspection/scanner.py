@@ -85,22 +85,20 @@ class _Tally:
 
 
 class _Side:
-    """The patterns of one direction whose action is not `allow`."""
+    """One direction. All patterns are compiled, those it does not look at too, so that all sides share the work."""
 
     def __init__(self, rules: InspectionRules, direction: Direction) -> None:
         self._direction: Direction = direction
-        chosen = [pattern for pattern in rules.patterns if _action(pattern, direction) != "allow"]
+        chosen = rules.patterns
         self._patterns = chosen
         self._actions = [_action(pattern, direction) for pattern in chosen]
+        self._looks = [action != "allow" for action in self._actions]
         self._hides = [action in ("mask", "block") for action in self._actions]
         self._validators: list[Validator | None] = [VALIDATORS.get(pattern.validator) for pattern in chosen]
         self._utf8_only = any(not pattern.pattern.isascii() for pattern in chosen)
-        expressions = [
-            Expression(pattern.pattern, pattern.ignore_case, hides or bool(pattern.validator))
-            for pattern, hides in zip(chosen, self._hides, strict=True)
-        ]
-        self._screen = Database(expressions, single=True) if chosen else None
-        self._locate = Database(expressions, single=False) if chosen else None
+        expressions = [Expression(pattern.pattern, pattern.ignore_case, spans=True) for pattern in chosen]
+        self._screen = Database(expressions, single=True) if any(self._looks) else None
+        self._locate = Database(expressions, single=False) if any(self._looks) else None
 
     def scan(self, raw: bytes) -> Scan:
         if self._screen is None:
@@ -108,12 +106,12 @@ class _Side:
         if self._utf8_only:  # the engine's UTF-8 mode is undefined on anything else
             raw = _as_utf8(raw)
         values = _values_of(raw) if b"\\" in raw else raw
-        if values is not None and not self._screen.which(values):
+        if values is not None and not self._which(values):
             return EMPTY
         return self._settle(raw)
 
     def scan_text(self, text: bytes) -> Scan:
-        if self._screen is None or not self._screen.which(text):
+        if self._screen is None or not self._which(text):
             return EMPTY
         tally = _Tally()
         spans = self._judge(text, tally)
@@ -121,6 +119,12 @@ class _Side:
             return EMPTY
         tally.masks = len(spans)
         return self._outcome(tally, self._mask(text, spans) if spans else None)
+
+    def _which(self, text: bytes) -> list[int]:
+        """The patterns looked at that match somewhere."""
+        assert self._screen is not None
+        found = self._screen.which(text)
+        return [index for index in found if self._looks[index]] if found else found
 
     def _settle(self, raw: bytes) -> Scan:
         tally = _Tally()
@@ -169,7 +173,7 @@ class _Side:
             return []
         tally.matches_left -= len(hits)
         hidden: list[Span] = []
-        for index, spans in self._valid_spans(text, hits).items():
+        for index, spans in self._valid_spans(text, (hit for hit in hits if self._looks[hit.number])).items():
             found = merged(text, spans)
             tally.add(index, len(found))
             if self._hides[index]:
@@ -178,8 +182,7 @@ class _Side:
 
     def _judge_coarsely(self, text: bytes, tally: _Tally) -> list[Span]:
         """Past the bound of matches: no validators, and a text in which anything must be hidden is hidden whole."""
-        assert self._screen is not None
-        indexes = sorted(self._screen.which(text))
+        indexes = sorted(self._which(text))
         for index in indexes:
             tally.add(index, 1)
         return [Span(0, len(text), self._patterns[index].id) for index in indexes if self._hides[index]][:1]
@@ -209,7 +212,7 @@ class _Side:
         rule = spans[0].rule
         for _ in range(MASKING_PASSES_MAX):
             text = masked_text(text, spans)
-            left = self._screen.which(text) if self._screen is not None else ()
+            left = self._which(text)
             if not any(self._hides[index] for index in left):
                 return text
             spans = self._judge(text, _Tally())

@@ -140,8 +140,11 @@ class GroupCommit:
         batch = self._records, self._futures
         self._records, self._futures = [], []
         self._in_flight = len(batch[0])
-        if self._pace.is_inline(time.monotonic()):
+        began_s = time.monotonic()
+        if self._pace.is_inline(began_s):
             fault = self._append(batch[0])
+            now_s = time.monotonic()
+            self._pace.took(now_s - began_s, now_s)
             self._settle(batch[0][-1], batch[1], fault)
         else:
             self._batches.put(batch)
@@ -182,7 +185,6 @@ class GroupCommit:
 
     def _append(self, records: list[Record]) -> LogUnavailable | None:
         """On the thread or on the loop, one batch at a time. A fault is returned: it is for the callers to hear."""
-        began_s = time.monotonic()
         try:
             self._appender.append(records)
         except LogUnavailable as error:
@@ -190,7 +192,4 @@ class GroupCommit:
         except Exception as error:  # the thread's own loop: nothing may end it
             _log.exception("append failed")
             return LogUnavailable(f"append failed: {error}")
-        finally:
-            now_s = time.monotonic()
-            self._pace.took(now_s - began_s, now_s)
         return None
