@@ -54,10 +54,10 @@ BUNDLE = {
 forbid (principal, action in Action::"call", resource) when { context.args has path && context.args.path like "/etc*" };
 @id("hidden") forbid (principal, action == Action::"up/secret-tool", resource);
 """,
-    "inspection.yaml": f"""
+    "inspection.yaml": """
 patterns:
-  - {{id: key, pattern: 'AKIA[A-Z0-9]{{16}}', severity: high, arguments: mask, result: mask}}
-  - {{id: word, pattern: 'forbidden-word-[0-9]{{4}}', severity: high, arguments: block, result: block}}
+  - {id: key, pattern: 'AKIA[A-Z0-9]{16}', severity: high, arguments: mask, result: mask}
+  - {id: word, pattern: 'forbidden-word-[0-9]{4}', severity: high, arguments: block, result: block}
 """,
 }
 _keys: dict[str, bytes] = {}
@@ -326,12 +326,17 @@ def prepare(settings: Settings) -> Place:
 
 @contextlib.asynccontextmanager
 async def running_edge(
-    root: Path, servers: dict[str, Any], *, bundle: dict[str, str] | None = BUNDLE, **more: Any
+    root: Path,
+    servers: dict[str, Any],
+    *,
+    bundle: dict[str, str] | None = BUNDLE,
+    waits: tuple[str, ...] | None = None,
+    **more: Any,
 ) -> AsyncIterator[RunningEdge]:
-    """Ready on entry (unless there is no bundle), drained and closed on exit."""
+    """The tools of the servers in `waits` (all of them) are known on entry; drained and closed on exit."""
     settings = settings_for(root, servers, **more)
     place = prepare(settings)
-    async with _served(place) as running:
+    async with _served(place, waits) as running:
         if bundle is not None and settings.tenant not in running.edge.rulings:
             await running.publish(bundle, 1)
         await until(lambda: running.server.started)
@@ -339,7 +344,7 @@ async def running_edge(
 
 
 @contextlib.asynccontextmanager
-async def _served(place: Place) -> AsyncIterator[RunningEdge]:
+async def _served(place: Place, waits: tuple[str, ...] | None = None) -> AsyncIterator[RunningEdge]:
     settings = place.settings
     log = SqliteLog(settings.data_dir / "log.db")
     await log.prepare()
@@ -362,7 +367,8 @@ async def _served(place: Place) -> AsyncIterator[RunningEdge]:
             server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(), name="serve")
         try:
-            await until(lambda: "log" not in service.awaiting() and not any("tools" in w for w in service.awaiting()))
+            awaited = {"log", *(f"tools of {name}" for name in (settings.servers if waits is None else waits))}
+            await until(lambda: not awaited & service.awaiting())
             yield RunningEdge(place, service.edge, log, server)
         finally:
             server.should_exit = True

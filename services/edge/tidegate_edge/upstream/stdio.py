@@ -1,8 +1,8 @@
 """An upstream that is a process spoken to over stdio, one JSON-RPC message a line; requests of all callers share it.
 
-The process lives in a group of its own that is ended whole; it also dies with the edge (PR_SET_PDEATHSIG where Linux
-has it, and its stdin closes). Ended by itself, it is started again with back-off; what was in flight fails and is not
-sent again.
+The process lives in a group of its own that is ended whole; where the edge itself is killed, by a guard: a shell that
+waits for the end of a pipe from the edge. Ended by itself, it is started again with back-off; what was in flight fails
+and is not sent again.
 """
 
 import asyncio
@@ -56,6 +56,7 @@ class StdioUpstream:
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._last_words: deque[str] = deque(maxlen=20)
         self._keeper: asyncio.Task[None] | None = None
+        self._guard: asyncio.subprocess.Process | None = None
 
     @property
     def pid(self) -> int | None:
@@ -127,6 +128,8 @@ class StdioUpstream:
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
+        self._last_words.clear()
+        self._guard = await _guarded(self._process.pid)
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(self._listen(self._process), name=f"stdio {self.name} stdout")
             words = tasks.create_task(self._hear(self._process), name=f"stdio {self.name} stderr")
@@ -208,6 +211,11 @@ class StdioUpstream:
                 continue
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # children that outlived it
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            with contextlib.suppress(ProcessLookupError):
+                guard.kill()
+            await guard.wait()
 
     # messages
 
@@ -252,6 +260,22 @@ class StdioUpstream:
 
     def _why(self) -> str:
         return f"; its last words: {self._last_words[-1][:200]}" if self._last_words else ""
+
+
+async def _guarded(group: int) -> asyncio.subprocess.Process | None:
+    """A process that outlives the edge by a moment and kills the group. None where there is no shell."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            *("sh", "-c", 'read _; kill -9 "-$0"', str(group)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            start_new_session=True,
+        )
+    except OSError as error:
+        _log.warning("no guard for the process group %d (%s): a killed edge may leave processes behind", group, error)
+        return None
 
 
 def _die_with_parent() -> None:

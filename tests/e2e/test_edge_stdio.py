@@ -1,0 +1,181 @@
+"""Upstreams that are processes: shared by all callers, restarted when they die, and never left behind."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.parts.edge import ROOT, Answer, RunningEdge, Speaker, edge_process, running_edge, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def raw(directory: Path, **more: Any) -> dict[str, Any]:
+    directory.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tests.parts.stdio_servers", "raw", str(directory)]
+    return {"command": command, "cwd": str(ROOT), "timeout_s": 2.0, **more}
+
+
+def pids(directory: Path) -> list[int]:
+    """Every process that the server was, and their children, in order."""
+    path = directory / "pids"
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("raw")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def edge(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningEdge]:
+    sdk = {"command": [sys.executable, "-m", "tests.parts.stdio_servers", "sdk"], "cwd": str(ROOT)}
+    servers = {"raw": raw(directory, env={"GIVEN": "1"}), "sdk": sdk}
+    async with running_edge(tmp_path_factory.mktemp("stdio"), servers) as running:
+        yield running
+    assert not [pid for pid in pids(directory) if is_alive(pid)]
+
+
+@pytest.fixture
+def speaker(edge: RunningEdge) -> Speaker:
+    return edge.place.speaker()
+
+
+async def works_again(speaker: Speaker) -> None:
+    async def answers() -> bool:
+        answer = await speaker.call("raw__echo", {"again": 1})
+        return answer.status == 200 and not answer.result.get("isError")
+
+    await until(answers)
+
+
+def reason(answer: Answer) -> str:
+    assert answer.result["isError"] is True
+    return str(answer.result["_meta"]["tidegate/decision"]["reason"])
+
+
+async def test_a_server_made_with_the_official_sdk_is_called(speaker: Speaker) -> None:
+    answer = await speaker.call("sdk__add", {"a": 2, "b": 40})
+    assert answer.text == "42"
+    assert answer.result["structuredContent"] == {"result": 42}
+    await speaker.initialize()
+    legacy = await speaker.ask(speaker.legacy("tools/call", {"name": "sdk__add", "arguments": {"a": 1, "b": 1}}))
+    assert legacy.text == "2"
+    wrong = await speaker.call("sdk__add", {"a": "x"})
+    assert wrong.result["isError"] is True
+
+
+async def test_callers_share_the_process_without_waiting_for_each_other(speaker: Speaker) -> None:
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    calls = [speaker.call("raw__slow", {"s": 0.5, "n": n}) for n in range(10)]
+    answers = await asyncio.gather(*calls, *[speaker.call("raw__echo", {"n": n}) for n in range(10)])
+    assert loop.time() - began_s < 2.5
+    assert [json.loads(answer.text)["n"] for answer in answers] == [*range(10), *range(10)]
+
+
+@pytest.mark.parametrize("tool", ["crash", "silent-death"])
+async def test_a_crash_fails_what_was_in_flight_and_the_process_is_started_again(
+    edge: RunningEdge, directory: Path, speaker: Speaker, tool: str
+) -> None:
+    before = pids(directory)
+    slow = asyncio.create_task(speaker.call("raw__slow", {"s": 1.5, "nonce": f"slow-{tool}"}))
+    await until(lambda: f"slow-{tool}" in (directory / "heard").read_text())
+    answer = await speaker.call(f"raw__{tool}", {"nonce": f"dies-{tool}"})
+    assert reason(answer) == "upstream-broken"
+    assert ("the last words" in answer.text) == (tool == "crash")
+    assert "It may have been carried out" in answer.text
+    assert reason(await slow) == "upstream-broken"
+    await works_again(speaker)
+    assert len(pids(directory)) == len(before) + 2
+    await until(lambda: not any(is_alive(pid) for pid in before))  # its children with it
+    for nonce in (f"slow-{tool}", f"dies-{tool}"):
+        _, (ended,) = await edge.place.calls(nonce)
+        assert (ended.outcome, ended.reason) == ("upstream-failed", "upstream-broken")
+        assert (directory / "heard").read_text().count(nonce) == 1
+
+
+async def test_junk_on_its_output_is_passed_over(directory: Path, speaker: Speaker) -> None:
+    before = pids(directory)
+    assert (await speaker.call("raw__junk", {"n": 1})).text == '{"n": 1}'
+    assert (await speaker.call("raw__echo", {"n": 2})).text == '{"n": 2}'
+    assert pids(directory) == before
+
+
+async def test_a_line_without_end_ends_the_process(directory: Path, speaker: Speaker) -> None:
+    assert reason(await speaker.call("raw__long-line")) == "upstream-broken"
+    await works_again(speaker)
+
+
+async def test_the_servers_own_requests_are_answered(speaker: Speaker) -> None:
+    answered = json.loads((await speaker.call("raw__ask-me")).text)
+    assert answered[0] == {"id": "mine", "jsonrpc": "2.0", "result": {}}
+    assert (answered[1]["id"], answered[1]["error"]["code"]) == (7, -32601)
+
+
+async def test_a_call_out_of_time_is_cancelled_at_the_server(
+    edge: RunningEdge, directory: Path, speaker: Speaker
+) -> None:
+    assert reason(await speaker.call("raw__never", {"nonce": "timed-out"})) == "upstream-timeout"
+    heard = [json.loads(line) for line in (directory / "heard").read_text().splitlines()]
+    (call,) = [one for one in heard if "timed-out" in str(one.get("params", {}).get("arguments"))]
+    await until(lambda: f'"requestId":{call["id"]}' in (directory / "heard").read_text())
+    assert (await edge.place.calls("timed-out"))[1][0].outcome == "timeout"
+
+
+async def test_a_caller_that_leaves_cancels_at_the_server(edge: RunningEdge, directory: Path, speaker: Speaker) -> None:
+    client = await speaker.connect()
+    client.write(speaker.calling("raw__never", {"nonce": "left-alone"}))
+    await until(lambda: "left-alone" in (directory / "heard").read_text())
+    client.close()
+    await until(lambda: "the caller went away" in (directory / "heard").read_text())
+
+    async def recorded() -> bool:
+        return [one.outcome for one in (await edge.place.calls("left-alone"))[1]] == ["cancelled"]
+
+    await until(recorded)
+
+
+async def test_the_process_sees_what_it_was_given_of_the_environment_alone(speaker: Speaker, monkeypatch: Any) -> None:
+    names = json.loads((await speaker.call("raw__secret-env")).text)
+    assert "GIVEN" in names
+    assert "PATH" in names
+    assert not [name for name in names if name.startswith(("PYTEST", "TIDEGATE"))]
+
+
+async def test_a_stop_ends_the_process_and_its_children(tmp_path: Path) -> None:
+    async with running_edge(tmp_path, {"raw": raw(tmp_path / "r")}) as edge:
+        await edge.place.speaker().call("raw__echo")
+        assert all(map(is_alive, pids(tmp_path / "r")))
+    assert not any(map(is_alive, pids(tmp_path / "r")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_nothing_is_left_behind_however_the_edge_ends(tmp_path: Path, number: signal.Signals) -> None:
+    async with edge_process(tmp_path, {"raw": raw(tmp_path / "r")}) as edge:
+        await edge.place.speaker().call("raw__echo")
+        family = pids(tmp_path / "r")
+        assert len(family) == 2
+        os.kill(edge.process.pid, number)
+        await asyncio.to_thread(edge.process.wait, 15)
+        await until(lambda: not any(map(is_alive, family)))
+
+
+async def test_a_command_that_does_not_exist_costs_nobody_else(tmp_path: Path) -> None:
+    servers = {"none": {"command": ["/no/such/command"], "timeout_s": 1.0}, "raw": raw(tmp_path / "r")}
+    async with running_edge(tmp_path, servers, waits=("raw",)) as edge:
+        assert (await edge.place.speaker().call("raw__echo", {"n": 1})).text == '{"n": 1}'
+        assert (await edge.place.speaker().call("none__echo")).error["message"] == "Unknown tool: none__echo"
