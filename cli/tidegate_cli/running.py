@@ -38,7 +38,8 @@ def run(settings: Settings, services: Sequence[str], *, on_ready: OnReady | None
     """Serve until SIGINT or SIGTERM; 0 after a clean drain. Raises Fault where something cannot be opened."""
     if settings.is_local and set(services) != set(ALL):
         raise ConfigFault(
-            f"`log: sqlite` is for one process: use `tidegate up`, or set log: kafka://… to run {', '.join(services)} alone"
+            "`log: sqlite` is for one process: use `tidegate up`, "
+            f"or set log: kafka://… to run {', '.join(services)} alone"
         )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(settings, services, on_ready))

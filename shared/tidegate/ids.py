@@ -26,7 +26,7 @@ def uuid7(time_us: int | None = None) -> str:
     at_us = now_us() if time_us is None else time_us
     millis, micros = divmod(at_us, 1000)
     random_bits = _random.getrandbits(62)
-    return "%08x-%04x-%04x-%04x-%012x" % (
+    return "%08x-%04x-%04x-%04x-%012x" % (  # noqa: UP031  (twice as fast as an f-string)
         millis >> 16 & 0xFFFFFFFF,
         millis & 0xFFFF,
         0x7000 | micros * 4096 // 1000,

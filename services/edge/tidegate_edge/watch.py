@@ -191,7 +191,7 @@ class Watch:
             _log.error("could not record an activation: %s", fault.sentence)
 
     async def _rule(self, tenant: str, bundle: Bundle, number: int) -> None:
-        """Let the bundle rule over the catalogue as it stands. Parsing and compiling happen in a thread: calls go on."""
+        """Let the bundle rule over the catalogue as it stands. Parsed and compiled in a thread: calls go on."""
         engine, scanner = await asyncio.to_thread(_prepared, bundle)
         engine = engine.with_tools(_facts(self._catalog), self._server_labels)
         self._edge.rulings[tenant] = Ruling(engine, scanner, self._catalog, number=number, digest=bundle.digest)
