@@ -13,6 +13,7 @@ from tests.parts.edge import Answer, RunningEdge, Speaker, running_edge, until
 from tests.parts.scripted import Scripted, Seen, http, result, scripted, text, tool
 
 from tidegate.events import CallCompleted, CallRequested
+from tidegate.sessions.port import SessionsUnavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Writer = asyncio.StreamWriter
@@ -482,6 +483,68 @@ async def test_callers_past_the_connections_wait_no_longer_than_a_call(tmp_path:
             reasons = [answer.result["_meta"]["tidegate/decision"]["reason"] for answer in answers]
             assert set(reasons) <= {"upstream-timeout", "upstream-busy"}
             assert all(answer.result["isError"] for answer in answers)
+
+
+async def test_a_fault_of_ours_while_forwarding_ends_the_call_in_the_log(
+    edge: RunningEdge, ups: dict[str, Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(key: object) -> None:
+        raise SessionsUnavailable("the session store is away")
+
+    monkeypatch.setattr(edge.edge.sessions, "get_upstream", away)
+    speaker = edge.place.speaker(user="nobody-yet@example.com")
+    failed, sentence = told_to(await speaker.call("sessions__echo", {"nonce": "store-away"}))
+    assert failed
+    assert "It was not carried out" in sentence
+    assert (await ended(edge, "store-away")).reason == "sessions-unavailable"
+    assert sighted(ups["sessions"], "store-away") == 0
+
+
+async def test_a_caller_that_leaves_before_the_record_is_durable_gets_nothing_sent(
+    edge: RunningEdge, up: Scripted, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = edge.edge.recorder
+    reached, record = asyncio.Event(), recorder.record
+
+    async def slowly(event: Any, mode: Any) -> None:
+        await record(event, mode)
+        if isinstance(event, CallRequested):
+            reached.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(recorder, "record", slowly)
+    client = await speaker.connect()
+    client.write(speaker.calling("up__echo", {"nonce": "left-early"}))
+    await asyncio.wait_for(reached.wait(), 5)
+    client.close()
+
+    async def recorded() -> bool:
+        return [one.outcome for one in (await edge.place.calls("left-early"))[1]] == ["cancelled"]
+
+    await until(recorded)
+    assert sighted(up, "left-early") == 0
+
+
+async def test_a_defect_costs_one_request_and_the_connection_stays_in_step(
+    edge: RunningEdge, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = edge.edge.verifier.verify_cached
+    faults = iter([True, False])
+
+    def sometimes(token: bytes, at_us: int) -> Any:
+        if next(faults, False):
+            raise RuntimeError("a defect")
+        return verify(token, at_us)
+
+    await speaker.call("up__echo")
+    monkeypatch.setattr(edge.edge.verifier, "verify_cached", sometimes)
+    client = await speaker.connect()
+    client.write(speaker.calling("up__echo", request_id="a") + speaker.calling("up__echo", request_id="b"))
+    first = await client.answer()
+    assert (first.status, first.headers["connection"]) == (500, "close")
+    assert "a defect" not in first.body.decode()
+    assert await client.ended() == b""
+    assert (await speaker.call("up__echo", {"n": 1})).text == '{"n": 1}'
 
 
 async def test_the_books_balance_and_the_chains_hold(edge: RunningEdge) -> None:

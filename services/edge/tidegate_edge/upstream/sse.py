@@ -4,28 +4,37 @@ byte count.
 Source: WHATWG HTML, 9.2.6 "Interpreting an event stream". Only `data` matters for MCP requests.
 """
 
+from typing import Final
+
+_MARK: Final = b"\xef\xbb\xbf"
+
 
 class EventReader:
-    """Feed it; it keeps what it has seen in `events`."""
+    """Feed it; it keeps what it has seen in `events`. A line in many pieces is put together once."""
 
     def __init__(self) -> None:
         self.events: list[bytes] = []
-        self._rest = b""
+        self._pieces: list[bytes] = []  # of the line that has not ended
+        self._held = b""  # a CR that may be half of a CRLF, or the beginning of a byte order mark
         self._data: list[bytes] = []
         self._began = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that this chunk completes."""
-        text = self._rest + chunk
-        if not self._began and len(text) >= 3:
-            text = text.removeprefix(b"\xef\xbb\xbf")
+        text, self._held = self._held + chunk, b""
+        if not self._began:
+            if _MARK.startswith(text):
+                self._held = text
+                return []
+            text = text.removeprefix(_MARK)
             self._began = True
-        if text.endswith(b"\r"):  # perhaps half of a CRLF
-            self._rest, text = b"\r", text[:-1]
-        else:
-            self._rest = b""
-        lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._rest = lines.pop() + self._rest
+        if text.endswith(b"\r"):
+            self._held, text = b"\r", text[:-1]
+        if b"\n" not in text and b"\r" not in text:
+            self._pieces.append(text)
+            return []
+        lines = (b"".join(self._pieces) + text).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._pieces = [lines.pop()]
         done: list[bytes] = []
         for line in lines:
             if line == b"":
