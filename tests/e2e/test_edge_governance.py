@@ -345,7 +345,7 @@ async def test_each_call_of_a_batch_is_governed_and_recorded(edge: RunningEdge, 
 # quarantines
 
 
-class quarantine:  # noqa: N801 - reads as a statement
+class quarantine:
     """In force within the block."""
 
     def __init__(self, edge: RunningEdge, scope: Any, value: str) -> None:
