@@ -49,8 +49,9 @@ class Desk:
             return refuse(
                 404, INVALID_REQUEST, "no such MCP endpoint; use /mcp, or /mcp/{server} with a configured server"
             )
-        token = headers.get(b"authorization", b"")[len(BEARER) :]
-        principal = self._edge.verifier.verify_cached(token, now_us()) or await self._identify(headers, server)
+        given = headers.get(b"authorization", b"")
+        known = self._edge.verifier.verify_cached(given[len(BEARER) :], now_us()) if given[:7] == BEARER else None
+        principal = known or await self._identify(headers, server)
         if isinstance(principal, Reply):
             return principal
         if exchange.method == b"POST":
