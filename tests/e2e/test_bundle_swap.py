@@ -1,4 +1,4 @@
-"""Bundles are swapped and quarantines imposed while calls run on two edges: no call is decided by neither or by both."""
+"""Bundles are swapped and quarantines imposed while calls run on two edges: each call is decided by exactly one."""
 
 import asyncio
 import time
@@ -146,7 +146,7 @@ async def test_a_release_that_is_not_in_order_leaves_the_old_one_ruling_and_is_r
             return {event.reason.partition(":")[0] for event in place.rejections() if event.edge == name}
 
         await asyncio.to_thread(until, lambda: wanted | {"bad-bundle"} <= reasons(), f"{edge.name} reports {wanted}")
-    status, edges = place.cluster.manage("GET", "/edges")
+    edges = place.cluster.manage("GET", "/edges")[1]
     assert {(edge["digest"], edge["rejected"]["reason"].partition(":")[0]) for edge in edges} == {
         (A.digest, "bad-bundle")
     }
@@ -178,7 +178,7 @@ async def test_a_roll_back_is_obeyed_and_an_edge_that_starts_anew_begins_with_wh
     for edge in place.cluster.edges:
         numbers = [event.number for event in sorted(activated, key=lambda e: e.id) if event.edge == edge.name]
         assert numbers == sorted(numbers)
-    status, edges = place.cluster.manage("GET", "/edges")
+    edges = place.cluster.manage("GET", "/edges")[1]
     assert [(edge["digest"], edge["rejected"]) for edge in edges] == [(A.digest, None)] * 2, "history is no attempt"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from tests.parts.clients.driving import KINDS, Kind, sdk_client
 from tests.parts.clients.lab_upstream import running_upstream
 from tests.parts.clients.raw import Raw, http_client, round_robin
-from tests.parts.cluster import Cluster, get, lab_bundle, nonce_of, running_cluster, telling, until
+from tests.parts.cluster import Cluster, Service, get, lab_bundle, nonce_of, running_cluster, telling, until
 from tests.parts.kafka import Kafka
 from tests.parts.valkey import Valkey, running_valkey_server
 
@@ -58,6 +59,11 @@ def running(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Iterator[
 def place(running: Place) -> Iterator[Place]:
     with telling(running.cluster):
         yield running
+
+
+def awaits_sessions(edge: Service) -> bool:
+    status, answer = get(f"{edge.base}/readyz")
+    return status == 503 and b"sessions" in answer
 
 
 async def test_a_session_opened_at_one_edge_goes_on_at_the_other_in_the_same_upstream_session(place: Place) -> None:
@@ -158,8 +164,7 @@ async def test_without_valkey_calls_are_refused_with_the_reason_and_come_back_wi
                 assert told.message["error"]["data"]["reason"] == "sessions-unavailable"
                 assert "check `sessions`" in told.message["error"]["message"]
             for edge in place.cluster.edges:
-                until(lambda edge=edge: b"sessions" in get(f"{edge.base}/readyz")[1], "readiness names what is awaited")
-                assert get(f"{edge.base}/readyz")[0] == 503
+                until(partial(awaits_sessions, edge), "readiness names what is awaited")
                 assert get(f"{edge.base}/healthz")[0] == 200
         finally:
             place.valkey.start()

@@ -145,7 +145,7 @@ async def test_edges_killed_under_load_leave_balanced_books(place: Place) -> Non
         await reached(load, 100)
     await asyncio.to_thread(place.cluster.wait_shipped)
     ends = balance(place, load)
-    assert ends["ok"] == load.done
+    assert ends["ok"] >= load.done, "a recorded answer may have died with its edge, never the other way round"
     assert ends["unknown"] >= 3, f"16 callers were under way at three deaths: {ends}"
     chains = check_chains(place.cluster.values())
     assert chains.writers >= 6, "each start of an edge is a writer of its own"

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from mcp import ClientSession, McpError
+from mcp import ClientSession, McpError  # type: ignore[attr-defined]  # checked against 2.x, run with 1.30
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 
@@ -37,13 +37,13 @@ async def main() -> None:
 
     async with (
         http,
-        streamable_http_client(opening["url"], http_client=http) as (read, write, session_id),
+        streamable_http_client(opening["url"], http_client=http) as (read, write, session_id),  # type: ignore[misc]
         ClientSession(read, write) as session,
     ):
         opened = await session.initialize()
         about = {
-            "protocol": str(opened.protocolVersion),
-            "server": opened.serverInfo.name,
+            "protocol": str(opened.protocolVersion),  # type: ignore[attr-defined]
+            "server": opened.serverInfo.name,  # type: ignore[attr-defined]
             "session": session_id() or "",
         }
         while line := await anyio.to_thread.run_sync(sys.stdin.readline):
