@@ -441,9 +441,12 @@ async def test_when_the_disk_refuses_the_call_is_refused_and_the_chain_goes_on_u
 async def test_no_secret_no_token_and_no_blocked_word_is_stored_anywhere(edge: RunningEdge, speaker: Speaker) -> None:
     await speaker.initialize()
     session = speaker.session
+    for arguments in ({"nonce": "stored-1", "key": SECRET}, {"nonce": "stored-2", "word": BLOCKED}):
+        await speaker.ask(speaker.legacy("tools/call", {"name": "up__echo", "arguments": arguments}))
     await edge.place.chains_hold()
     stored = b"".join(path.read_bytes() for path in edge.settings.data_dir.glob("log.db*"))
-    assert b"masked-1" in stored
+    assert b"stored-1" in stored
+    assert b"stored-2" in stored
     for secret in (SECRET, BLOCKED, speaker.auth, session):
         assert secret.encode() not in stored
 
