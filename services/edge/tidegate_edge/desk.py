@@ -126,7 +126,11 @@ class Desk:
 
     async def _record_refusal(self, principal: Principal, accepted: Request | Reply, reply: Reply) -> None:
         """Refusals of known principals are facts. What cannot be recorded is refused all the same."""
-        method = accepted.method if isinstance(accepted, Request) else ""
+        ruling = self._edge.rulings.get(principal.tenant)
+        method = accepted.method[:64] if isinstance(accepted, Request) else ""
+        message = reply.body[:300].decode(errors="replace")
+        if ruling is not None:  # both may hold what the caller sent
+            method, message = ruling.told(method, "arguments"), ruling.told(message, "arguments")
         self._edge.counters.refused_requests[f"status-{reply.status}"] += 1
         event = RequestRefused(
             **self._edge.place.stamp(principal.tenant),
@@ -134,9 +138,9 @@ class Desk:
             agent=principal.agent,
             session_id="",
             edge=self._edge.place.edge,
-            method=method[:64],
+            method=method,
             reason=f"status-{reply.status}",
-            message=reply.body[:300].decode(errors="replace"),
+            message=message,
             status=reply.status,
         )
         try:

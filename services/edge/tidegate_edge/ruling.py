@@ -7,12 +7,18 @@ time.
 
 from typing import Any, Final
 
+import msgspec
+
+from tidegate.events import Direction
 from tidegate.identity import Principal
 from tidegate.inspection.scanner import Scanner
 from tidegate.policy.engine import Engine, Verdict
 from tidegate_edge.catalog import Catalog, Tool
 
 STANDING_MAX: Final = 200_000
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode_text: Final = msgspec.json.Decoder(str).decode
 
 
 class Ruling:
@@ -46,3 +52,10 @@ class Ruling:
     def is_visible(self, principal: Principal, tool: Tool) -> bool:
         """Listed, and by that callable, argument conditions aside."""
         return self.engine.visible(principal, tool.server, tool.name)
+
+    def told(self, text: str, direction: Direction) -> str:
+        """A text that is shown or kept outside arguments and results (a name, a server's complaint): what the
+        inspection finds in it is masked.
+        """
+        recorded = self.scanner.scan(_encode(text), direction).recorded
+        return text if recorded is None else _decode_text(recorded)

@@ -26,6 +26,8 @@ async def call_tool(edge: Edge, visit: Visit, request: Request) -> Reply:
         steps.decide(edge, call)
     if call.decision == "allow":
         steps.inspect_arguments(edge, call)
+    else:
+        steps.inspect_refused(edge, call)
     try:
         await edge.recorder.record(requested_event(call, edge.place, edge.limits.capture_bytes_max), call.terms.mode)
     except LogUnavailable as fault:
@@ -48,7 +50,7 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Reply:
     try:
         answer = await steps.forward(edge, call)
     except Fault as fault:
-        ended, answered = steps.failed(call, fault)
+        ended, answered = steps.failed(edge, call, fault)
     except asyncio.CancelledError:
         await asyncio.shield(_settle(edge, call, steps.cancelled(call)))
         raise

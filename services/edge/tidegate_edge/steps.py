@@ -10,12 +10,14 @@ from tidegate.events import Outcome
 from tidegate.identity import Principal
 from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
+from tidegate.inspection.scanner import EMPTY, Scan, Scanner
+from tidegate.limits import FINDINGS_PER_CALL_MAX
 from tidegate_edge import reply, strict_json, translate
 from tidegate_edge.accept import Request
-from tidegate_edge.calls import Ended, Ongoing
+from tidegate_edge.calls import NULL, Ended, Ongoing
 from tidegate_edge.catalog import Tool
 from tidegate_edge.edge import Edge
-from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head
+from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head, encode
 from tidegate_edge.upstream.port import Answer, Caller, Routing
 
 
@@ -103,25 +105,55 @@ def decide(edge: Edge, call: Ongoing) -> None:
 
 
 def inspect_arguments(edge: Edge, call: Ongoing) -> None:
-    """Patterns over the arguments: what blocks refuses, what masks changes what is sent. Fingerprints for egress."""
+    """Patterns over everything that goes on: what blocks refuses, what masks changes what is sent. Fingerprints for
+    egress.
+    """
     assert call.tool is not None
     scanner = edge.rulings[call.principal.tenant].scanner
-    scan = scanner.scan(call.arguments, "arguments")
-    call.findings = scan.findings
-    if scan.findings:
-        call.arguments_captured = scan.recorded or call.arguments
-    if scan.blocked is not None:
+    if scanner.scan(call.request.raw_params, "arguments") is not EMPTY:
+        _settle_findings(scanner, call)
+    if call.decision == "allow" and "egress" in call.tool.labels:
+        call.fingerprints = fingerprints(call.arguments, edge.fingerprint_key(call.principal.tenant))
+
+
+def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
+    """The arguments, and what goes on beside them, each for itself."""
+    scan = _capture(scanner, call)
+    beside = {key: call.members[key] for key in translate.BESIDE_ARGUMENTS if key in call.members}
+    other = scanner.scan(encode(beside), "arguments") if beside else EMPTY
+    call.findings = (scan.findings + other.findings)[:FINDINGS_PER_CALL_MAX]
+    blocked = scan.blocked or other.blocked
+    if blocked is not None:
+        what = "arguments" if scan.blocked else "params"
         call.refuse(
-            "inspection",
-            "arguments-blocked",
-            f"The arguments hold something that may not be sent: {scan.blocked.rule}.",
+            "inspection", "arguments-blocked", f"The {what} hold something that may not be sent: {blocked.rule}."
         )
-        call.rules = (scan.blocked.rule,)
+        call.rules = (blocked.rule,)
         return
     if scan.masked is not None:
         call.arguments = scan.masked
-    if "egress" in call.tool.labels:
-        call.fingerprints = fingerprints(call.arguments, edge.fingerprint_key(call.principal.tenant))
+    if other.masked is not None:
+        call.members.update(decode_fields(other.masked))
+
+
+def _capture(scanner: Scanner, call: Ongoing) -> Scan:
+    scan = scanner.scan(call.arguments, "arguments")
+    if scan.findings:
+        call.arguments_captured = scan.recorded or call.arguments
+    return scan
+
+
+def inspect_refused(edge: Edge, call: Ongoing) -> None:
+    """What was refused before its arguments were inspected is kept as carefully as what is sent."""
+    ruling = edge.rulings.get(call.principal.tenant)
+    if ruling is None:
+        call.arguments_captured = bytes(NULL)  # nobody knows yet what must be masked
+        return
+    call.findings = _capture(ruling.scanner, call).findings
+    if call.tool is None:
+        call.target = ruling.told(call.target, "arguments")
+    if call.tool is None or call.reason == "argument-not-representable":  # the caller's words are in the sentence
+        call.message = ruling.told(call.message, "arguments")
 
 
 async def forward(edge: Edge, call: Ongoing) -> Answer:
@@ -153,7 +185,7 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Re
         facts = _facts(answer)
     except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
         return failed(
-            call, UpstreamFault(f"{call.tool_server}: the answer is refused: {error}", code="upstream-malformed")
+            edge, call, UpstreamFault(f"{call.tool_server}: the answer is refused: {error}", code="upstream-malformed")
         )
     scan = edge.rulings[call.principal.tenant].scanner.scan(raw, "result")
     sensitive = "sensitive" in call.tool.labels and answer.result
@@ -184,10 +216,13 @@ def _facts(answer: Answer) -> tuple[Any, int]:
     return ("tool-error" if decode_result_head(answer.result).isError else "ok"), 0
 
 
-def failed(call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:
-    """The upstream failed, or what is needed to reach it: what to record, and what to say."""
-    if not isinstance(fault, UpstreamFault):
-        fault = UpstreamFault(fault.sentence, code=fault.code, sent=False)
+def failed(edge: Edge, call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:
+    """The upstream failed, or what is needed to reach it: what to record, and what to say. Its own words may be in
+    the sentence, so that is inspected, too.
+    """
+    sent = fault.sent if isinstance(fault, UpstreamFault) else False
+    sentence = edge.rulings[call.principal.tenant].told(fault.sentence, "result")
+    fault = UpstreamFault(sentence, code=fault.code, sent=sent)
     at_us = now_us()
     outcome: Outcome = "timeout" if fault.code == "upstream-timeout" else "upstream-failed"
     ended = Ended(

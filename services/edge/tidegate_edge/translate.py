@@ -26,7 +26,8 @@ MODERN_META: Final = {
     CLIENT_CAPABILITIES_META: msgspec.Raw(b"{}"),
     CLIENT_INFO_META: msgspec.Raw(encode(CLIENT_INFO)),
 }
-_MODERN_PARAMS: Final = ("inputResponses", "requestState")
+BESIDE_ARGUMENTS: Final = ("_meta", "inputResponses", "requestState")
+"""The other params that may go on; what this gateway does not know, it neither inspects nor forwards."""
 _MODERN_RESULT: Final = ("resultType", "ttlMs", "cacheScope")
 COMPLETE: Final = b'"complete"'
 
@@ -34,20 +35,21 @@ COMPLETE: Final = b'"complete"'
 def params_for_upstream(
     request: Request, members: dict[str, msgspec.Raw], name: msgspec.Raw, arguments: bytes, upstream_modern: bool
 ) -> bytes:
-    """The params (`members`, as they came) with the upstream's own name and the arguments as decided and inspected."""
-    fields = {**members, "name": name}
-    if "arguments" in fields:
+    """The params (`members`, as inspected) with the upstream's own name and the arguments as decided and inspected.
+
+    Input responses and request states exist between a modern client and a modern upstream alone.
+    """
+    fields = {"name": name}
+    if "arguments" in members:
         fields["arguments"] = msgspec.Raw(arguments)
     if request.modern and upstream_modern:
-        return encode(fields)
-    meta = decode_fields(fields["_meta"]) if "_meta" in fields else {}
-    if upstream_modern:
-        fields["_meta"] = msgspec.Raw(encode({**_without_token(meta), **MODERN_META}))
-        return encode(fields)
-    for gone in _MODERN_PARAMS if request.modern else ():
-        fields.pop(gone, None)
-    kept = {key: value for key, value in _without_token(meta).items() if not key.startswith(META_PREFIX)}
-    fields.pop("_meta", None)
+        return encode(fields | {key: members[key] for key in BESIDE_ARGUMENTS if key in members})
+    meta = _without_token(decode_fields(members["_meta"])) if "_meta" in members else {}
+    kept = (
+        {**meta, **MODERN_META}
+        if upstream_modern
+        else {key: value for key, value in meta.items() if not key.startswith(META_PREFIX)}
+    )
     if kept:
         fields["_meta"] = msgspec.Raw(encode(kept))
     return encode(fields)

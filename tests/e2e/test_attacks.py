@@ -1,0 +1,126 @@
+"""Attempts to get round the promises: what must not pass does not, and what must not be kept is kept nowhere."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.parts.edge import (
+    BLOCKED,
+    LEGACY,
+    MODERN,
+    SECRET,
+    RunningEdge,
+    Speaker,
+    legacy_body,
+    modern_body,
+    running_edge,
+)
+from tests.parts.scripted import Scripted, Seen, http, scripted
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def up() -> AsyncIterator[Scripted]:
+    async with scripted() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def old() -> AsyncIterator[Scripted]:
+    async with scripted("legacy") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def edge(up: Scripted, old: Scripted, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningEdge]:
+    async with running_edge(
+        tmp_path_factory.mktemp("attacked"), {"up": {"url": up.url}, "old": {"url": old.url}}
+    ) as one:
+        yield one
+
+
+@pytest.fixture
+def speaker(edge: RunningEdge) -> Speaker:
+    return edge.place.speaker()
+
+
+def modern_call(speaker: Speaker, name: str, beside: dict[str, Any], meta: dict[str, Any]) -> bytes:
+    """A tools/call with more in its params than a name and arguments."""
+    message = json.loads(modern_body("tools/call", {"name": name, "arguments": {}, **beside}))
+    message["params"]["_meta"].update(meta)
+    headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": name}
+    return speaker.request(json.dumps(message).encode(), headers=headers)
+
+
+def kept_in(root: Path, word: str) -> list[str]:
+    """Files under the data directory that hold the word."""
+    return [str(file) for file in root.rglob("*") if file.is_file() and word.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize("place", ["_meta", "inputResponses", "requestState"])
+async def test_a_secret_beside_the_arguments_is_masked_and_a_blocked_word_there_stops_the_call(
+    speaker: Speaker, up: Scripted, place: str
+) -> None:
+    def call(word: str) -> bytes:
+        value = {"note": word}
+        return modern_call(
+            speaker, "up__echo", {} if place == "_meta" else {place: value}, value if place == "_meta" else {}
+        )
+
+    before = len(up.seen)
+    assert (await speaker.ask(call(SECRET))).status == 200
+    assert up.calls("echo")[-1].params[place]["note"] == "[masked:key]"
+    answer = await speaker.ask(call(BLOCKED))
+    assert answer.result["_meta"]["tidegate/decision"]["reason"] == "arguments-blocked"
+    assert len(up.seen) == before + 1
+    assert not any(word.encode() in seen.body for seen in up.seen for word in (SECRET, BLOCKED))
+
+
+async def test_params_that_the_gateway_does_not_know_go_nowhere(speaker: Speaker, up: Scripted, old: Scripted) -> None:
+    for name, server in (("up__note", up), ("old__note", old)):
+        await speaker.ask(modern_call(speaker, name, {"extra": {"word": "unread"}, "task": {"ttl": 1}}, {}))
+        assert set(server.calls("note")[-1].params) <= {"name", "arguments", "_meta"}
+
+
+async def test_a_legacy_caller_cannot_hand_a_request_state_to_a_modern_server(speaker: Speaker, up: Scripted) -> None:
+    await speaker.initialize()
+    params = {"name": "up__note", "arguments": {}, "requestState": "forged", "inputResponses": {"a": 1}}
+    headers = {"MCP-Protocol-Version": LEGACY, "Mcp-Session-Id": speaker.session}
+    assert (await speaker.ask(speaker.request(legacy_body("tools/call", params), headers=headers))).status == 200
+    assert set(up.calls("note")[-1].params) == {"name", "arguments", "_meta"}
+
+
+async def test_a_refused_call_keeps_no_secret_of_its_caller(edge: RunningEdge, speaker: Speaker) -> None:
+    secret = "AKIADENIEDDENIEDDENI"
+    arguments = {"path": "/etc/passwd", "word": secret, secret: 1}
+    for name in ("up__echo", "up__secret-tool", "nowhere__tool"):
+        await speaker.call(name, arguments)
+    await speaker.call("up__echo", secret)
+    await speaker.call(f"up__{secret}", {})
+    assert (await speaker.ask(speaker.modern(secret))).status == 404
+    requested, _ = await edge.place.calls("[masked:key]")
+    assert {(one.decision, one.findings[0].rule) for one in requested} == {("deny", "key")}
+    assert not kept_in(edge.settings.data_dir, secret)
+
+
+async def test_without_a_bundle_the_arguments_of_a_refused_call_are_not_kept(up: Scripted, tmp_path: Path) -> None:
+    async with running_edge(tmp_path, {"up": {"url": up.url}}, bundle=None) as edge:
+        answer = await edge.place.speaker().call("up__echo", {"word": SECRET})
+        assert answer.result["_meta"]["tidegate/decision"]["reason"] == "no-bundle"
+    assert not kept_in(edge.settings.data_dir, SECRET)
+
+
+async def test_a_servers_complaint_is_inspected_before_it_is_told_or_kept(tmp_path: Path) -> None:
+    async def refuse(server: Scripted, seen: Seen, writer: Any) -> None:
+        refused = {"jsonrpc": "2.0", "id": seen.message["id"], "error": {"code": -1, "message": f"bad key {SECRET}"}}
+        writer.write(http(refused))
+
+    async with scripted("legacy") as server, running_edge(tmp_path, {"up": {"url": server.url}}) as edge:
+        server.behaviours["initialize"] = refuse  # of the caller's own session
+        answer = await edge.place.speaker().call("up__echo", {})
+        assert "bad key [masked:key]" in answer.text
+    assert not kept_in(edge.settings.data_dir, SECRET)
