@@ -11,10 +11,13 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.parts.asking import get, until
+from tests.parts.books import nonce_of
 from tests.parts.clients.lab_upstream import running_upstream
 from tests.parts.clients.raw import Raw, http_client, reached, running_load
-from tests.parts.cluster import TENANT, Cluster, get, lab_bundle, nonce_of, running_cluster, telling, until
+from tests.parts.cluster import TENANT, Cluster, running_cluster, telling
 from tests.parts.kafka import Kafka
+from tests.parts.lab_policy import lab_bundle
 
 from tidegate.events import BundleActivated, BundleRejected
 from tidegate.policy.bundle import Bundle, bundle_of

@@ -7,11 +7,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from tests.parts.asking import get, until
+from tests.parts.books import nonce_of
 from tests.parts.clients.driving import KINDS, Kind, sdk_client
 from tests.parts.clients.lab_upstream import running_upstream
 from tests.parts.clients.raw import Raw, http_client, round_robin
-from tests.parts.cluster import Cluster, Service, get, lab_bundle, nonce_of, running_cluster, telling, until
+from tests.parts.cluster import Cluster, Service, running_cluster, telling
 from tests.parts.kafka import Kafka
+from tests.parts.lab_policy import lab_bundle
 from tests.parts.valkey import Valkey, running_valkey_server
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]

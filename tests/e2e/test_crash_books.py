@@ -11,20 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.parts.asking import get, until
+from tests.parts.books import check_chains, nonce_of
 from tests.parts.clients.lab_upstream import running_upstream
 from tests.parts.clients.raw import Load, Raw, http_client, reached, running_load
-from tests.parts.cluster import (
-    Cluster,
-    Service,
-    check_chains,
-    get,
-    lab_bundle,
-    nonce_of,
-    running_cluster,
-    telling,
-    until,
-)
+from tests.parts.cluster import Cluster, Service, running_cluster, telling
 from tests.parts.kafka import Kafka, running_kafka
+from tests.parts.lab_policy import lab_bundle
 
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested
 from tidegate.log.spool import Spool

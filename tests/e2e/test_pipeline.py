@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.parts.asking import until
 from tests.parts.clients.lab_upstream import running_upstream
 from tests.parts.clients.raw import Raw, http_client, running_load
-from tests.parts.cluster import Cluster, lab_bundle, running_cluster, telling, until
+from tests.parts.cluster import Cluster, running_cluster, telling
 from tests.parts.kafka import Kafka
+from tests.parts.lab_policy import lab_bundle
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 PLAN = (

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 from tests.parts.clients.driving import KINDS, Failed, Kind, SdkClient, sdk_client
 from tests.parts.clients.lab_upstream import running_upstream
-from tests.parts.cluster import Cluster, lab_bundle, running_cluster, telling
+from tests.parts.cluster import Cluster, running_cluster, telling
 from tests.parts.kafka import Kafka
+from tests.parts.lab_policy import lab_bundle
 
 pytestmark = pytest.mark.kafka
 TIME = {"time/get_current_time": "{ timezone: String }"}

@@ -11,21 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from tests.parts.asking import children_of, get, is_alive, until
+from tests.parts.books import HISTORIES, check_chains, clickhouse_rows
 from tests.parts.clients.driving import sdk_client
 from tests.parts.clients.lab_upstream import running_upstream
 from tests.parts.clients.raw import reached, running_load
-from tests.parts.cluster import (
-    HISTORIES,
-    TIDEGATE,
-    Service,
-    check_chains,
-    children_of,
-    clickhouse_rows,
-    get,
-    is_alive,
-    lab_bundle,
-    until,
-)
+from tests.parts.cluster import TIDEGATE, Service
+from tests.parts.lab_policy import lab_bundle
 from tests.parts.processes import free_port
 
 from tidegate.log.sqlite import open_readonly

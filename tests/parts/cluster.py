@@ -7,39 +7,34 @@ broker.
 """
 
 import contextlib
-import hashlib
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
 import yaml
-from confluent_kafka import Consumer, TopicPartition
+from tests.parts.asking import exchange, get, until
+from tests.parts.books import HISTORIES, clickhouse_rows, read_topic
 from tests.parts.processes import free_port, spawn, wait_ready
 
-from tidegate.chain import open_event, open_head
+from tidegate.chain import open_event
 from tidegate.events import AnyEvent, CallRequested
 from tidegate.local_issuer import LocalIssuer
-from tidegate.policy.bundle import Bundle, bundle_of
+from tidegate.policy.bundle import Bundle
 from tidegate.policy.signing import SigningKey, ensure_signing_key
 from tidegate.secrets import create_secrets
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TIDEGATE: Final = Path(sys.executable).with_name("tidegate")
 TENANT: Final = "acme"
-HISTORIES: Final = ("calls", "sessions", "catalog", "policy", "control")  # chained; detections holds OCSF alone
 READY_DEADLINE_S: Final = 45.0
 STOP_DEADLINE_S: Final = 40.0
-TOOLS: Final = ("echo", "note")
 
 
 class Service:
@@ -277,181 +272,3 @@ def telling(cluster: Cluster) -> Iterator[Cluster]:
     logs(cluster)
     yield cluster
     print(logs(cluster))
-
-
-# policy
-
-
-def lab_bundle(
-    servers: Sequence[str] = ("up",),
-    *,
-    paths: str = "/srv/*",
-    version: str = "1",
-    more: Mapping[str, str] | None = None,
-    extra_rules: str = "",
-) -> Bundle:
-    """Members of eng may `echo` on all servers, where a path that is given fits `paths`; writers may `note` as well.
-
-    `more` maps further tools ("time/get_current_time") to the type of their arguments; eng may call them.
-    """
-    echo = [f'Action::"{server}/echo"' for server in servers]
-    note = [f'Action::"{server}/note"' for server in servers]
-    others = [f'Action::"{tool}"' for tool in more or {}]
-    granted = ", ".join([*echo, *others])
-    rules = f"""
-@id("eng-echo")
-permit (principal in Group::"eng", action in [{granted}], resource);
-
-@id("writers-note")
-permit (principal in Group::"writers", action in [{", ".join(note)}], resource);
-
-@id("only-below")
-@reason("Only paths like {paths} may be asked for.")
-forbid (principal, action in [{", ".join([*echo, *note])}], resource)
-when {{ context.args has path && !(context.args.path like "{paths}") }};
-{extra_rules}
-"""
-    text = "{ text: String, path?: String, size?: Long, nonce?: String }"
-    typed = {**{f"{server}/{tool}": text for server in servers for tool in TOOLS}, **(more or {})}
-    schema = "entity Group in [Group];\nentity User in [Group];\nentity Server { labels: Set<String> };\n"
-    schema += 'action "call";\naction "sensitive" in ["call"];\naction "egress" in ["call"];\n'
-    for tool, arguments in typed.items():
-        schema += (
-            f'action "{tool}" in ["call"] appliesTo {{ principal: [User], resource: [Server], '
-            f"context: {{ agent: {{ id: String }}, args: {arguments} }} }};\n"
-        )
-    inspection = (
-        "packs: [secrets]\n"
-        "patterns:\n"
-        "  - {id: badge, pattern: '\\bBDG-[A-Z]{2}\\d{8}\\b', severity: medium, arguments: allow, result: mask}\n"
-    )
-    files = {
-        "manifest.json": msgspec.json.encode({"v": 1, "name": "lab", "version": version}).decode(),
-        "policies/lab.cedar": rules,
-        "schema.cedarschema": schema,
-        "inspection.yaml": inspection,
-    }
-    return bundle_of({path: content.encode() for path, content in files.items()})
-
-
-# the log
-
-
-def read_topic(bootstrap: str, topic: str, deadline_s: float = 30.0) -> list[bytes]:
-    """Every value that the topic holds now; [] where it does not exist."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "reader", "enable.auto.commit": False})
-    values: list[bytes] = []
-    try:
-        found = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in found}
-        consumer.assign([TopicPartition(topic, number, 0) for number in ends])
-        until = time.monotonic() + deadline_s
-        while any(position.offset < ends[position.partition] for position in _positions(consumer, topic, ends)):
-            assert time.monotonic() < until, f"{topic} could not be read to its end within {deadline_s:.0f} s"
-            for message in consumer.consume(5_000, timeout=0.2):
-                assert not message.error(), message.error()
-                if message.value() is not None:
-                    values.append(message.value())
-    finally:
-        consumer.close()
-    return values
-
-
-def _positions(consumer: Consumer, topic: str, ends: Mapping[int, int]) -> Iterable[TopicPartition]:
-    positions: list[TopicPartition] = consumer.position([TopicPartition(topic, number) for number in ends])
-    for position in positions:
-        position.offset = max(position.offset, 0)
-    return positions
-
-
-class Chains(NamedTuple):
-    """What a check of all writers' chains found."""
-
-    writers: int
-    records: int
-
-
-def check_chains(values: Iterable[bytes]) -> Chains:
-    """Every writer's records are gap-free from 1 and each names the SHA-256 of the one before. Raises AssertionError.
-
-    A record may have come twice (shipped again after a crash), then byte for byte.
-    """
-    writers: dict[str, dict[int, bytes]] = {}
-    for value in values:
-        head = open_head(value)
-        assert head.writer, value[:200]
-        before = writers.setdefault(head.writer, {}).setdefault(head.seq, value)
-        assert before == value, f"{head.writer} wrote two records {head.seq}"
-    for writer, records in writers.items():
-        prev = ""
-        for seq in range(1, len(records) + 1):
-            assert seq in records, f"{writer} has no record {seq} of {len(records)} (highest {max(records)})"
-            assert open_head(records[seq]).prev == prev, f"{writer}: record {seq} does not name the one before"
-            prev = hashlib.sha256(records[seq]).hexdigest()
-    return Chains(len(writers), sum(map(len, writers.values())))
-
-
-def nonce_of(event: CallRequested) -> str:
-    """The nonce in the arguments as captured; "" where there is none."""
-    arguments = msgspec.json.decode(event.sealed.arguments)
-    return str(arguments.get("nonce", "")) if isinstance(arguments, dict) else ""
-
-
-# small things
-
-
-def clickhouse_rows(data_dir: Path, sql: str) -> list[dict[str, Any]]:
-    """Rows over the loopback HTTP interface of whoever owns the embedded engine in this data directory."""
-    address = msgspec.json.decode((data_dir / "analytics.json").read_bytes())
-    token = (data_dir / address["reader_token_file"]).read_text().strip()
-    url = f"http://{address['host']}:{address['port']}/"
-    headers = {"X-ClickHouse-User": "reader", "X-ClickHouse-Key": token}
-    status, answer = exchange("POST", url, headers, f"{sql} FORMAT JSONEachRow".encode())
-    assert status == 200, answer.decode(errors="replace")[:2000]
-    return [msgspec.json.decode(line) for line in answer.splitlines() if line]
-
-
-def exchange(method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> tuple[int, bytes]:
-    """One HTTP exchange; (0, b"") where nobody answers."""
-    request = urllib.request.Request(url, body, dict(headers), method=method)
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=15) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-    except OSError:
-        return 0, b""
-
-
-def get(url: str) -> tuple[int, bytes]:
-    return exchange("GET", url, {})
-
-
-def until(fact: Callable[[], bool], what: str, deadline_s: float = 20.0) -> float:
-    """Wait for a fact; the seconds that it took. Raises AssertionError at the deadline."""
-    began = time.monotonic()
-    while not fact():
-        assert time.monotonic() - began < deadline_s, f"not within {deadline_s:.0f} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def children_of(pid: int) -> list[int]:
-    """Pids of the living descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-    return family[1:]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
