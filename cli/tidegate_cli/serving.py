@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,8 @@ from tidegate_cli.options import write_serving
 from tidegate_cli.serve_commands import ALL
 
 AWAIT_POLL_S = 0.25
+FOREIGN_EVERY_S = 10.0
+TEMPLATES_MAX = 1_000
 PACKAGES = (
     "tidegate",
     "tidegate_cli",
@@ -131,7 +134,29 @@ def _addresses(settings: Settings, services: tuple[str, ...]) -> str:
     return "\n".join([*lines, "Ctrl-C drains and stops."])
 
 
+class NowAndThen(logging.Filter):
+    """Foreign libraries retry ten times a second and say so each time: of each sentence of theirs, one in a while."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: dict[str, float] = {}  # by template
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith(PACKAGES):
+            return True
+        template, now_s = f"{record.name} {record.msg}"[:200], self._clock()
+        if now_s - self._said.get(template, -FOREIGN_EVERY_S) < FOREIGN_EVERY_S:
+            return False
+        if len(self._said) >= TEMPLATES_MAX:
+            self._said.clear()
+        self._said[template] = now_s
+        return True
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(NowAndThen())
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
