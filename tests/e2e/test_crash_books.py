@@ -18,6 +18,7 @@ from tests.parts.clients.raw import Load, Raw, http_client, reached, running_loa
 from tests.parts.cluster import Cluster, Service, running_cluster, telling
 from tests.parts.kafka import Kafka, running_kafka
 from tests.parts.lab_policy import lab_bundle
+from tests.parts.processes import free_port
 
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested
 from tidegate.log.spool import Spool
@@ -239,8 +240,8 @@ async def test_a_strict_call_is_refused_while_kafka_is_away_and_never_forwarded(
 def test_a_spool_is_one_writer_and_a_second_edge_on_it_is_refused(place: Place, tmp_path: Path) -> None:
     edge = place.cluster.edges[0]
     twin = Service("twin", "edge", tmp_path / "twin.yaml", edge.base)
-    config = edge.config.read_text().replace(edge.base.removeprefix("http://"), "127.0.0.1:1")
-    twin.config.write_text(config)
+    listen = edge.base.removeprefix("http://")
+    twin.config.write_text(edge.config.read_text().replace(listen, f"127.0.0.1:{free_port()}"))
     twin.launch()
     assert twin.wait_gone() != 0
     assert str(edge.pid) in twin.news()

@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import uvloop
-from bench.processes import ROOT, listening
+from bench.processes import listening
 from bench.upstream import Arguments, Connection, McpServer, Message, Params, reply
 
 CALLS_KEPT_MAX: Final = 200_000
@@ -104,5 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()
