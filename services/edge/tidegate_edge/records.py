@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from tidegate.chain import Chain, open_head
+import msgspec
+
+from tidegate.chain import Chain, open_event, open_head
 from tidegate.errors import LogUnavailable
-from tidegate.events import Call, CallAbandoned, CallRequested
+from tidegate.events import Call, CallAbandoned, CallCompleted, CallRequested
 from tidegate.ids import uuid7
 from tidegate.limits import Limits
 from tidegate.log.commit import GroupCommit
@@ -24,6 +27,7 @@ from tidegate.settings import Settings
 from tidegate_edge.calls import Place
 from tidegate_edge.recorder import Recorder, Submitter, Writer
 
+READ_AT_ONCE: Final = 2_000
 INLINE_BELOW_S: Final = 0.001  # a mean sync above this goes to a thread
 
 _REPEATED: Final = frozenset(Call.__struct_fields__) - {"writer", "seq", "prev"}
@@ -56,10 +60,47 @@ async def open_records(settings: Settings, log: EventLog, place: Place) -> Async
     if isinstance(log, SqliteLog):
         writer = Writer(lambda: Chain(f"{place.edge}.{uuid7()}"), log)
         log.when_failed(lambda _fault: writer.failed(None))
-        yield Records(Recorder(writer), log)
+        recorder = Recorder(writer)
+        with _unclean_start(settings.data_dir / "edge.open") as unclean:
+            if unclean:
+                await recorder.record_all([_abandoned(request, place) for request in await _left_open(log)])
+            yield Records(recorder, log)
         return
     async with _kafka_records(settings, place) as records:
         yield records
+
+
+@contextlib.contextmanager
+def _unclean_start(marker: Path) -> Iterator[bool]:
+    """True when the edge before this one did not close: the marker that it removes at its end is still there."""
+    unclean = marker.exists()
+    marker.touch()
+    yield unclean
+    marker.unlink(missing_ok=True)
+
+
+async def _left_open(log: EventLog) -> list[CallRequested]:
+    """Calls that were allowed and have no end in the local log, oldest first."""
+    subscription = await log.follow(["calls"])
+    left: dict[str, CallRequested] = {}
+    try:
+        while not subscription.caught_up:
+            for record in await subscription.poll(READ_AT_ONCE, 1.0):
+                _note_call(left, record.value)
+    finally:
+        await subscription.close()
+    return list(left.values())
+
+
+def _note_call(left: dict[str, CallRequested], value: bytes | None) -> None:
+    try:
+        event = open_event(value or b"")
+    except msgspec.DecodeError:
+        return  # whatever it is, it is no call of this version
+    if isinstance(event, CallRequested) and event.decision == "allow":
+        left[event.call_id] = event
+    elif isinstance(event, CallCompleted | CallAbandoned):
+        left.pop(event.call_id, None)
 
 
 @contextlib.asynccontextmanager
