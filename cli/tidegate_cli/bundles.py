@@ -14,6 +14,8 @@ from tidegate_cli.output import console, plain, print_document, say
 
 CANONICAL = "application/vnd.tidegate.bundle+json"
 DIGEST_SHOWN = 12
+MANIFEST = "manifest.json"
+PROBLEMS_SHOWN_MAX = 20
 
 
 def show_check(directory: Path, as_json: bool) -> int:
@@ -29,7 +31,7 @@ def show_check(directory: Path, as_json: bool) -> int:
         problems: Sequence[Problem] = check_bundle(bundle)
         cases = len(load_cases(bundle.text("cases.yaml"))) if not problems else 0
     except BundleFault as fault:
-        problems = fault.problems or (Problem(str(directory), fault.sentence),)
+        problems = fault.problems or (Problem("", fault.sentence),)
     fatal = any(problem.fatal for problem in problems)
     listed = [problem._asdict() for problem in problems]
     if as_json:
@@ -159,10 +161,23 @@ def _digest(management: Management, wanted: str, ring: str) -> str:
 
 
 def _say_problems(problems: list[dict[str, Any]], directory: Path) -> None:
-    for problem in problems:
+    for problem in problems[:PROBLEMS_SHOWN_MAX]:
         style, word = ("red", "wrong") if problem["fatal"] else ("yellow", "look at")
         line = f":{problem['line']}" if problem["line"] else ""
-        say(f"[{style}]{word}[/]  {plain(directory / problem['path'])}{line}: {plain(problem['sentence'])}")
+        where = f"{plain(directory / problem['path'])}{line}: " if problem["path"] else ""
+        say(f"[{style}]{word}[/]  {where}{plain(problem['sentence'])}")
+    if len(problems) > PROBLEMS_SHOWN_MAX:
+        say(f"and {len(problems) - PROBLEMS_SHOWN_MAX} more; --json lists all")
+    if problems and (meant := bundle_below(directory)):
+        say(f"did you mean {plain(meant)}?")
+
+
+def bundle_below(directory: Path) -> Path | None:
+    """The one bundle right below a directory that is none itself: the example's directory, given for its policy."""
+    if (directory / MANIFEST).exists() or not directory.is_dir():
+        return None
+    found = [manifest.parent for manifest in directory.glob(f"*/{MANIFEST}")]
+    return found[0] if len(found) == 1 else None
 
 
 def _release(release: dict[str, Any]) -> str:

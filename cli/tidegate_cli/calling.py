@@ -1,5 +1,6 @@
 """The work of `tidegate tools` and `tidegate call`: arguments typed by the tool's schema, and answers told in words."""
 
+import difflib
 import re
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from tidegate_cli.trust_commands import mint
 TOKEN_TTL_S = 300
 MASK = re.compile(r"\[masked:([a-z0-9-]+)\]")
 DECISION_META = "tidegate/decision"
+INVALID_PARAMS = -32602
 
 
 class Caller(NamedTuple):
@@ -83,12 +85,25 @@ def make_call(caller: Caller, tool: str, values: list[str], args: str, as_json: 
             print_document({"error": {"code": refused.rpc_code, "message": refused.sentence, "status": refused.status}})
         else:
             say(f"[red]refused[/]  {plain(refused.sentence)}")
+            if refused.rpc_code == INVALID_PARAMS:
+                _show_known(gateway, tool)
         return 1
     if as_json:
         print_document(result)
     else:
         show_result(result)
     return 1 if result.get("isError") else 0
+
+
+def _show_known(gateway: Gateway, tool: str) -> None:
+    """After a tool that is not there for this caller: the name that may have been meant."""
+    names = [str(found["name"]) for found in gateway.tools()]
+    if tool in names:
+        return
+    whole = [name for name in names if name.endswith(f"__{tool}")]
+    meant = whole or difflib.get_close_matches(tool, names, n=1, cutoff=0.9)
+    hint = f"did you mean {meant[0]}? " if meant else ""
+    say(f"         {plain(hint)}`tidegate tools` lists what this caller may call, with the same --user and --groups")
 
 
 def read_arguments(text: str) -> dict[str, Any]:

@@ -89,7 +89,9 @@ async def carry_out_of_the_house(agent: Client, reader: ClickHouseAnalytics, sin
     """The number of calls made."""
     heading(f"Another agent ({SECOND}) reads an internal document and pins it to the public board")
     read = await show_call(agent, "git__git_show", {"repo_path": "data/shop", "revision": "HEAD~1"})
-    await show_call(agent, "notes__add_note", {"title": "News", "text": read})
+    if not read or not await show_call(agent, "notes__add_note", {"title": "News", "text": read}):
+        say("  [dim]The rules are no longer those of the example: nothing is carried out, so nothing is found.[/]")
+        return 2 if read else 1
     say("  [dim]Each call was permitted by itself. The detector sees both:[/]")
     found = await awaited("the detector's finding", lambda: _findings(reader, since_us))
     for severity, title, message in found:
@@ -97,16 +99,17 @@ async def carry_out_of_the_house(agent: Client, reader: ClickHouseAnalytics, sin
         say(f"  [{style}]finding {plain(severity)}[/]  {plain(title)}: {plain(message)}")
     calls = 2
 
-    async def refused() -> bool:
+    async def refused() -> CallToolResult | None:
         nonlocal calls
         calls += 1
         result = await agent.call_tool("time__get_current_time", {"timezone": "UTC"})
-        return decision_of(result).get("reason") == "quarantined"
+        return result if decision_of(result).get("reason") == "quarantined" else None
 
-    await awaited("the quarantine", refused)
+    refusal = await awaited("the quarantine", refused)
     heading("From now on this session is refused everything")
-    await show_call(agent, "time__get_current_time", {"timezone": "UTC"})
-    return calls + 1
+    say("  [bold]time__get_current_time[/] timezone=UTC")
+    show_answer(refusal)
+    return calls
 
 
 async def show_rows(reader: ClickHouseAnalytics, since_us: int, made: int) -> None:
@@ -133,7 +136,7 @@ async def show_rows(reader: ClickHouseAnalytics, since_us: int, made: int) -> No
 
 
 async def show_call(agent: Client, tool: str, arguments: dict[str, Any]) -> str:
-    """Make the call, show what the agent got, and hand back its text."""
+    """Make the call, show what the agent got, and hand back its text; "" where it was refused."""
     told = " ".join(f"{key}={_shortened(str(value), 40)}" for key, value in arguments.items())
     say(f"  [bold]{plain(tool)}[/] {plain(told)}")
     try:
@@ -141,11 +144,16 @@ async def show_call(agent: Client, tool: str, arguments: dict[str, Any]) -> str:
     except MCPError as error:
         say(f"  [red]refused[/]  {plain(error.error.message)}")
         return ""
+    return show_answer(result)
+
+
+def show_answer(result: CallToolResult) -> str:
+    """The text; "" of a refusal."""
     text = "\n".join(part.text for part in result.content if isinstance(part, TextContent))
     if decision := decision_of(result):
         say(f"  [red]refused[/]  {plain(text)}")
         say(f"           {plain(facts_of(decision))}")
-        return text
+        return ""
     word, style = ("failed", "yellow") if result.is_error else ("allowed", "green")
     say(f"  [{style}]{word}[/]  {_marked(_shortened(text.strip(), SHOWN_CHARS_MAX)).replace(NEWLINE, INDENTED)}")
     return text
@@ -166,7 +174,7 @@ def heading(text: str) -> None:
     say(f"\n[bold]── {plain(text)}[/]\n")
 
 
-async def awaited(what: str, fact: Callable[[], Awaitable[T]]) -> T:
+async def awaited(what: str, fact: Callable[[], Awaitable[T | None]]) -> T:
     """The fact, once it is there. Raises OurFault past the deadline."""
     deadline = time.monotonic() + FACT_TIMEOUT_S
     while time.monotonic() < deadline:

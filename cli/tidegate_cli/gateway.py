@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tidegate import __version__
-from tidegate.errors import CallerFault, OurFault
+from tidegate.errors import CallerFault, ConfigFault, OurFault
 
 PROTOCOL: Final = "2026-07-28"
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -70,20 +70,24 @@ class Gateway:
         message = _decoded(answer, self._url, status)
         if isinstance(result := message.get("result"), dict):
             return result
-        self._refused(status, message.get("error") or {})
+        if not isinstance(error := message.get("error"), dict):
+            raise _no_mcp(self._url, status)
+        self._refused(status, error)
 
     def _refused(self, status: int, error: dict[str, Any]) -> NoReturn:
         said = str(error.get("message", "no reason given"))
         if status == 401:
-            said = f"{said} Check the token's audience, issuer and expiry (tidegate token makes one)"
+            said = f"{said.rstrip('.')}. `tidegate token` makes another; is an old one in TIDEGATE_TOKEN?"
         raise NotServed(said, status=status, rpc_code=int(error.get("code", 0)))
 
 
 def exchange(method: str, url: str, headers: dict[str, str], body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
     """One HTTP exchange: (status, body), whatever the status. Raises OurFault where nobody answers.
 
-    Proxies of the environment are obeyed, except towards loopback.
+    Proxies of the environment are obeyed, except towards loopback. Raises ConfigFault for what is no address.
     """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigFault(f"'{url}' is not an http:// or https:// address")
     handlers = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOOPBACK else []
     request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - http or https, from the settings
     try:
@@ -106,5 +110,11 @@ def _decoded(answer: bytes, url: str, status: int) -> dict[str, Any]:
     except msgspec.DecodeError:
         message = None
     if not isinstance(message, dict):
-        raise OurFault(f"{url} answered HTTP {status} and nothing of MCP; check --url and `public_url`")
+        raise _no_mcp(url, status)
     return message
+
+
+def _no_mcp(url: str, status: int) -> OurFault:
+    return OurFault(
+        f"{url} answered HTTP {status} and nothing of MCP; the endpoint ends in /mcp: check --url and `public_url`"
+    )

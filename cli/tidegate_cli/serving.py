@@ -69,7 +69,7 @@ def prepared(settings: Settings, services: tuple[str, ...]) -> Iterator[None]:
         _check_free(settings.listen)
     if settings.is_local:
         write_serving(settings)
-    watcher = Awaiting(settings.listen) if "edge" in services else None
+    watcher = Awaiting(settings) if "edge" in services else None
     if watcher is not None:
         watcher.start()
     try:
@@ -82,9 +82,10 @@ def prepared(settings: Settings, services: tuple[str, ...]) -> Iterator[None]:
 class Awaiting(threading.Thread):
     """Says on stderr what readiness still awaits, whenever that changes, until nothing is awaited."""
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(name="awaiting", daemon=True)
-        host, port = host_port(listen)
+        host, port = host_port(settings.listen)
+        self._without_policy = settings.is_local and not settings.policy
         self._url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/readyz"
         self._ended = threading.Event()
 
@@ -95,7 +96,7 @@ class Awaiting(threading.Thread):
             if awaited == "":
                 return
             if awaited is not None and awaited != said:
-                typer.echo(f"awaiting {awaited}", err=True)
+                typer.echo(f"awaiting {awaited}{self._remedy(awaited)}", err=True)
                 said = awaited
 
     def stop(self) -> None:
@@ -109,7 +110,12 @@ class Awaiting(threading.Thread):
             awaiting = msgspec.json.decode(body)["awaiting"]
         except (OurFault, msgspec.DecodeError, KeyError, TypeError):
             return None
-        return ", ".join(name for names in awaiting.values() for name in names)
+        return ", ".join(dict.fromkeys(name for names in awaiting.values() for name in names))
+
+    def _remedy(self, awaited: str) -> str:
+        if awaited != "bundle" or not self._without_policy:
+            return ""
+        return ": no rules yet; `tidegate bundle publish DIR` gives some, or `policy: DIR` in the configuration"
 
 
 def _check_free(listen: str) -> None:

@@ -3,10 +3,20 @@
 from collections.abc import Callable
 from datetime import datetime
 
+import msgspec
+
 from tidegate_cli.matching import Seen
 from tidegate_cli.output import DECISION_STYLES, SEVERITY_STYLES, plain
 
 DECISION_WIDTH = 7
+
+
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
 
 
 def line_of(seen: Seen) -> str:
@@ -24,7 +34,9 @@ def who(seen: Seen) -> str:
 
 
 def tool_of(seen: Seen) -> str:
-    return f"[cyan]{plain(seen.text('server'))}__{plain(seen.text('target'))}[/]"
+    """`server__tool`; a name that leads to no server as the caller wrote it."""
+    names = (seen.text("server"), seen.text("target"))
+    return f"[cyan]{plain('__'.join(name for name in names if name))}[/]"
 
 
 def findings_of(seen: Seen) -> str:
@@ -66,8 +78,16 @@ def _session(seen: Seen) -> str:
 
 
 def _refused(seen: Seen) -> str:
-    told = f"{plain(seen.text('method'))} HTTP {plain(seen.text('status'))}: {plain(seen.text('message'))}"
-    return f"[red]refused[/] {who(seen)}  {told}"
+    told = f"HTTP {plain(seen.text('status'))}: {plain(_sentence_in(seen.text('message')))}"
+    return "  ".join(part for part in (f"[red]refused[/] {who(seen)}", plain(seen.text("method")), told) if part)
+
+
+def _sentence_in(body: str) -> str:
+    """The error's sentence in a JSON-RPC body; the body itself where there is none."""
+    try:
+        return msgspec.json.decode(body, type=_Refusal).error.message
+    except msgspec.DecodeError:
+        return body
 
 
 def _finding(seen: Seen) -> str:

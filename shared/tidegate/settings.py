@@ -223,10 +223,14 @@ class Settings(Part, frozen=True, kw_only=True):
 
 def host_port(listen: str) -> tuple[str, int]:
     """("127.0.0.1", 8080) of "127.0.0.1:8080"; IPv6 in brackets."""
-    parts = urlsplit(f"//{listen}")
-    if not parts.hostname or parts.port is None:
-        raise ConfigFault(f"'{listen}' is not HOST:PORT, for example 127.0.0.1:8080")
-    return parts.hostname, parts.port
+    try:
+        parts = urlsplit(f"//{listen}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port beyond 65535, or a bracket that is not closed
+        host, port = None, None
+    if not host or port is None:
+        raise ConfigFault(f"listen: '{listen}' is not HOST:PORT, for example 127.0.0.1:8080")
+    return host, port
 
 
 def load_settings(path: str | Path, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -265,7 +269,8 @@ def check_settings(settings: Settings, file: Path) -> Settings:
         raise ConfigFault(f"{file}: $.analytics: expected 'chdb' or 'clickhouse://user@host:port/database'")
     if settings.policy and not settings.path(settings.policy).is_dir():
         raise ConfigFault(
-            f"{file}: $.policy: {settings.path(settings.policy)} is not a directory; `tidegate bundle init` makes one"
+            f"{file}: $.policy: {settings.path(settings.policy)} is not a directory; "
+            "give a bundle's, for example a copy of examples/01-first-call/policy"
         )
     prefixes: set[tuple[str, str]] = set()
     for index, issuer in enumerate(settings.identity.issuers):

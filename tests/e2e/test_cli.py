@@ -73,6 +73,14 @@ def test_a_tool_that_is_not_granted_answers_like_one_that_does_not_exist(house: 
     assert hidden.stdout.replace("git_reset", "X") == missing.stdout.replace("git_nothing", "X")
 
 
+@pytest.mark.parametrize("slip", ["git__git_lgo", "gti__git_log", "git_log"])
+def test_a_slip_in_a_tools_name_is_told_with_the_granted_name_that_is_near(slip: str, house: House) -> None:
+    made = house.run("call", slip, "repo_path=data/shop", "--groups", "eng")
+    assert made.returncode == 1
+    assert "did you mean git__git_log?" in made.stdout
+    assert "did you mean" not in house.run("call", slip, "repo_path=data/shop", "--groups", "sales").stdout
+
+
 def test_a_masked_value_is_told_and_not_shown(house: House) -> None:
     made = house.run("call", "git__git_show", "repo_path=data/shop", "revision=HEAD", "--groups", "eng")
     assert made.returncode == 0
@@ -97,10 +105,25 @@ def test_a_token_of_the_caller_is_used_instead_of_a_made_one(house: House) -> No
     assert {json.loads(line)["agent"] for line in last} == {"cursor"}
 
 
+def test_whom_the_command_line_names_wins_over_a_token_in_the_environment(house: House) -> None:
+    token = house.run("token", "--user", "alice@example.com", "--agent", "mine", "--groups", "eng").stdout.strip()
+    environment = {"TIDEGATE_TOKEN": token}
+    assert "git__git_log" in house.run("tools", environment=environment).stdout
+    assert "No tool is granted" in house.run("tools", "--groups", "sales", environment=environment).stdout
+    both = house.run("tools", "--groups", "sales", "--token", token)
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "leave one of them out" in both.stderr
+
+
+def test_a_wrong_address_is_told_apart_from_nobody_there(house: House) -> None:
+    assert "the endpoint ends in /mcp" in house.run("tools", "--url", house.url).stderr
+    assert "is not an http:// or https:// address" in house.run("tools", "--url", f"127.0.0.1:{house.port}/mcp").stderr
+
+
 def test_a_bad_token_is_refused_with_what_to_check(house: House) -> None:
     refused = house.run("call", "time__get_current_time", "--args", "{}", "--token", "nonsense")
     assert refused.returncode == 1
-    assert "tidegate token makes one" in refused.stdout
+    assert "`tidegate token` makes another" in refused.stdout
 
 
 def test_why_explains_a_refusal_with_the_rules_own_words(house: House) -> None:

@@ -4,10 +4,11 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
-from tests.e2e.first_example import House, new_house
+from tests.e2e.first_example import EXAMPLE, House, new_house
 from tests.parts.processes import stop
 
 DEADLINE_S = 90.0
@@ -121,3 +122,18 @@ def test_the_next_run_goes_on_with_what_was_recorded(first: Told, house: House) 
     assert f"It holds {made} recorded calls from before." in again.text
     assert "reason quarantined" in again.text
     assert again.code == 0
+
+
+def test_under_rules_that_forbid_the_note_it_tells_that_and_waits_for_no_finding(tmp_path: Path) -> None:
+    house = new_house(tmp_path)
+    policy = house.root / EXAMPLE / "policy"
+    rules = policy / "policies" / "engineering.cedar"
+    rules.write_text(rules.read_text().split('@id("eng-notes")')[0])
+    cases = policy / "cases.yaml"
+    cases.write_text(cases.read_text().split("- note: an engineer writes a note")[0])
+    told = Told(house)
+    assert "refused  Unknown tool: notes__add_note" in told.after("pins it to the public board")
+    assert "no longer those of the example" in told.text
+    assert "Each call was permitted by itself" not in told.text
+    assert "broke off" not in told.text
+    assert "notes__add_note" in told.after("What ClickHouse now holds")

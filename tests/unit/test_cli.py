@@ -120,6 +120,9 @@ def test_where_the_local_issuer_is_off_no_token_is_made(tmp_path: Path) -> None:
         ("policy: nowhere\n", "is not a directory"),
         ("log: redis://x\n", "$.log: expected"),
         ("listen: [1]\n", "$.listen"),
+        ("listen: 127.0.0.1\n", "listen: '127.0.0.1' is not HOST:PORT"),
+        ("listen: 127.0.0.1:99999\n", "listen: '127.0.0.1:99999' is not HOST:PORT"),
+        ("listen: '[::1:80'\n", "is not HOST:PORT"),
     ],
 )
 def test_a_wrong_configuration_is_one_sentence_and_exit_code_2(text: str, told: str, tmp_path: Path) -> None:
@@ -187,7 +190,19 @@ def test_a_rule_that_does_not_parse_is_named_with_its_line(tmp_path: Path) -> No
 def test_what_is_no_bundle_says_what_a_bundle_is(tmp_path: Path) -> None:
     checked = tidegate("bundle", "check", "nowhere", cwd=tmp_path)
     assert checked.returncode == 1
+    assert "wrong  nowhere is not a directory" in checked.stdout
     assert "manifest.json" in checked.stdout
+
+
+def test_the_directory_above_a_bundle_is_told_in_a_few_lines_which_end_with_the_bundle(tmp_path: Path) -> None:
+    bundle = copied_policy(tmp_path / "example")
+    for number in range(100):
+        (bundle.parent / f"{number}.txt").write_text("no file of a bundle\n")
+    checked = tidegate("bundle", "check", "example", cwd=tmp_path)
+    assert checked.returncode == 1
+    assert len(checked.stdout.splitlines()) < 30
+    assert "more; --json lists all" in checked.stdout
+    assert checked.stdout.splitlines()[-1] == f"did you mean example/{bundle.name}?"
 
 
 def copied_policy(directory: Path) -> Path:

@@ -105,6 +105,19 @@ def seen(**changes: Any) -> Seen:
     return found
 
 
+def test_a_name_that_leads_to_no_server_is_told_as_the_caller_wrote_it() -> None:
+    assert "git__git_log[" in line_of(seen())
+    assert "[cyan]git__git_lgo[" in line_of(seen(server="", target="git__git_lgo"))
+
+
+@pytest.mark.parametrize(
+    "body", ['{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"no session"}}', "no session"]
+)
+def test_a_refused_request_is_told_by_its_sentence_alone(body: str) -> None:
+    refused = {"type": "request.refused.v1", "method": "", "status": 400, "message": body}
+    assert line_of(seen(**refused)).endswith("claude-code  HTTP 400: no session")
+
+
 @pytest.mark.parametrize(
     ("wanted", "admitted"),
     [

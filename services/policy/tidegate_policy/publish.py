@@ -64,7 +64,10 @@ class Publisher:
         check_ring(ring)
         problems = await asyncio.to_thread(check_bundle, bundle, self._state.tool_facts())
         if fatal := [problem for problem in problems if problem.fatal]:
-            raise BundleFault(f"the bundle has {len(fatal)} problem(s); the first: {fatal[0]}", problems=problems)
+            raise BundleFault(
+                f"the bundle has {len(fatal)} problem(s), as `tidegate bundle check` lists; the first: {fatal[0]}",
+                problems=problems,
+            )
         async with self._journal.turn:
             current = self._state.current(ring)
             if current is not None and current.digest == bundle.digest:
@@ -89,7 +92,11 @@ class Publisher:
         if self._recent is not None and self._recent.digest == digest:
             return self._recent
         if not any(release.digest == digest for release in self._state.listed()):
-            raise ApiFault(404, "bundle-unknown", "no bundle with this digest was ever released; see GET /bundles")
+            raise ApiFault(
+                404,
+                "bundle-unknown",
+                "no bundle with this digest was ever released; `tidegate bundle list` shows which were",
+            )
         canonical = await self._read(digest)
         bundle = Bundle.from_bytes(canonical)
         if bundle.digest != digest:
@@ -124,7 +131,9 @@ class Publisher:
         for release in self._state.listed(ring):
             if to in (release.number, release.digest):
                 return release
-        raise ApiFault(404, "release-unknown", f"the ring '{ring}' has no release {to}; see GET /releases?ring={ring}")
+        raise ApiFault(
+            404, "release-unknown", f"the ring '{ring}' has no release {to}; `tidegate bundle list` shows them"
+        )
 
     async def _read(self, digest: str) -> bytes:
         """Read `policy-state` from its start to its end for one bundle; rare, so nothing of it is kept in memory."""

@@ -59,7 +59,9 @@ class Warden:
         async with self._journal.turn:
             if self._state.quarantines.get(quarantine_id) is None:
                 raise ApiFault(
-                    404, "quarantine-unknown", "no quarantine with this id is in force; see GET /quarantines"
+                    404,
+                    "quarantine-unknown",
+                    "no quarantine with this id is in force; `tidegate quarantine list` shows those that are",
                 )
             event = QuarantineLifted(
                 id=uuid7(now_us),

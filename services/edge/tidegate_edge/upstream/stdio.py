@@ -108,8 +108,13 @@ class StdioUpstream:
             began_s = loop.time()
             try:
                 await self._run_once()
-            except* (OSError, UpstreamFault) as faults:
-                _log.warning("%s: %s", self.name, faults.exceptions[0])
+            except* OSError as faults:
+                reason = faults.exceptions[0]
+                _log.warning(
+                    "%s: cannot run '%s' (%s); is it on PATH, is `cwd` there?", self.name, self._command[0], reason
+                )
+            except* UpstreamFault as faults:
+                _log.warning("%s", faults.exceptions[0])
             finally:
                 self._ready.clear()
                 await self._end()
@@ -145,7 +150,7 @@ class StdioUpstream:
         params = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": CLIENT_INFO}
         answer = await self._ask("initialize", encode(params), START_S)
         if answer.error:
-            raise UpstreamFault(f"initialize failed: {answer.error[:200].decode(errors='replace')}")
+            raise UpstreamFault(f"{self.name}: initialize failed: {answer.error[:200].decode(errors='replace')}")
         self._write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
