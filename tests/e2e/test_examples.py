@@ -60,13 +60,14 @@ def test_what_the_page_says_to_type_works(page: Path, house: House) -> None:
     shown = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(script)],
         cwd=house.root,
-        env={**environment, "NOTES_PORT": str(house.notes_port)},
+        env={**environment, "NOTES_PORT": str(house.notes_port), "TIDEGATE_URL": f"{house.url}/mcp"},
         capture_output=True,
         text=True,
         timeout=90,
         check=False,
     )
     assert shown.returncode == 0, f"{shown.stdout}\n{shown.stderr}"
+    assert '"error"' not in shown.stdout
 
 
 def test_every_target_of_make_that_the_readme_names_exists() -> None:
