@@ -45,6 +45,7 @@ class _Diagnostics(msgspec.Struct, frozen=True):
     reason: list[str] = []
     errors: list[str] = []
     nontrivial_residuals: list[str] = []
+    may_be_determining: list[str] = []
 
 
 class _Response(msgspec.Struct, frozen=True):
@@ -163,7 +164,9 @@ class Engine:
             ValueError
         ) as fault:  # a lone surrogate in an id, a cycle of groups: nothing can be decided for this principal
             return _Route(verdict_of([], [str(fault)], chosen.by_name, server, tool), False, chosen, _NO_ENTITIES)
-        standing, visible = _preview(principal, target, chosen, entities, server, tool)
+        standing, visible, open_rules = _preview(principal, target, chosen, entities, server, tool)
+        if open_rules is not None and len(open_rules) < len(chosen.rules):
+            chosen = self._index.slice(rule for name, rule in chosen.by_name.items() if name in open_rules)
         request = {
             "principal": _entity_uid(user),
             "action": _entity_uid(target.action),
@@ -213,8 +216,10 @@ def _looks_at(rule: Rule, path: str) -> bool:
 
 def _preview(
     principal: PolicyPrincipal, target: Target, rules: Slice, entities: cedar.Entities, server: str, tool: str
-) -> tuple[Verdict | None, bool]:
-    """With the arguments unknown: the verdict, where no rule is left open, and whether an allow is possible."""
+) -> tuple[Verdict | None, bool, frozenset[str] | None]:
+    """With the arguments unknown: the verdict, where no rule is left open; whether an allow is possible; and the names
+    of the rules that can still matter (None: all of them), for no argument makes the others true.
+    """
     request: dict[str, str | None] = {
         "principal": f'User::"{_escaped(principal.user)}"',
         "action": f'Action::"{_escaped(target.action[1])}"',
@@ -225,17 +230,19 @@ def _preview(
     plain = _authorize_partial(request, rest, entities)
     found = _authorize_partial(request, rules, entities) if rules.asks else plain
     if found is None or plain is None:
-        return None, True
+        return None, True, None
     granted = verdict_of(plain.reason, plain.errors, rest.by_name, server, tool)
     if plain.nontrivial_residuals:
         possible = [rest.by_name[name].effect for name in (*plain.reason, *plain.nontrivial_residuals)]
         hopeless = granted.reason in ("forbidden-by-rule", "evaluation-error")
-        return None, not hopeless and "permit" in possible
+        simple = not rules.asks and not plain.errors
+        matter = frozenset((*plain.may_be_determining, *plain.nontrivial_residuals)) if simple else None
+        return None, not hopeless and "permit" in possible, matter
     if found.nontrivial_residuals:
-        return None, granted.effect == "allow"
+        return None, granted.effect == "allow", None
     verdict = verdict_of(found.reason, found.errors, rules.by_name, server, tool)
     standing = granted if verdict.effect == "ask" and granted.effect != "allow" else verdict
-    return standing, standing.effect != "deny"
+    return standing, standing.effect != "deny", None
 
 
 def _authorize_partial(request: dict[str, str | None], rules: Slice, entities: cedar.Entities) -> _Diagnostics | None:

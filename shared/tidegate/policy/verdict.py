@@ -32,6 +32,11 @@ class Verdict(msgspec.Struct, frozen=True):
     message: str = ""
     advice: str = ""
 
+    @property
+    def told(self) -> str:
+        """What the model reads: the reason, then the way out where a rule names one."""
+        return f"{self.message} {self.advice}".rstrip()
+
 
 def verdict_of(
     satisfied: Sequence[str], errors: Sequence[str], rules: Mapping[str, Rule], server: str, tool: str
