@@ -133,7 +133,10 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
     arguments = captured(call.arguments, call.arguments_captured, capture, capture_bytes_max)
     call.dimensions = _dimensions(call, place)
     return CallRequested(
-        **place.stamp(principal.tenant, call.requested_us),
+        id=call.call_id,  # the pair's name is its first event's
+        time_us=call.requested_us,
+        tenant=principal.tenant,
+        region=place.region,
         **call.dimensions,
         reason=call.reason,
         message=call.message,

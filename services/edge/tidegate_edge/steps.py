@@ -99,7 +99,7 @@ def decide(edge: Edge, call: Ongoing) -> None:
     else:
         verdict = ruling.decide(call.principal, call.tool, arguments)
         call.decision, call.rules = verdict.effect, verdict.rules
-        call.reason, call.message = verdict.reason, verdict.message
+        call.reason, call.message = verdict.reason, verdict.told
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.tool)
     call.policy_us = now_us() - call.requested_us
 

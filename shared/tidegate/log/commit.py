@@ -20,6 +20,9 @@ from tidegate.log.port import BlockingAppender, Record
 
 _log = logging.getLogger(__name__)
 
+GATHER_S = 0.001  # under load the next batch waits so long for company: fewer syncs, each of many records
+CROWD = 3  # records in the last batch that count as load; a lone caller never waits
+
 Futures = list["asyncio.Future[None]"]
 Batch = tuple[list[Record], Futures]
 
@@ -61,6 +64,7 @@ class GroupCommit:
         self.durable: Record | None = None  # the last record known to be durable
         self._in_flight = 0
         self._scheduled = False
+        self._crowded = False
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -89,8 +93,7 @@ class GroupCommit:
         self._records.append(record)
         self._futures.append(future)
         if not self._scheduled and not self._in_flight:
-            self._scheduled = True
-            loop.call_soon(self._hand_over)
+            self._schedule(loop)
         return future
 
     async def append(self, records: Sequence[Record]) -> None:
@@ -106,8 +109,7 @@ class GroupCommit:
         self._records.extend(records)
         self._futures.append(future)
         if not self._scheduled and not self._in_flight:
-            self._scheduled = True
-            loop.call_soon(self._hand_over)
+            self._schedule(loop)
         await future
 
     async def close(self) -> None:
@@ -135,11 +137,19 @@ class GroupCommit:
         self._thread.start()
         return self._loop
 
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = True
+        if self._crowded:
+            loop.call_later(GATHER_S, self._hand_over)
+        else:
+            loop.call_soon(self._hand_over)
+
     def _hand_over(self) -> None:
         self._scheduled = False
         batch = self._records, self._futures
         self._records, self._futures = [], []
         self._in_flight = len(batch[0])
+        self._crowded = self._in_flight >= CROWD
         began_s = time.monotonic()
         if self._pace.is_inline(began_s):
             fault = self._append(batch[0])

@@ -29,7 +29,7 @@ class Shipper:
     """
 
     def __init__(
-        self, spool: "Spool", appender: BlockingAppender, *, linger_s: float = 0.02, name: str = "shipper"
+        self, spool: "Spool", appender: BlockingAppender, *, linger_s: float = 0.05, name: str = "shipper"
     ) -> None:
         self.shipped_total = 0
         self.fault: LogUnavailable | None = None  # why the last attempt failed; None while shipping goes well
