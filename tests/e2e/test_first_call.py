@@ -69,7 +69,9 @@ def test_it_shows_a_call_that_is_allowed(first: Told) -> None:
 
 def test_it_shows_a_refusal_for_arguments_with_reason_and_rule(first: Told) -> None:
     shown = first.after("A call refused because of its arguments")
-    assert "refused  Agents may read the repository data/shop and no other." in shown
+    assert (
+        "refused  Agents may read the repository data/shop and no other. Call again with repo_path data/shop." in shown
+    )
     assert "reason forbidden-by-rule · rule demo-repository-only" in shown
 
 

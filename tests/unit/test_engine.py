@@ -113,6 +113,7 @@ def test_a_denial_speaks_in_the_words_of_its_rule(bank: Engine) -> None:
     verdict = bank.evaluate(ALICE, "fs", "read", {"path": "a.pem"})
     assert verdict.message == "Private keys stay where they are."
     assert verdict.advice == "Ask the security team for a deploy key."
+    assert verdict.told == f"{verdict.message} {verdict.advice}"
 
 
 def test_a_denial_without_words_names_its_rule() -> None:
