@@ -18,6 +18,7 @@ from tidegate.errors import ConfigFault
 from tidegate.settings import Settings
 from tidegate_cli import demo_story, snippets
 from tidegate_cli.faults import fault_in
+from tidegate_cli.options import make_data_dir
 from tidegate_cli.output import plain, say
 from tidegate_cli.trust_commands import mint
 
@@ -57,6 +58,7 @@ class Demo:
             )
         if not self._notes_server.is_file():
             raise ConfigFault(f"{self._notes_server} does not exist; copy the whole directory of the example")
+        make_data_dir(settings)
         prepare_repository(settings.path("data/shop"))
 
     @contextlib.contextmanager

@@ -51,8 +51,14 @@ def read_serving(settings: "Settings") -> Serving | None:
     return serving if _lives(serving.pid) else None
 
 
+def make_data_dir(settings: "Settings") -> None:
+    """Where records and keys are kept is its owner's alone; a directory that is there already keeps its mode."""
+    settings.data_dir.parent.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_serving(settings: "Settings") -> None:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_data_dir(settings)
     file = settings.data_dir / SERVING_FILE
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.write_bytes(msgspec.json.encode(Serving(settings.listen, os.getpid())))

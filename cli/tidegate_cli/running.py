@@ -25,6 +25,7 @@ from tidegate.secrets import open_secrets
 from tidegate.serving import Awaiting, health_routes, open_server
 from tidegate.sessions.opening import open_sessions
 from tidegate.settings import Settings
+from tidegate_cli.options import make_data_dir
 
 OnReady = Callable[[Settings], Awaitable[None]]
 ALL = ("policy", "edge", "audit-consumer", "detector")
@@ -47,7 +48,7 @@ def run(settings: Settings, services: Sequence[str], *, on_ready: OnReady | None
 
 
 async def _run(settings: Settings, services: Sequence[str], on_ready: OnReady | None) -> None:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_data_dir(settings)
     app = FastAPI(title="Tidegate", version=__version__, docs_url="/api/v1/docs", openapi_url="/api/v1/openapi.json")
     async with contextlib.AsyncExitStack() as stack:
         house = House(settings, app, stack)

@@ -211,6 +211,15 @@ def copied_policy(directory: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE_POLICY, directory / "policy"))
 
 
+def test_the_data_directory_is_its_owners_alone_and_one_that_is_there_keeps_its_mode(house: Path) -> None:
+    settings = load_settings(house / "tidegate.yaml")
+    options.make_data_dir(settings)
+    assert settings.data_dir.stat().st_mode & 0o777 == 0o700
+    settings.data_dir.chmod(0o750)
+    options.make_data_dir(settings)
+    assert settings.data_dir.stat().st_mode & 0o777 == 0o750
+
+
 def test_a_running_up_leaves_the_address_that_tokens_must_name(house: Path) -> None:
     moved = load_settings(house / "tidegate.yaml", listen="127.0.0.1:8111")
     options.write_serving(moved)
