@@ -180,6 +180,12 @@ FORBIDDEN = [
     "INSERT INTO FUNCTION file('{file}', 'CSV', 'a Int8') VALUES (1)",
     "SYSTEM SHUTDOWN",
     "BACKUP TABLE tidegate.t TO File('{file}')",
+    "KILL QUERY WHERE 1",
+    "/* SELECT */ KILL QUERY WHERE 1",
+    "SELECT 1; KILL QUERY WHERE 1",
+    "CREATE NAMED COLLECTION secrets AS a = 1",
+    "DESCRIBE TABLE file('/etc/passwd', 'CSVWithNames')",
+    "-- \n desc url('http://127.0.0.1:1/', 'CSV')",
 ]
 
 
