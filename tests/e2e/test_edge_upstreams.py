@@ -459,12 +459,35 @@ async def test_arguments_that_a_tool_wants_in_headers_are_sent_there(tmp_path: P
         running_edge(tmp_path, {"up": {"url": up.url}}) as edge,
     ):
         speaker = edge.place.speaker()
-        await speaker.call("up__query", {"region": "eu-1", "note": "x"})
-        await speaker.call("up__query", {"region": "zürich\r\nevil: 1"})
+        await speaker.initialize()
+        for region in ("eu-1", "zürich\r\nevil: 1"):
+            params = {"name": "up__query", "arguments": {"region": region, "note": "x"}}
+            await speaker.ask(speaker.legacy("tools/call", params))
         plain, encoded = up.calls("query")
         assert plain.headers["mcp-param-region"] == "eu-1"
         assert encoded.headers["mcp-param-region"].startswith("=?base64?")
         assert "evil" not in encoded.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "is_sent"), [("eu-1", True), ("=?base64?ZXUtMQ==?=", True), ("us-2", False), (None, False)]
+)
+async def test_a_modern_client_s_parameter_headers_must_agree_with_its_arguments(
+    tmp_path: Path, header: str | None, is_sent: bool
+) -> None:
+    schema = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
+    async with (
+        scripted(tools=[tool("query") | {"inputSchema": schema}]) as up,
+        running_edge(tmp_path, {"up": {"url": up.url}}) as edge,
+    ):
+        speaker = edge.place.speaker()
+        params = {"name": "up__query", "arguments": {"region": "eu-1"}}
+        given = {} if header is None else {"Mcp-Param-Region": header}
+        answer = await speaker.ask(speaker.modern("tools/call", params, headers=given))
+        assert len(up.calls("query")) == is_sent
+        assert answer.status == (200 if is_sent else 400)
+        if not is_sent:
+            assert json.loads(answer.body)["error"]["code"] == -32020
 
 
 async def test_callers_past_the_connections_wait_no_longer_than_a_call(tmp_path: Path) -> None:

@@ -163,9 +163,15 @@ class Speaker:
         return f"{verb} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
 
     def modern(
-        self, method: str, params: dict[str, Any] | None = None, *, path: str = "/mcp", request_id: Any = 1
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        *,
+        path: str = "/mcp",
+        request_id: Any = 1,
+        headers: dict[str, str] | None = None,
     ) -> bytes:
-        headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method}
+        headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method, **(headers or {})}
         if params and isinstance(params.get("name"), str):
             headers["Mcp-Name"] = params["name"]
         return self.request(modern_body(method, params, request_id), path, headers=headers)

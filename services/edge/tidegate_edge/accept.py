@@ -51,6 +51,9 @@ _ROUTING_HEADERS: Final = (
 )
 
 
+PARAM_HEADER: Final = b"mcp-param-"
+
+
 class Request(msgspec.Struct, frozen=True):
     """One JSON-RPC message that may be served. `id` is None for a notification."""
 
@@ -62,6 +65,7 @@ class Request(msgspec.Struct, frozen=True):
     version: str  # protocol revision; for `initialize` the header's or the assumed one
     session: str = ""  # MCP-Session-Id as sent (legacy only)
     client_info: Any = None
+    headers: dict[bytes, bytes] = {}  # of a modern request: Mcp-Param-* are judged once the tool is known
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -159,7 +163,7 @@ def _modern(
             return refuse(status, route.code, route.message, request_id, route.data)
     meta = params["_meta"]
     version, client_info = meta[PROTOCOL_VERSION_META], meta.get(CLIENT_INFO_META)
-    return Request(value["method"], request_id, params, _raw_params(body), True, version, "", client_info)
+    return Request(value["method"], request_id, params, _raw_params(body), True, version, "", client_info, headers)
 
 
 def _is_plainly_modern(value: dict[str, Any], params: dict[str, Any], headers: dict[bytes, bytes]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidegate.limits import HEADERS_BYTES_MAX, HEADERS_COUNT_MAX, Limits
-from tidegate_edge.accept import SINGLE_HEADERS
+from tidegate_edge.accept import PARAM_HEADER, SINGLE_HEADERS
 from tidegate_edge.messages import INVALID_REQUEST, Reply, error_body
 
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -224,7 +224,7 @@ class McpProtocol(HttpToolsProtocol):
         if len(headers) != len(pairs):
             seen: set[bytes] = set()
             for name, _ in pairs:
-                if name in seen and name in SINGLE_HEADERS:
+                if name in seen and (name in SINGLE_HEADERS or name.startswith(PARAM_HEADER)):
                     exchange.fault = _fault(400, f"the header {name.decode('latin-1')} is given twice")
                 seen.add(name)
         length = headers.get(b"content-length")

@@ -7,8 +7,18 @@ from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 from tidegate.errors import Fault, UpstreamFault
 from tidegate_edge import translate
 from tidegate_edge.calls import Ongoing
-from tidegate_edge.messages import INTERNAL_ERROR, INVALID_PARAMS, Reply, decode_error, encode, error_body, result_body
+from tidegate_edge.messages import (
+    HEADER_MISMATCH,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    Reply,
+    decode_error,
+    encode,
+    error_body,
+    result_body,
+)
 
+HEADER_MISMATCH_REASON: Final = "header-mismatch"
 DECISION_META: Final = "tidegate/decision"
 BLOCKED_RESULT: Final = "The tool answered, but its result holds something that may not be passed on."
 _RESOURCE_NOT_FOUND_LEGACY: Final = -32002
@@ -18,6 +28,8 @@ def refusal(call: Ongoing) -> Reply:
     """Not forwarded. An unknown and a hidden tool are told in the same words."""
     if call.hidden:
         return _error(call, INVALID_PARAMS, unknown_tool(call))
+    if call.reason == HEADER_MISMATCH_REASON:
+        return _error(call, HEADER_MISMATCH, call.message)
     return _tool_error(call, call.message or "This call is not permitted.", decision=call.decision)
 
 

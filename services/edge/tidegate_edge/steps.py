@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from mcp.shared.inbound import mcp_param_headers
+from mcp.shared.inbound import mcp_param_headers, validate_mcp_param_headers
 
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.events import Outcome
@@ -13,7 +13,7 @@ from tidegate.inspection.fingerprints import fingerprints
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
 from tidegate.limits import FINDINGS_PER_CALL_MAX
 from tidegate_edge import reply, strict_json, translate
-from tidegate_edge.accept import Request
+from tidegate_edge.accept import PARAM_HEADER, Request
 from tidegate_edge.calls import NULL, Ended, Ongoing
 from tidegate_edge.catalog import Tool
 from tidegate_edge.edge import Edge
@@ -101,7 +101,24 @@ def decide(edge: Edge, call: Ongoing) -> None:
         call.decision, call.rules = verdict.effect, verdict.rules
         call.reason, call.message = verdict.reason, verdict.told
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.tool)
+        if call.tool.input_schema is not None and not call.hidden:
+            _compare_param_headers(call, arguments)
     call.policy_us = now_us() - call.requested_us
+
+
+def _compare_param_headers(call: Ongoing, arguments: dict[str, Any]) -> None:
+    """Mcp-Param-* of a modern client must say what its arguments say (2026-07-28 transports)."""
+    if not call.request.modern:
+        return
+    assert call.tool is not None
+    given = {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in call.request.headers.items()
+        if name.startswith(PARAM_HEADER)
+    }
+    mismatch = validate_mcp_param_headers(call.tool.input_schema, arguments, given)
+    if mismatch is not None:
+        call.refuse("admission", reply.HEADER_MISMATCH_REASON, mismatch.message)
 
 
 def inspect_arguments(edge: Edge, call: Ongoing) -> None:
