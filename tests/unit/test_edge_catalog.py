@@ -82,6 +82,7 @@ def test_a_definition_is_shown_byte_for_byte_but_for_its_name() -> None:
         b"{}",
         b'{"name":1}',
         b'{"name":""}',
+        b'{"name":"a\\r\\nX-Evil: 1","inputSchema":{"type":"object"}}',
         b'{"name":"x"}',
         b'{"name":"x","inputSchema":{}}',
         b'{"name":"x","inputSchema":[]}',
@@ -110,16 +111,25 @@ def test_the_digest_tells_a_change_and_nothing_else() -> None:
     assert first.digest == same.digest != changed.digest
 
 
-def test_an_operators_labels_replace_the_servers_own_hints() -> None:
+def test_a_server_may_warn_of_its_tools_and_never_call_them_read_only() -> None:
     definition = {"name": "x", "inputSchema": OBJECT, "annotations": {"readOnlyHint": True, "destructiveHint": "yes"}}
-    assert shelf(definition).tools[0].labels == ("read-only",)
-    assert shelf(definition, x=("destructive",)).tools[0].labels == ("destructive",)
+    assert shelf(definition).tools[0].labels == ()
+    definition["annotations"] = {"readOnlyHint": True, "destructiveHint": True}
+    assert shelf(definition).tools[0].labels == ("destructive",)
+    assert shelf(definition, x=("read-only",)).tools[0].labels == ("read-only",)
 
 
 def test_the_first_of_two_tools_with_one_name_stands() -> None:
     twice = [{"name": "x", "inputSchema": OBJECT, "title": title} for title in ("one", "two")]
     (tool,) = shelf(*twice).tools
     assert bytes(tool.fields["title"]) == b'"one"'
+
+
+def test_no_two_tools_are_exposed_under_one_name() -> None:
+    long = "n" * 80
+    twin = exposed_name("up", long).removeprefix("up__")
+    tools = shelf({"name": long, "inputSchema": OBJECT}, {"name": twin, "inputSchema": OBJECT}).tools
+    assert [tool.name for tool in tools] == [long]
 
 
 # lists of an upstream

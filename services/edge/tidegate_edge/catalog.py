@@ -5,6 +5,7 @@ partial list is never taken as a withdrawal. Counterpart: `discovery.py` fetches
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ from tidegate_edge.messages import decode_fields, encode
 NAME_MAX: Final = 64  # clients and model APIs cut or refuse longer tool names
 SEPARATOR: Final = "__"
 DEFINITION_BYTES_MAX: Final = 256 * 1024  # it must fit into an event
-_HINTS: Final = (("readOnlyHint", "read-only"), ("destructiveHint", "destructive"), ("openWorldHint", "open-world"))
+# A server's own word may warn. It may not say `read-only`: that could widen what rules permit and `async` lets pass.
+_HINTS: Final = (("destructiveHint", "destructive"), ("openWorldHint", "open-world"))
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -74,11 +77,11 @@ def shelve(
     """Read a server's definitions. `own` are the server's labels, `labels` the operator's by tool. Invalid ones are
     left out.
     """
-    tools: dict[str, Tool] = {}
+    tools: dict[str, Tool] = {}  # by exposed name: a cut one can be equal to another tool's whole one
     for raw in definitions:
         tool = _read_tool(server, raw, labels, own)
         if tool is not None:
-            tools.setdefault(tool.name, tool)
+            tools.setdefault(tool.exposed, tool)
     ordered = tuple(sorted(tools.values(), key=lambda tool: tool.name))
     digest = hashlib.sha256("".join(f"{tool.name}:{tool.digest};" for tool in ordered).encode()).hexdigest()
     return Shelf(server, ordered, digest)
@@ -93,7 +96,7 @@ def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], o
     if len(raw) > DEFINITION_BYTES_MAX:
         return None
     name = definition.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= 128:
+    if not isinstance(name, str) or not 0 < len(name) <= 128 or _CONTROL.search(name):
         return None
     canonical = msgspec.json.encode(definition, order="sorted")
     given = labels.get(name, ())
