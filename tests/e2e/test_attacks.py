@@ -1,6 +1,10 @@
 """Attempts to get round the promises: what must not pass does not, and what must not be kept is kept nowhere."""
 
+import asyncio
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from tests.parts.edge import (
     BLOCKED,
     LEGACY,
     MODERN,
+    ROOT,
     SECRET,
     RunningEdge,
     Speaker,
@@ -19,6 +24,8 @@ from tests.parts.edge import (
     running_edge,
 )
 from tests.parts.scripted import Scripted, Seen, http, scripted
+
+from tidegate_edge.upstream.stdio import StdioUpstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -124,3 +131,23 @@ async def test_a_servers_complaint_is_inspected_before_it_is_told_or_kept(tmp_pa
         answer = await edge.place.speaker().call("up__echo", {})
         assert "bad key [masked:key]" in answer.text
     assert not kept_in(edge.settings.data_dir, SECRET)
+
+
+async def test_a_process_that_does_not_read_is_not_written_to_for_ever(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.parts.stdio_servers", "raw", str(tmp_path)]
+    server = {"command": command, "cwd": str(ROOT), "timeout_s": 1.0}
+    async with running_edge(tmp_path, {"up": server}) as edge:
+        upstream = edge.edge.upstreams["up"]
+        assert isinstance(upstream, StdioUpstream)
+        pid = upstream.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            speaker = edge.place.speaker()
+            arguments = {"text": "x" * 3_500_000}
+            answers = await asyncio.gather(*[speaker.call("up__echo", arguments) for _ in range(8)])
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        told = [answer.text for answer in answers]
+        assert sum("does not read its input. It was not carried out." in one for one in told) >= 2
+        assert sum("no answer within 1 s. It may have been carried out." in one for one in told) >= 4

@@ -32,6 +32,7 @@ BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S: Final = 60.0  # a process that lived this long starts again without back-off
 STOP_S: Final = 3.0
 START_S: Final = 60.0
+UNREAD_BYTES_MAX: Final = 16 * 1024 * 1024  # written to a process that does not read; past it nothing more is sent
 PASSED_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 _log = logging.getLogger(__name__)
@@ -250,6 +251,8 @@ class StdioUpstream:
         process = self._process
         if process is None or process.stdin is None or process.stdin.is_closing():
             raise self._not_running()
+        if process.stdin.transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+            raise UpstreamFault(f"{self.name}: the process does not read its input", code="upstream-busy", sent=False)
         process.stdin.write(line + b"\n")
 
     def _fail_all(self, sentence: str) -> None:
