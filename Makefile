@@ -26,7 +26,7 @@ setup: ## install everything that development and the tests need, into .venv
 
 # 130 is an interrupt: how a demo ends.
 run: ## set up what local mode needs, then the demo: servers, policy, a first governed call
-	$(UV) run tidegate demo || [ $$? -eq 130 ]
+	$(UV) run tidegate demo $(if $(LISTEN),--listen $(LISTEN)) || [ $$? -eq 130 ]
 
 test: check ## everything: checks, then all tests on real parts (what CI runs)
 

@@ -55,7 +55,7 @@ async def _run(settings: Settings, services: Sequence[str], on_ready: OnReady | 
         for service in ALL:
             if service in services:
                 await _OPENERS[service](house)
-        app.include_router(health_routes(house.parts, house.registry))
+        app.include_router(health_routes(house.parts, house.registry, house.degraded))
         server = open_server(app, _listen(settings, services), settings.limits, http=house.http)
         if house.watch_connections is not None:
             house.watch_connections(server.server_state.connections)
@@ -77,6 +77,7 @@ class House:
         self.stack = stack
         self.registry = CollectorRegistry()
         self.parts: dict[str, Awaiting] = {}
+        self.degraded: dict[str, Awaiting] = {}
         self.http: type | None = None
         self.watch_connections: Callable[[set[Any]], None] | None = None
         self._logs: dict[str | None, EventLog] = {}
@@ -135,6 +136,7 @@ async def _open_edge(house: House) -> None:
     )
     house.app.include_router(edge.router)
     house.parts["edge"] = edge.awaiting
+    house.degraded["edge"] = edge.degraded
     house.http = edge.http
     house.watch_connections = edge.watch_connections
 

@@ -51,7 +51,8 @@ def _readiness(url: str) -> dict[str, Any]:
     try:
         _, body = exchange("GET", f"{url}/readyz", {}, None, TIMEOUT_S)
         told = msgspec.json.decode(body)
-        return {"url": url, "ready": bool(told["ready"]), "awaiting": told.get("awaiting", {})}
+        ready, awaiting, degraded = bool(told["ready"]), told.get("awaiting", {}), told.get("degraded", {})
+        return {"url": url, "ready": ready, "awaiting": awaiting, "degraded": degraded}
     except Fault as fault:
         return {"url": url, "ready": False, "error": fault.sentence}
     except (msgspec.DecodeError, KeyError, TypeError):
@@ -87,7 +88,8 @@ def _show(found: dict[str, Any]) -> None:
 
 def _state(service: dict[str, Any]) -> str:
     if service["ready"]:
-        return "[green]ready[/]"
+        lacking = ", ".join(item for items in service.get("degraded", {}).values() for item in items)
+        return f"[green]ready[/]  [yellow]without {plain(lacking)}[/]" if lacking else "[green]ready[/]"
     awaited = ", ".join(item for items in service.get("awaiting", {}).values() for item in items)
     return f"[red]not ready[/]  {plain(service.get('error') or f'awaiting {awaited}')}"
 

@@ -50,12 +50,18 @@ class Chain:
 
 def open_event(value: bytes) -> AnyEvent:
     """The event in stored bytes. Raises msgspec.DecodeError (or ValidationError): such bytes are a dead letter."""
-    return _decoder.decode(value)
+    try:
+        return _decoder.decode(value)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def open_head(value: bytes) -> Head:
     """Type, id, time, tenant and chain position of stored bytes. Raises msgspec.DecodeError."""
-    return _head_decoder.decode(value)
+    try:
+        return _head_decoder.decode(value)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def cloud_event_headers(value: bytes) -> list[tuple[str, bytes]]:

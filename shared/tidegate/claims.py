@@ -34,6 +34,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     actors: tuple[str, ...]  # the `act` chain, current actor first, and the client where another claim names one
     groups: tuple[str, ...]  # sorted, each once
     scopes: tuple[str, ...]  # sorted, each once
+    audiences: tuple[str, ...] = ()  # those of the token that are served here
     token_id: str  # jti
     sid: str
     issued_us: int  # 0 where the token does not say
@@ -70,9 +71,10 @@ def read_claims(
         if claims.get("iss") != issuer.issuer:
             raise _unfit("token-issuer-unknown", "the token's issuer is not trusted here")
         _check_kind(claims)
-        _check_audience(claims.get("aud"), audiences)
+        meant = _check_audience(claims.get("aud"), audiences)
         expires_us, issued_us = _check_times(claims, at_us, leeway_us)
-        return _principal(claims, issuer, pepper, expires_us, issued_us)
+        principal = _principal(claims, issuer, pepper, expires_us, issued_us)
+        return msgspec.structs.replace(principal, audiences=meant)
     except _Unfit as unfit:
         return unfit.refused
 
@@ -116,13 +118,15 @@ def _check_kind(claims: dict[str, Any]) -> None:
         raise _unfit("token-bound-to-key", "the token is bound to a key (cnf); ask the issuer for a plain bearer token")
 
 
-def _check_audience(given: Any, audiences: frozenset[str]) -> None:
+def _check_audience(given: Any, audiences: frozenset[str]) -> tuple[str, ...]:
     named = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-    if not any(isinstance(name, str) and name in audiences for name in named):
+    meant = tuple(name for name in named if isinstance(name, str) and name in audiences)
+    if not meant:
         raise _unfit(
             "token-audience-wrong",
             "the token was made for another resource (aud); ask the issuer for one for this resource",
         )
+    return meant
 
 
 def _check_times(claims: dict[str, Any], at_us: int, leeway_us: int) -> tuple[int, int]:

@@ -283,9 +283,7 @@ def topic_of(event: Event) -> str:
     return _TOPICS[type(event)]
 
 
-_TOPICS: dict[type[Event], str] = {
-    kind: TOPIC_OF[type_of(kind).split(".", 1)[0]] for kind in get_args(AnyEvent)
-}
+_TOPICS: dict[type[Event], str] = {kind: TOPIC_OF[type_of(kind).split(".", 1)[0]] for kind in get_args(AnyEvent)}
 
 
 def key_of(event: AnyEvent) -> bytes:

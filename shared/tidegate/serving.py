@@ -18,7 +18,9 @@ Awaiting = Callable[[], Iterable[str]]
 _log = logging.getLogger(__name__)
 
 
-def health_routes(parts: Mapping[str, Awaiting], registry: CollectorRegistry) -> APIRouter:
+def health_routes(
+    parts: Mapping[str, Awaiting], registry: CollectorRegistry, degraded: Mapping[str, Awaiting] | None = None
+) -> APIRouter:
     """GET /healthz (the process lives), /readyz (503 and names while something is awaited), /metrics."""
     router = APIRouter(tags=["health"])
 
@@ -31,7 +33,8 @@ def health_routes(parts: Mapping[str, Awaiting], registry: CollectorRegistry) ->
         awaiting = {name: sorted(waits()) for name, waits in parts.items()}
         ready = not any(awaiting.values())
         response.status_code = 200 if ready else 503
-        return {"ready": ready, "awaiting": {name: waits for name, waits in awaiting.items() if waits}}
+        lacking = {name: sorted(lacks()) for name, lacks in (degraded or {}).items()}
+        return {"ready": ready, "awaiting": _not_empty(awaiting), "degraded": _not_empty(lacking)}
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
@@ -46,6 +49,10 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
+
+
+def _not_empty(named: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: items for name, items in named.items() if items}
 
 
 def open_server(app: object, listen: str, limits: Limits, *, http: type | None = None) -> uvicorn.Server:

@@ -34,10 +34,12 @@ def open_any(value: bytes, steps: Mapping[str, Step] = STEPS) -> AnyEvent:
     try:
         return open_event(value)
     except msgspec.ValidationError:
-        kind = _kind_of(value)
-        if kind in CURRENT:
+        if _is_current(value):
             raise
-    return open_event(lift(value, steps))
+    try:
+        return open_event(lift(value, steps))
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def lift(value: bytes, steps: Mapping[str, Step] = STEPS) -> bytes:
@@ -52,6 +54,13 @@ def lift(value: bytes, steps: Mapping[str, Step] = STEPS) -> bytes:
         members = steps[kind](members)
         kind = msgspec.json.decode(members["type"], type=str)
     raise UnknownType(f"the steps from '{kind}' never reach a current type")
+
+
+def _is_current(value: bytes) -> bool:
+    try:
+        return _kind_of(value) in CURRENT
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def _kind_of(value: bytes) -> str:

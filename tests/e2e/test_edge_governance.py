@@ -93,6 +93,15 @@ async def test_a_token_that_does_not_serve_is_refused(edge: RunningEdge) -> None
         assert (await Speaker(edge.place.listen, good).ask(request)).status == 401
 
 
+async def test_a_token_made_for_one_server_serves_there_alone(edge: RunningEdge) -> None:
+    narrow = Speaker(edge.place.listen, edge.place.token(audience=f"{edge.settings.url}/mcp/up"))
+    assert (await narrow.call("echo", path="/mcp/up")).status == 200
+    for path, name in (("/mcp", "up__echo"), ("/mcp/second", "echo")):
+        answer = await narrow.call(name, path=path)
+        assert answer.status == 401
+        assert "another endpoint" in answer.json["error"]["message"]
+
+
 async def test_a_session_serves_the_principal_that_opened_it_alone(edge: RunningEdge, speaker: Speaker) -> None:
     await speaker.initialize()
     assert (await speaker.ask(speaker.legacy("ping"))).result == {}

@@ -403,6 +403,22 @@ async def test_a_restarted_service_continues_from_the_log_alone(tmp_path: Path) 
         )
 
 
+async def test_a_restart_does_not_undo_a_roll_back(tmp_path: Path) -> None:
+    directory = tmp_path / "policy"
+    write(directory, variant("one"))
+    async with running(settings_for(tmp_path, policy="policy")) as served:
+        await served.ask("POST", "/api/v1/bundles", {"files": variant("two")})
+        write(directory, variant("two"))
+        await served.ask("POST", "/api/v1/rollback", {"to": 1})
+    async with running(settings_for(tmp_path, policy="policy")) as served:
+        _, releases = await served.ask("GET", "/api/v1/releases")
+        assert [release["number"] for release in releases] == [3, 2, 1]
+    write(directory, variant("three"))
+    async with running(settings_for(tmp_path, policy="policy")) as served:
+        _, releases = await served.ask("GET", "/api/v1/releases")
+        assert releases[0]["number"] == 4
+
+
 async def test_local_mode_publishes_the_configured_bundle_once_and_again_when_it_changed(tmp_path: Path) -> None:
     directory = tmp_path / "policy"
     write(directory, variant("one"))

@@ -14,12 +14,21 @@ from tidegate.errors import Fault, LogUnavailable
 from tidegate.events import RequestRefused
 from tidegate.identity import Principal, Refused, www_authenticate
 from tidegate.ids import now_us
+from tidegate.settings import Settings
 from tidegate_edge import methods
 from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, accept, refuse
 from tidegate_edge.edge import Edge
 from tidegate_edge.http_front import Exchange
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply
 
+CREDENTIALS_NEEDED: Final = (
+    "A bearer token is needed: the resource metadata in WWW-Authenticate names who issues them, "
+    "and `tidegate token` makes one where the local issuer is on."
+)
+ELSEWHERE: Final = Refused(
+    "token-audience-wrong",
+    "the token was made for another endpoint of this gateway (aud); ask for one for this endpoint",
+)
 BEARER: Final = b"Bearer "
 ALLOW: Final = b"allow: POST, DELETE\r\n"
 
@@ -30,6 +39,7 @@ class Desk:
     def __init__(self, edge: Edge, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
         self._edge = edge
         self._servers = {b"/mcp": "", **{f"/mcp/{name}".encode(): name for name in edge.upstreams}}
+        self._audiences = {server: _audiences_of(edge.settings, server) for server in self._servers.values()}
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
         self._origins = frozenset(origin.encode() for origin in allowed_origins)
 
@@ -54,6 +64,8 @@ class Desk:
         principal = known or await self._identify(headers, server)
         if isinstance(principal, Reply):
             return principal
+        if self._audiences[server].isdisjoint(principal.audiences):
+            return self._challenge(ELSEWHERE, server)
         if exchange.method == b"POST":
             return await self._post(exchange, headers, principal, server)
         if (
@@ -98,7 +110,7 @@ class Desk:
         path = f"/mcp/{server}" if server else "/mcp"
         metadata = f"{self._edge.settings.url}/.well-known/oauth-protected-resource{path}"
         value = www_authenticate(refused, metadata)
-        sentence = refused.message if refused else "A bearer token is needed."
+        sentence = refused.message if refused else CREDENTIALS_NEEDED
         reply = refuse(refused.status if refused else 401, INVALID_REQUEST, sentence)
         return msgspec.structs.replace(reply, headers=f"www-authenticate: {value}\r\n".encode("latin-1", "replace"))
 
@@ -147,3 +159,11 @@ class Desk:
             await self._edge.recorder.record(event, "spool")
         except LogUnavailable:
             self._edge.counters.unrecorded += 1
+
+
+def _audiences_of(settings: Settings, server: str) -> frozenset[str]:
+    """What serves at an endpoint: the gateway's audience and its own; what is configured serves everywhere."""
+    if settings.identity.audience:
+        return frozenset(settings.audiences)
+    whole = f"{settings.url}/mcp"
+    return frozenset((whole, f"{whole}/{server}" if server else whole))

@@ -20,6 +20,7 @@ from tidegate_edge.upstream.port import Upstream
 REFRESH_S: Final = 60.0
 RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 LIST_TIMEOUT_S: Final = 30.0
+AWAITED_S: Final = 15.0  # readiness waits so long for a server's tools
 
 _log = logging.getLogger(__name__)
 Append = Callable[[Sequence[AnyEvent]], Awaitable[None]]
@@ -59,6 +60,15 @@ class Discovery:
         async with asyncio.TaskGroup() as tasks:
             for name in self._upstreams:
                 tasks.create_task(self._watch(name, on_change), name=f"discover {name}")
+            tasks.create_task(self._stop_awaiting(), name="stop awaiting")
+
+    async def _stop_awaiting(self) -> None:
+        """A server that does not answer must not keep the others' tools from those who wait for readiness."""
+        await asyncio.sleep(AWAITED_S)
+        for name in sorted(self.awaiting):
+            self.troubles.setdefault(name, f"{name}: has not told its tools within {AWAITED_S:g} s")
+            _log.warning("%s; the other servers are served", self.troubles[name])
+        self.awaiting.clear()
 
     async def _watch(self, name: str, on_change: Callable[[Catalog], None]) -> None:
         failures = 0
@@ -67,11 +77,12 @@ class Discovery:
                 await self._refresh(name, on_change)
                 failures = 0
                 self.troubles.pop(name, None)
-            except Fault as fault:
+            except Exception as fault:  # one server's list must not end the watch over the others
                 failures += 1
-                if self.troubles.get(name) != fault.sentence:
-                    _log.warning("%s", fault.sentence)
-                self.troubles[name] = fault.sentence
+                sentence = fault.sentence if isinstance(fault, Fault) else f"{name}: the list cannot be read: {fault!r}"
+                if self.troubles.get(name) != sentence:
+                    _log.warning("%s", sentence)
+                self.troubles[name] = sentence
             self.awaiting.discard(name)
             await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else REFRESH_S)
 

@@ -1,6 +1,7 @@
 """JSON-RPC messages on the wire, and the values that pass between the steps of the spine. Nothing here does I/O."""
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ META_PREFIX: Final = "io.modelcontextprotocol/"
 encode: Final = msgspec.json.Encoder().encode
 
 RequestId = int | str
+T = TypeVar("T")
 
 
 class Wire(msgspec.Struct):
@@ -60,10 +62,22 @@ class Reply(msgspec.Struct, frozen=True):
     recorded: bool = False  # the log holds a call with this answer; other refusals are recorded by the desk
 
 
-decode_wire: Final = msgspec.json.Decoder(Wire).decode
-decode_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-decode_result_head: Final = msgspec.json.Decoder(ResultHead).decode
-decode_error: Final = msgspec.json.Decoder(RpcError).decode
+def careful(decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """What a peer sends may be anything: all that can be wrong with it is a DecodeError."""
+
+    def decoded(raw: bytes) -> T:
+        try:
+            return decode(raw)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from error
+
+    return decoded
+
+
+decode_wire: Final = careful(msgspec.json.Decoder(Wire).decode)
+decode_fields: Final = careful(msgspec.json.Decoder(dict[str, msgspec.Raw]).decode)
+decode_result_head: Final = careful(msgspec.json.Decoder(ResultHead).decode)
+decode_error: Final = careful(msgspec.json.Decoder(RpcError).decode)
 
 
 def result_body(request_id: RequestId, result: bytes) -> bytes:

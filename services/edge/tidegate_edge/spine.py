@@ -49,13 +49,15 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Reply:
     edge.calls_in_flight += 1
     try:
         answer = await steps.forward(edge, call)
+        ended, answered = steps.inspect_result(edge, call, answer)
     except Fault as fault:
         ended, answered = steps.failed(edge, call, fault)
     except asyncio.CancelledError:
         await asyncio.shield(_settle(edge, call, steps.cancelled(call)))
         raise
-    else:
-        ended, answered = steps.inspect_result(edge, call, answer)
+    except Exception:  # a fault of ours; what has begun must end in the log all the same
+        await _settle(edge, call, steps.broken(call))
+        raise
     finally:
         edge.calls_in_flight -= 1
     try:

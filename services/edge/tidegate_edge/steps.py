@@ -1,6 +1,6 @@
 """The steps between accept and reply. Each takes the call, adds its facts to it, and says nothing to anybody."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from mcp.shared.inbound import mcp_param_headers, validate_mcp_param_headers
@@ -19,6 +19,8 @@ from tidegate_edge.catalog import Tool
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head, encode
 from tidegate_edge.upstream.port import Answer, Caller, Routing
+
+ERROR_CODE_MAX: Final = 2**31 - 1  # as an event keeps it: a column holds no number of any size
 
 
 class Visit(msgspec.Struct, frozen=True):
@@ -229,7 +231,7 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Re
 def _facts(answer: Answer) -> tuple[Any, int]:
     """(outcome, JSON-RPC error code) of an answer."""
     if answer.error:
-        return "rpc-error", decode_error(answer.error).code
+        return "rpc-error", max(-ERROR_CODE_MAX, min(ERROR_CODE_MAX, decode_error(answer.error).code))
     return ("tool-error" if decode_result_head(answer.result).isError else "ok"), 0
 
 
@@ -250,6 +252,14 @@ def failed(edge: Edge, call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:
         message=fault.sentence,
     )
     return ended, reply.upstream_failed(call, fault)
+
+
+def broken(call: Ongoing) -> Ended:
+    """The gateway failed between the permit and the answer; what the upstream did is not known."""
+    at_us = now_us()
+    return Ended(
+        outcome="upstream-failed", completed_us=at_us, upstream_us=at_us - call.forwarded_us, reason="gateway-failed"
+    )
 
 
 def cancelled(call: Ongoing) -> Ended:

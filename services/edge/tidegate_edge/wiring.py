@@ -46,6 +46,7 @@ class EdgeService:
     http: type[McpProtocol]
     router: APIRouter
     awaiting: Callable[[], set[str]]
+    degraded: Callable[[], set[str]]  # what is served without
     watch_connections: Callable[[set[object]], None]  # give it uvicorn's `server_state.connections`
 
 
@@ -104,9 +105,11 @@ async def open_edge(
         def watch_connections(connections: set[object]) -> None:
             tasks.start(sweep_connections(connections), "sweep connections")
 
-        yield EdgeService(
-            edge, http, well_known_routes(settings, tuple(i.issuer for i in issuers)), awaiting, watch_connections
-        )
+        def degraded() -> set[str]:
+            return {f"tools of {name}" for name in discovery.troubles}
+
+        router = well_known_routes(settings, tuple(issuer.issuer for issuer in issuers))
+        yield EdgeService(edge, http, router, awaiting, degraded, watch_connections)
 
 
 def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str) -> Upstream:

@@ -56,6 +56,14 @@ class Publisher:
         self._spent: dict[str, int] = {}  # by ring: the highest number ever signed here
         self._recent: Bundle | None = None
 
+    def current(self, ring: str) -> BundleReleased | None:
+        """What the ring points at."""
+        return self._state.current(ring)
+
+    def was_released(self, ring: str, digest: str) -> bool:
+        """Whether some release of the ring had this bundle, ruling or not."""
+        return any(release.digest == digest for release in self._state.listed(ring))
+
     async def publish(self, bundle: Bundle, ring: str, actor: str) -> Published:
         """Point the ring at this bundle; what rules already is not released again.
 

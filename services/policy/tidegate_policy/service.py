@@ -89,7 +89,18 @@ def writer_id(settings: Settings) -> str:
 
 async def _publish_configured(settings: Settings, publisher: Publisher) -> None:
     bundle = await asyncio.to_thread(load_bundle, settings.path(settings.policy))
-    done = await publisher.publish(bundle, settings.edge.ring, ACTOR)
+    ring = settings.edge.ring
+    ruling = publisher.current(ring)
+    if ruling is not None and ruling.digest != bundle.digest and publisher.was_released(ring, bundle.digest):
+        _log.warning(
+            "release %d of ring '%s' rules on: the bundle in %s was released before, and others have followed; "
+            "`tidegate bundle publish` lets it rule again",
+            ruling.number,
+            ring,
+            settings.policy,
+        )
+        return
+    done = await publisher.publish(bundle, ring, ACTOR)
     for problem in done.problems:
         _log.warning("policy: %s", problem)
     _log.info("bundle %.12s rules the ring '%s' as release %d", bundle.digest, done.release.ring, done.release.number)

@@ -219,10 +219,14 @@ class _Initialized(msgspec.Struct):
     protocolVersion: str = LEGACY
 
 
+_decode_initialized: Final = messages.careful(msgspec.json.Decoder(_Initialized).decode)
+_decode_any: Final = messages.careful(msgspec.json.Decoder().decode)
+
+
 def _negotiated(name: str, result: bytes) -> str:
     """The revision that the server chose. Raises UpstreamFault where it is none that is spoken here."""
     try:
-        version = msgspec.json.decode(result, type=_Initialized).protocolVersion
+        version = _decode_initialized(result).protocolVersion
     except msgspec.DecodeError as error:
         raise UpstreamFault(
             f"{name}: the answer to initialize is malformed: {error}", code="upstream-malformed"
@@ -257,7 +261,7 @@ def _is_modern(response: Response, request_id: int) -> bool:
             continue
         try:
             if answer.result:
-                versions = msgspec.json.decode(answer.result).get("supportedVersions", [])
+                versions = _decode_any(answer.result).get("supportedVersions", [])
                 return bool(set(MODERN_PROTOCOL_VERSIONS) & set(versions))
             return messages.decode_error(answer.error).code in (-32020, -32021, -32022)
         except (msgspec.DecodeError, AttributeError, TypeError):
