@@ -1,12 +1,14 @@
 """Laws of reading older schema versions."""
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.parts.audit_events import completed, requested
 
-from tidegate.chain import Chain, open_event
+from tidegate.chain import Chain, open_event, open_head
 from tidegate.upcast import Members, UnknownType, lift, open_any
 
 texts = st.text(max_size=20)
@@ -84,3 +86,24 @@ def test_steps_that_lead_in_a_circle_end_in_an_error() -> None:
     circle = {"a.v1": lambda members: members, "b.v1": lambda members: members}
     with pytest.raises(UnknownType, match="never reach"):
         open_any(b'{"type":"a.v1"}', circle)
+
+
+RUBBISH = (b'"\xff"', b"[" * 100_000 + b"]" * 100_000)
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH, ids=("not UTF-8", "deep"))
+@pytest.mark.parametrize("read", [open_any, open_event, open_head])
+def test_all_that_can_be_wrong_with_stored_bytes_is_one_kind_of_error(
+    rubbish: bytes, read: Callable[[bytes], object]
+) -> None:
+    good = Chain("w").seal(requested()).value
+    assert good is not None
+    member = b'"tenant":' if rubbish == RUBBISH[0] else b'"more":'
+    for spoiled in (
+        good.replace(b'"tenant":', member + rubbish + b',"before":', 1),
+        b'{"type":"unknown.v1",' + member + rubbish + b"}",
+        b"{" + member + rubbish + b"}",
+        rubbish,
+    ):
+        with pytest.raises(msgspec.DecodeError):
+            read(spoiled)

@@ -52,7 +52,8 @@ def test_a_modern_call_is_accepted_with_its_params_byte_for_byte() -> None:
     request = accept(modern_headers(), body)
     assert isinstance(request, Request)
     assert (request.modern, request.version, request.method, request.id) == (True, "2026-07-28", "tools/call", 1)
-    assert request.raw_params in body and b'"a":  1.50' in request.raw_params
+    assert request.raw_params in body
+    assert b'"a":  1.50' in request.raw_params
     assert request.client_info == {"name": "tests", "version": "1"}
 
 
@@ -182,7 +183,8 @@ def test_notifications_and_answers_are_distinguished_from_requests(body: dict[st
     [
         b"1", b"null", b'"x"', b"", b"{", b"{}", b"\xff", b'{"jsonrpc":"1.0","id":1,"method":"ping"}',
         b'{"jsonrpc":"2.0","id":1}', b'{"jsonrpc":"2.0","id":1,"method":1}',
-        b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}', b'{"jsonrpc":"2.0","id":1,"method":"ping","params":null}',
+        b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}',
+        b'{"jsonrpc":"2.0","id":1,"method":"ping","params":null}',
         b'{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}',
         b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"a":1,"a":2}}}',
         b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"a":1,"\\u0061":2}}}',
