@@ -151,3 +151,70 @@ async def test_a_process_that_does_not_read_is_not_written_to_for_ever(tmp_path:
         told = [answer.text for answer in answers]
         assert sum("does not read its input. It was not carried out." in one for one in told) >= 2
         assert sum("no answer within 1 s. It may have been carried out." in one for one in told) >= 4
+
+
+DEEP = b"[" * 50_000 + b"]" * 50_000
+ANSWERS = {
+    "invalid UTF-8": b'{"jsonrpc":"\xff","id":%d,"result":{"content":[]}}',
+    "deep envelope": b'{"jsonrpc":"2.0","more":' + DEEP + b',"id":%d,"result":{"content":[]}}',
+    "deep result": b'{"jsonrpc":"2.0","id":%d,"result":{"content":' + DEEP + b"}}",
+    "large code": b'{"jsonrpc":"2.0","id":%d,"error":{"code":' + b"9" * 40 + b',"message":"m"}}',
+}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("shape", ANSWERS)
+async def test_whatever_a_server_answers_the_call_ends_in_the_log(
+    edge: RunningEdge, speaker: Speaker, up: Scripted, shape: str, kind: str
+) -> None:
+    async def answer(server: Scripted, seen: Seen, writer: Any) -> None:
+        body = ANSWERS[shape] % seen.message["id"]
+        writer.write(http(body if "json" in kind else b"data: " + body + b"\n\n", kind=kind))
+
+    nonce = f"ends-{shape}-{kind}"
+    up.behaviours["echo"] = answer
+    try:
+        assert (await speaker.call("up__echo", {"nonce": nonce})).status == 200
+    finally:
+        del up.behaviours["echo"]
+    requested, completed = await edge.place.calls(nonce)
+    assert (len(requested), len(completed)) == (1, 1)
+    assert abs(completed[0].error_code) < 2**31
+
+
+@pytest.mark.parametrize("listed", [b'"more":' + DEEP, b'"tools":[],"nextCursor":"\xff"', b'"tools":[' + DEEP + b"]"])
+async def test_a_server_whose_list_cannot_be_read_leaves_the_others_working(tmp_path: Path, listed: bytes) -> None:
+    async def answer(server: Scripted, seen: Seen, writer: Any) -> None:
+        writer.write(http(b'{"jsonrpc":"2.0","id":%d,"result":{%b}}' % (seen.message["id"], listed)))
+
+    async with scripted() as good, scripted() as bad:
+        bad.behaviours["tools/list"] = answer
+        async with running_edge(tmp_path, {"up": {"url": good.url}, "bad": {"url": bad.url}}) as edge:
+            assert bad.count("tools/list")
+            assert (await edge.place.speaker().call("up__echo", {})).result["content"]
+
+
+async def test_a_process_that_writes_rubbish_goes_on_serving(tmp_path: Path) -> None:
+    program = tmp_path / "rubbish.py"
+    program.write_text(RUBBISH)
+    async with running_edge(tmp_path, {"up": {"command": [sys.executable, str(program)]}}) as edge:
+        for _ in range(3):
+            assert (await edge.place.speaker().call("up__echo", {})).result["content"] == []
+
+
+RUBBISH = """
+import json, sys
+
+TOOLS = [{"name": "echo", "inputSchema": {"type": "object"}}]
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" not in message:
+        continue
+    sys.stdout.buffer.write(b'{"jsonrpc":"\\xff","id":1}\\n{"more":' + b"[" * 50_000 + b"]" * 50_000 + b"}\\n")
+    sys.stdout.flush()
+    result = {
+        "initialize": {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "x", "version": ""}},
+        "tools/list": {"tools": TOOLS},
+    }.get(message["method"], {"content": []})
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
