@@ -141,8 +141,9 @@ def test_a_rule_that_nests_too_deep_for_the_parser_is_a_problem_not_a_crash(cond
     assert problem.startswith("policies/files.cedar:1:")
 
 
-def test_a_schema_that_nests_too_deep_is_a_problem_not_a_crash() -> None:
-    schema = "entity A = " + "{a: " * 5_000 + "Long" + "}" * 5_000 + ";"
+@pytest.mark.parametrize(("opening", "closing"), [("{a: ", "}"), ("Set<", ">")])
+def test_a_schema_that_nests_too_deep_is_a_problem_not_a_crash(opening: str, closing: str) -> None:
+    schema = "entity A = {a: " + opening * 20_000 + "Long" + closing * 20_000 + "};"
     [problem] = problems_with(schema_dot_cedarschema=schema.encode())
     assert "schema.cedarschema: brackets nest" in problem
 

@@ -18,6 +18,7 @@ from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.rules import Rule, check_depth, parse_rules
 
 _POLICY_PREFIX = re.compile(r"^for policy `[^`]*`, ")
+_ANGLES = str.maketrans("<>", "()")  # Set<Set<…>> nests as brackets do
 
 
 def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> list[Problem]:
@@ -54,7 +55,7 @@ def _schema(bundle: Bundle, rules: list[Rule]) -> list[Problem]:
     if not text:
         return []
     try:
-        check_depth(text)
+        check_depth(text.translate(_ANGLES))
         schema = cedar.Schema.from_str(text)
     except ValueError as error:
         return [Problem(SCHEMA, str(error))]
