@@ -153,6 +153,18 @@ async def test_a_process_that_does_not_read_is_not_written_to_for_ever(tmp_path:
         assert sum("no answer within 1 s. It may have been carried out." in one for one in told) >= 4
 
 
+@pytest.mark.parametrize(
+    ("header", "status"), [("Content-Encoding: gzip", 415), ("Transfer-Encoding: gzip, chunked", 400)]
+)
+async def test_an_encoded_body_is_refused_and_not_read_as_it_is(speaker: Speaker, header: str, status: int) -> None:
+    body = modern_body("tools/list")
+    chunked = header.startswith("Transfer")
+    headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/list", "Content-Length": "" if chunked else "9999"}
+    head = speaker.request(b"", headers=headers).replace(b"\r\n\r\n", f"\r\n{header}\r\n\r\n".encode())
+    answer = await speaker.ask(head + (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body))
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+
+
 DEEP = b"[" * 50_000 + b"]" * 50_000
 ANSWERS = {
     "invalid UTF-8": b'{"jsonrpc":"\xff","id":%d,"result":{"content":[]}}',

@@ -230,6 +230,10 @@ class McpProtocol(HttpToolsProtocol):
         length = headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self.limits.body_bytes_max):
             exchange.fault = _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            exchange.fault = _fault(415, "a body is taken as it is: send it without Content-Encoding")
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            exchange.fault = _fault(400, "no transfer coding but chunked is served")
         return headers
 
     def on_body(self, body: bytes) -> None:
