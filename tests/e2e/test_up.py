@@ -94,7 +94,7 @@ def test_one_process_serves_health_readiness_metrics_and_tools(up: Up) -> None:
     base = up.service.base
     assert msgspec.json.decode(get(f"{base}/healthz")[1])["status"] == "ok"
     status, ready = get(f"{base}/readyz")
-    assert (status, msgspec.json.decode(ready)) == (200, {"ready": True, "awaiting": {}})
+    assert (status, msgspec.json.decode(ready)) == (200, {"ready": True, "awaiting": {}, "degraded": {}})
     assert up.service.metric("tidegate_bundle_release") == 1
     with sdk_client("auto", f"{base}/mcp", up.token()) as client:
         assert client.do("list") == ["time__get_current_time", "up__echo"]

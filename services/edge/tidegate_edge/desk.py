@@ -43,6 +43,11 @@ class Desk:
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
         self._origins = frozenset(origin.encode() for origin in allowed_origins)
 
+    def knows(self, exchange: Exchange) -> bool:
+        """Whether this token was verified before; strangers get little room for large bodies."""
+        given = exchange.headers.get(b"authorization", b"")
+        return self._edge.verifier.verify_cached(given[len(BEARER) :], now_us()) is not None
+
     async def serve(self, exchange: Exchange) -> Reply:
         """One exchange, start to reply. A fault of ours is told as one, with its code."""
         try:
@@ -129,7 +134,10 @@ class Desk:
 
     async def _answer(self, principal: Principal, server: str, accepted: Request | Reply) -> Reply:
         if isinstance(accepted, Request):
-            reply = await methods.serve(self._edge, principal, server, accepted)
+            try:
+                reply = await methods.serve(self._edge, principal, server, accepted)
+            except Fault as fault:  # of a batch, one member's fault is not the others'
+                reply = refuse(503, INTERNAL_ERROR, fault.sentence, accepted.id, {"reason": fault.code})
         else:
             reply = accepted
         if reply.status >= 400 and not reply.recorded:

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tidegate.limits import HEADERS_BYTES_MAX, HEADERS_COUNT_MAX, Limits
 from tidegate_edge.accept import PARAM_HEADER, SINGLE_HEADERS
 from tidegate_edge.messages import INVALID_REQUEST, Reply, error_body
+from tidegate_edge.room import UNCOUNTED_BYTES, Room, Rooms
 
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OK_JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
@@ -35,6 +36,7 @@ class Exchange:
         "disconnected",
         "fault",
         "headers",
+        "held",
         "keep_alive",
         "message_event",
         "method",
@@ -43,6 +45,7 @@ class Exchange:
         "path",
         "protocol",
         "response_complete",
+        "room",
         "started_s",
         "task",
     )
@@ -55,6 +58,8 @@ class Exchange:
         self.headers: dict[bytes, bytes] = {}
         self.parts: list[bytes] = []
         self.body_bytes = 0
+        self.room: Room | None = None  # that a large body is counted in
+        self.held = 0
         self.more_body = True
         self.disconnected = False
         self.response_complete = False
@@ -68,6 +73,23 @@ class Exchange:
     @property
     def body(self) -> bytes:
         return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
+    def hold(self, size: int) -> bool:
+        """Count a large body. False where all rooms are taken."""
+        if self.room is None:
+            protocol = self.protocol
+            self.room = protocol.rooms.callers if protocol.knows(self) else protocol.rooms.strangers
+            size = self.body_bytes
+        if not self.room.take(size):
+            return False
+        self.held += size
+        return True
+
+    def let_go(self) -> None:
+        """The body is not held any more."""
+        if self.room is not None:
+            self.room.give_back(self.held)
+            self.held = 0
 
     async def run_asgi(self, _app: object) -> None:
         """Named for uvicorn, which starts a queued exchange by this."""
@@ -83,6 +105,7 @@ class Exchange:
 
     def send(self, reply: Reply) -> None:
         """Write the reply; the exchange is over."""
+        self.let_go()
         if self.disconnected or self.response_complete:
             self.response_complete = True
             return
@@ -106,6 +129,8 @@ class Exchange:
 
 
 Serve = Callable[[Exchange], Awaitable[Reply]]
+Knows = Callable[[Exchange], bool]
+"""Whether the exchange's token was verified before; no more than a look-up."""
 
 
 class _Ended(Exception):
@@ -116,6 +141,8 @@ class McpProtocol(HttpToolsProtocol):
     """Bind `serve` and `limits` by subclassing (see `protocol_class`): uvicorn constructs this class itself."""
 
     serve: Serve
+    knows: Knows
+    rooms: Rooms
     limits: Limits
     idle_event: asyncio.Event
 
@@ -141,6 +168,7 @@ class McpProtocol(HttpToolsProtocol):
         for cycle in (self._running, self.cycle, *(waiting for waiting, _ in self.pipeline)):
             if isinstance(cycle, Exchange):
                 cycle.disconnected = True
+                cycle.let_go()
                 if cycle.task is not None and cycle.cancel_on_disconnect:
                     cycle.task.cancel()
         self.pipeline.clear()
@@ -248,6 +276,8 @@ class McpProtocol(HttpToolsProtocol):
         if exchange.body_bytes > self.limits.body_bytes_max:
             exchange.parts.clear()
             self._refuse(exchange, _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes"))
+        elif exchange.body_bytes > UNCOUNTED_BYTES and not exchange.hold(len(body)):
+            self._refuse(exchange, _fault(503, "too many large requests at once; try again shortly"))
 
     def on_message_complete(self) -> None:
         self._began_s = 0.0
@@ -327,6 +357,8 @@ class McpProtocol(HttpToolsProtocol):
         """Answer without waiting for the rest of the request, once what came before is answered."""
         self._ended = True
         self._began_s = 0.0
+        exchange.parts.clear()
+        exchange.let_go()
         exchange.fault, exchange.more_body = fault, False
         if not self.pipeline:
             self._start_asgi_task(exchange, self.app)
@@ -343,9 +375,10 @@ def _fault(status: int, message: str) -> Reply:
     return Reply(status, error_body(None, INVALID_REQUEST, message), close=True)
 
 
-def protocol_class(serve: Serve, limits: Limits) -> type[McpProtocol]:
+def protocol_class(serve: Serve, knows: Knows, limits: Limits, rooms: Rooms | None = None) -> type[McpProtocol]:
     """The class to hand to uvicorn (`Config(http=…)`), bound to this edge."""
-    return type("BoundMcpProtocol", (McpProtocol,), {"serve": staticmethod(serve), "limits": limits})
+    bound = {"serve": staticmethod(serve), "knows": staticmethod(knows), "limits": limits, "rooms": rooms or Rooms()}
+    return type("BoundMcpProtocol", (McpProtocol,), bound)
 
 
 async def sweep_connections(connections: set[Any], every_s: float = 1.0) -> None:

@@ -91,7 +91,7 @@ async def open_edge(
         tasks.start(watch.advance(), "activate what is due")
         tasks.start(discover(), "discover tools")
         desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
-        http = protocol_class(desk.serve, settings.limits)
+        http = protocol_class(desk.serve, desk.knows, settings.limits)
         registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records)))
 
         def awaiting() -> set[str]:
