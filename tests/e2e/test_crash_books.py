@@ -128,12 +128,20 @@ def balance(place: Place, load: Load) -> Counter[str]:
     return ends
 
 
+async def kill_under_way(edge: Service) -> None:
+    """At a moment at which it has forwarded calls and not heard of them yet."""
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(edge.metric, "tidegate_calls_in_flight") < 4:
+            pass
+    edge.kill()
+
+
 async def test_edges_killed_under_load_leave_balanced_books(place: Place) -> None:
     edges = place.cluster.edges
     async with running_load(place.tokens, place.bases, name="kill") as load:
         for victim in (edges[0], edges[1], edges[0]):
             await reached(load, 150)
-            victim.kill()
+            await kill_under_way(victim)
             await reached(load, 30)
             await restart(victim)
         await reached(load, 100)
@@ -151,7 +159,7 @@ async def test_clickhouse_holds_the_same_calls_each_once(place: Place) -> None:
         await reached(load, 100)
         place.cluster.audit.kill()
         await reached(load, 100)
-        place.cluster.edges[1].kill()
+        await kill_under_way(place.cluster.edges[1])
         await reached(load, 30)
         await restart(place.cluster.edges[1])
         place.cluster.audit.launch()
