@@ -323,6 +323,20 @@ async def test_a_server_that_is_not_there_was_not_called(tmp_path: Path) -> None
 # the eras
 
 
+async def test_the_client_s_token_never_reaches_a_server(ups: dict[str, Scripted], speaker: Speaker) -> None:
+    await speaker.initialize()
+    for name in NAMES:
+        await speaker.call(f"{name}__echo", {"nonce": "with-a-token"})
+        await speaker.ask(speaker.legacy("tools/call", {"name": f"{name}__echo", "arguments": {}}))
+    for one in ups.values():
+        assert one.seen
+        for request in one.seen:
+            sent = repr(request.headers).encode() + request.body
+            assert speaker.auth.encode() not in sent
+            assert speaker.auth.split(".")[1].encode() not in sent
+            assert speaker.session.encode() not in sent
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_either_client_reaches_a_server_of_either_era(
     ups: dict[str, Scripted], speaker: Speaker, name: str
