@@ -30,7 +30,10 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
     parser.add_argument("--denied-tool", default="", help="the tool of the call that must be denied; default: --tool")
     parser.add_argument(
-        "--denied-arguments", type=_object, default="{}", help="arguments that must be denied; default: no such call"
+        "--denied-arguments",
+        type=_object,
+        default="{}",
+        help="arguments that must be denied; default: no such call, unless --denied-tool is given",
     )
     parser.add_argument("--rate", type=float, default=5.0, help="requests a second of each user; default 5")
     parser.add_argument("--p95-ms", type=float, env_var="TIDEGATE_P95_MS", default=250.0, help="bound on tools/call")
@@ -73,7 +76,7 @@ class Agent(FastHttpUser):
 
     @task(1)
     def denied(self) -> None:
-        if self.options.denied_arguments:
+        if self.options.denied_arguments or self.options.denied_tool:
             tool = self.options.denied_tool or self.options.tool
             self.mcp.call(tool, self.options.denied_arguments, expected="denied")
 
