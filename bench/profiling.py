@@ -56,7 +56,7 @@ def _perf_report(perf: "subprocess.Popen[bytes] | None", recording: Path) -> str
     command = ["perf", "report", "--stdio", "-q", "--percent-limit", "0.7", "--sort", "comm,dso,symbol"]
     command += ["-i", str(recording)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+    lines = [" ".join(line.split()).removesuffix("- -") for line in done.stdout.splitlines() if line.strip()]
     return "Machine code (perf): share, thread, library, symbol\n" + "\n".join(lines[:TOP]) if lines else ""
 
 
