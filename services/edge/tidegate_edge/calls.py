@@ -21,6 +21,7 @@ from tidegate.identity import Principal
 from tidegate.ids import now_us, uuid7
 from tidegate_edge.accept import Request
 from tidegate_edge.catalog import Tool
+from tidegate_edge.ruling import Ruling
 
 NULL: Final = msgspec.Raw(b"null")
 EMPTY_OBJECT: Final = b"{}"
@@ -72,6 +73,7 @@ class Ongoing:
         "request",
         "requested_us",
         "rules",
+        "ruling",
         "session_id",
         "stage",
         "target",
@@ -111,6 +113,7 @@ class Ongoing:
         self.rules: tuple[str, ...] = ()
         self.bundle = ""
         self.release = 0
+        self.ruling: Ruling | None = None  # read once: what decides also inspects, whatever is released meanwhile
         self.catalog = ""
         self.control_epoch = 0
         self.findings: tuple[Finding, ...] = ()

@@ -39,6 +39,7 @@ def begin(edge: Edge, visit: Visit, request: Request) -> Ongoing:
     tool = ruling.catalog.find(visit.server, name) if ruling else None
     terms = edge.terms_of(tool.server if tool else visit.server, tool)
     call = Ongoing(request, visit.principal, tool, name, visit.server, terms, now_us())
+    call.ruling = ruling
     call.session_id = visit.session_id
     call.protocol_session = visit.protocol_session
     call.members = decode_fields(request.raw_params)
@@ -68,7 +69,7 @@ def admit(edge: Edge, call: Ongoing) -> None:
         call.refuse("quarantine", "quarantined", f"This {standing.scope} is in quarantine: {standing.reason}")
         call.rules = (standing.quarantine_id,)
         call.hidden = standing.scope in ("server", "tool") and not _is_known_to(edge, call)
-    elif edge.rulings.get(call.principal.tenant) is None:
+    elif call.ruling is None:
         call.refuse(
             "policy",
             "no-bundle",
@@ -82,7 +83,7 @@ def admit(edge: Edge, call: Ongoing) -> None:
 
 def _is_known_to(edge: Edge, call: Ongoing) -> bool:
     """Whether the principal may know that the tool exists."""
-    ruling = edge.rulings.get(call.principal.tenant)
+    ruling = call.ruling
     return ruling is not None and call.tool is not None and ruling.is_visible(call.principal, call.tool)
 
 
@@ -90,7 +91,8 @@ def decide(edge: Edge, call: Ongoing) -> None:
     """The bundle's verdict. A tool that the principal may not see is refused in the words used for one that does not
     exist.
     """
-    ruling = edge.rulings[call.principal.tenant]
+    ruling = call.ruling
+    assert ruling is not None
     arguments = call.request.params.get("arguments", {})
     if call.tool is None:
         call.refuse("policy", "unknown-tool", reply.unknown_tool(call))
@@ -128,7 +130,8 @@ def inspect_arguments(edge: Edge, call: Ongoing) -> None:
     egress.
     """
     assert call.tool is not None
-    scanner = edge.rulings[call.principal.tenant].scanner
+    assert call.ruling is not None
+    scanner = call.ruling.scanner
     if scanner.scan(call.request.raw_params, "arguments") is not EMPTY:
         _settle_findings(scanner, call)
     if call.decision == "allow" and "egress" in call.tool.labels:
@@ -164,7 +167,7 @@ def _capture(scanner: Scanner, call: Ongoing) -> Scan:
 
 def inspect_refused(edge: Edge, call: Ongoing) -> None:
     """What was refused before its arguments were inspected is kept as carefully as what is sent."""
-    ruling = edge.rulings.get(call.principal.tenant)
+    ruling = call.ruling
     if ruling is None:
         call.arguments_captured = bytes(NULL)  # nobody knows yet what must be masked
         return
@@ -206,7 +209,8 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Re
         return failed(
             edge, call, UpstreamFault(f"{call.tool_server}: the answer is refused: {error}", code="upstream-malformed")
         )
-    scan = edge.rulings[call.principal.tenant].scanner.scan(raw, "result")
+    assert call.ruling is not None
+    scan = call.ruling.scanner.scan(raw, "result")
     sensitive = "sensitive" in call.tool.labels and answer.result
     key = edge.fingerprint_key(call.principal.tenant) if sensitive else b""
     ended = Ended(
@@ -240,7 +244,8 @@ def failed(edge: Edge, call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:
     the sentence, so that is inspected, too.
     """
     sent = fault.sent if isinstance(fault, UpstreamFault) else False
-    sentence = edge.rulings[call.principal.tenant].told(fault.sentence, "result")
+    assert call.ruling is not None
+    sentence = call.ruling.told(fault.sentence, "result")
     fault = UpstreamFault(sentence, code=fault.code, sent=sent)
     at_us = now_us()
     outcome: Outcome = "timeout" if fault.code == "upstream-timeout" else "upstream-failed"
