@@ -17,12 +17,12 @@ import {
 import {
     createMcpHandler,
     createRequestStateCodec,
+    fromJsonSchema,
     inputRequired,
     isInitializeRequest,
     isLegacyRequest,
-    MissingRequiredClientCapabilityError,
-    ProtocolError,
-    Server
+    McpServer,
+    ProtocolError
 } from '@modelcontextprotocol/server';
 
 const FACTS = JSON.parse(readFileSync(new URL('everything.json', import.meta.url), 'utf8'));
@@ -91,21 +91,16 @@ function contentOf(uri) {
     return FACTS.contents[uri] && { uri, ...FACTS.contents[uri] };
 }
 
-/** All answers, or `{ next }`: the round of questions that comes next. */
+/** All answers, or `{ next }`: the round of questions that comes next, which the SDK refuses where the client cannot answer. */
 async function ask(server, asking, context, given) {
     const declared = context.mcpReq.envelope?.[CAPABILITIES] ?? server.getClientCapabilities() ?? {};
     const has = ({ method }) => declared[NEEDED[method]] !== undefined;
     const rounds = filled(asking.rounds, given).map((wants) => Object.entries(wants));
-    const missing = rounds.flat().filter(([, want]) => !has(want)).map(([, want]) => NEEDED[want.method]);
-    if (missing.length > 0 && !asking.optional) {
-        const requiredCapabilities = Object.fromEntries(missing.map((name) => [name, {}]));
-        throw new MissingRequiredClientCapabilityError({ requiredCapabilities });
-    }
     let number = asking.stateful ? (context.mcpReq.requestState() ?? 0) : 0;
     const answers = Object.fromEntries(
         Object.entries(context.mcpReq.inputResponses ?? {}).filter(([, answer]) => answer !== null && typeof answer === 'object')
     );
-    const wanted = () => rounds[number].filter(([, want]) => has(want));
+    const wanted = () => rounds[number].filter(([, want]) => !asking.optional || has(want));
     if (wanted().every(([key]) => key in answers)) number += 1;
     if (number === rounds.length) return { answers };
     const requestState = asking.stateful ? await STATES.mint(number, context) : undefined;
@@ -134,37 +129,34 @@ async function act(name, context, changed) {
 }
 
 function everything(era, notify) {
-    const server = new Server(
+    // The SDK holds the headers of a call against its arguments where the tools are registered with McpServer.
+    const tools = new McpServer(
         { name: 'everything-ts', version: '1.0.0' },
-        {
-            capabilities: {
-                tools: { listChanged: true },
-                prompts: { listChanged: true },
-                resources: { subscribe: true, listChanged: true },
-                completions: {},
-                logging: {}
-            },
-            requestState: { verify: STATES.verify }
-        }
+        { capabilities: { tools: { listChanged: true } }, requestState: { verify: STATES.verify } }
     );
+    const { server } = tools;
+    server.registerCapabilities({
+        prompts: { listChanged: true },
+        resources: { subscribe: true, listChanged: true },
+        completions: {},
+        logging: {}
+    });
     const changed = {
         tools: async () => (notify ? notify.toolsChanged() : server.sendToolListChanged()),
         prompts: async () => (notify ? notify.promptsChanged() : server.sendPromptListChanged())
     };
-    server.setRequestHandler('tools/list', () => ({ tools: FACTS.tools }));
-    server.setRequestHandler('tools/call', async ({ params }, context) => {
-        const asking = FACTS.asks[params.name];
-        if (!FACTS.tools.some(({ name }) => name === params.name)) {
-            throw new ProtocolError(INVALID_PARAMS, `There is no tool ${params.name}.`);
-        }
-        if (FACTS.answers[params.name]) return FACTS.answers[params.name];
-        if (asking) {
-            const { next, answers } = await ask(server, asking, context, params.arguments ?? {});
-            return next ?? said(told(asking.prefix, answers));
-        }
-        await act(params.name, context, changed);
-        return said(`${params.name} is done`);
-    });
+    for (const { name, description, inputSchema } of FACTS.tools) {
+        tools.registerTool(name, { description, inputSchema: fromJsonSchema(inputSchema) }, async (given, context) => {
+            if (FACTS.answers[name]) return FACTS.answers[name];
+            const asking = FACTS.asks[name];
+            if (asking) {
+                const { next, answers } = await ask(server, asking, context, given);
+                return next ?? said(told(asking.prefix, answers));
+            }
+            await act(name, context, changed);
+            return said(`${name} is done`);
+        });
+    }
     server.setRequestHandler('prompts/list', () => ({ prompts: FACTS.prompts }));
     server.setRequestHandler('prompts/get', async ({ params }, context) => {
         const asking = FACTS.asks[params.name];
@@ -193,7 +185,7 @@ function everything(era, notify) {
         const values = FACTS.completions.filter((value) => value.startsWith(argument.value));
         return { completion: { values, total: values.length, hasMore: false } };
     });
-    return server;
+    return tools;
 }
 
 const modern = createMcpHandler(({ era }) => everything(era, modern.notify), { legacy: 'reject' });
