@@ -33,6 +33,15 @@ SEALING_KEYS_MAX: Final = 16
 SEALED_CHARS_MAX: Final = 64 * 1024
 SESSIONS_CACHED_MAX: Final = 50_000
 SESSION_RECORD_BYTES_MAX: Final = 16 * 1024
+BUS_MESSAGE_BYTES_MAX: Final = 5 * 1024 * 1024  # above a whole request body: answers travel between edges
+BUS_OUTBOX_MAX: Final = 10_000  # messages on their way to Redis
+KEPT_EVENTS_MAX: Final = 1_000  # of one stream, for clients that come back for them
+KEPT_STREAM_BYTES_MAX: Final = 8 * 1024 * 1024
+KEPT_WAITERS_MAX: Final = 10_000  # readers of kept streams that wait for the next event, on one edge
+STREAM_BUFFER_BYTES_MAX: Final = 1024 * 1024  # that wait for a slow reader of a stream, before it is cut off
+OUTLET_MESSAGES_MAX: Final = 1_000  # of one stream, on their way into the store of kept events
+OUTLET_BYTES_MAX: Final = 8 * 1024 * 1024
+ASKS_PER_SESSION_MAX: Final = 32  # questions that wait for one legacy client, at one edge
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,3 +64,5 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spool_bytes_max: int = 1024 * 1024 * 1024
     pending_records_max: int = 20_000
     sessions_per_subject_max: int = 1_000
+    streams_per_subject_max: int = 100  # long-lived ones (GET, subscriptions/listen), at one edge
+    stream_kept_s: float = 300.0  # for how long events of a resumable stream are kept

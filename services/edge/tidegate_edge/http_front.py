@@ -1,131 +1,29 @@
 """The front door: uvicorn's httptools protocol, with the MCP path answered here and every other request handed to ASGI.
 
-An `Exchange` stands where uvicorn expects its request/response cycle, so that pipelining, keep-alive and the drain at
-shutdown are uvicorn's own: `shutdown()` closes idle connections and lets a running exchange finish. Limits on headers,
-body and time are ours. Counterpart: `spine.py` serves an exchange. Written against uvicorn 0.54 (pinned to its minor
-version).
+An `Exchange` (`exchange.py`) stands where uvicorn expects its request/response cycle, so that pipelining, keep-alive
+and the drain at shutdown are uvicorn's own: `shutdown()` closes idle connections and lets a running exchange finish;
+streams without an end of their own are told by `draining`. Limits on headers, body and time are ours. Written against
+uvicorn 0.54 (pinned to its minor version).
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidegate.limits import HEADERS_BYTES_MAX, HEADERS_COUNT_MAX, Limits
 from tidegate_edge.accept import PARAM_HEADER, SINGLE_HEADERS
-from tidegate_edge.messages import INVALID_REQUEST, Reply, error_body
-from tidegate_edge.room import UNCOUNTED_BYTES, Room, Rooms
+from tidegate_edge.exchange import Exchange as Exchange
+from tidegate_edge.exchange import fault
+from tidegate_edge.messages import Reply
+from tidegate_edge.outlet import Outlets
+from tidegate_edge.room import UNCOUNTED_BYTES, Rooms
 
-_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_OK_JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
 LINGER_S: Final = 1.0
 _MCP_PATHS: Final = (b"/mcp/", b"/mcp?")
 _OWS: Final = (b" ", b"\t")
-
-
-class Exchange:
-    """One request to the MCP path and its reply. To uvicorn it looks like a RequestResponseCycle."""
-
-    __slots__ = (
-        "body_bytes",
-        "cancel_on_disconnect",
-        "client",
-        "disconnected",
-        "fault",
-        "headers",
-        "held",
-        "keep_alive",
-        "message_event",
-        "method",
-        "more_body",
-        "parts",
-        "path",
-        "protocol",
-        "response_complete",
-        "room",
-        "started_s",
-        "task",
-    )
-
-    def __init__(self, protocol: "McpProtocol", method: bytes, path: bytes, keep_alive: bool) -> None:
-        self.protocol = protocol
-        self.method = method
-        self.path = path
-        self.keep_alive = keep_alive
-        self.headers: dict[bytes, bytes] = {}
-        self.parts: list[bytes] = []
-        self.body_bytes = 0
-        self.room: Room | None = None  # that a large body is counted in
-        self.held = 0
-        self.more_body = True
-        self.disconnected = False
-        self.response_complete = False
-        self.cancel_on_disconnect = False
-        self.fault: Reply | None = None
-        self.message_event = protocol.idle_event
-        self.client = protocol.client
-        self.started_s = 0.0
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def body(self) -> bytes:
-        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-
-    def hold(self, size: int) -> bool:
-        """Count a large body. False where all rooms are taken."""
-        if self.room is None:
-            protocol = self.protocol
-            self.room = protocol.rooms.callers if protocol.knows(self) else protocol.rooms.strangers
-            size = self.body_bytes
-        if not self.room.take(size):
-            return False
-        self.held += size
-        return True
-
-    def let_go(self) -> None:
-        """The body is not held any more."""
-        if self.room is not None:
-            self.room.give_back(self.held)
-            self.held = 0
-
-    async def run_asgi(self, _app: object) -> None:
-        """Named for uvicorn, which starts a queued exchange by this."""
-        try:
-            reply = self.fault or await self.protocol.serve(self)
-        except asyncio.CancelledError:
-            self.protocol.transport.close()
-            raise
-        except Exception:  # a fault of ours must cost one request, not the connection's task
-            self.protocol.logger.exception("a request failed")
-            reply = _fault(500, "the gateway failed on this request; its log says more")
-        self.send(reply)
-
-    def send(self, reply: Reply) -> None:
-        """Write the reply; the exchange is over."""
-        self.let_go()
-        if self.disconnected or self.response_complete:
-            self.response_complete = True
-            return
-        self.response_complete = True
-        closing = reply.close or not self.keep_alive
-        headers = reply.headers + (b"connection: close\r\n" if closing else b"")
-        transport = self.protocol.transport
-        if self.method == b"HEAD":
-            transport.write(b"%bcontent-length: %d\r\n%b\r\n" % (_STATUS_LINES[reply.status], len(reply.body), headers))
-        elif reply.status == 200:
-            transport.write(_OK_JSON % (len(reply.body), headers, reply.body))
-        else:
-            kind = b"content-type: application/json\r\n" if reply.body else b""
-            line = _STATUS_LINES[reply.status]
-            transport.write(b"%b%bcontent-length: %d\r\n%b\r\n%b" % (line, kind, len(reply.body), headers, reply.body))
-        if reply.close:
-            self.protocol.end()
-        elif closing:
-            transport.close()
-        self.protocol.on_response_complete()
 
 
 Serve = Callable[[Exchange], Awaitable[Reply]]
@@ -143,6 +41,8 @@ class McpProtocol(HttpToolsProtocol):
     serve: Serve
     knows: Knows
     rooms: Rooms
+    outlets: Outlets
+    draining: asyncio.Event
     limits: Limits
     idle_event: asyncio.Event
 
@@ -253,15 +153,15 @@ class McpProtocol(HttpToolsProtocol):
             seen: set[bytes] = set()
             for name, _ in pairs:
                 if name in seen and (name in SINGLE_HEADERS or name.startswith(PARAM_HEADER)):
-                    exchange.fault = _fault(400, f"the header {name.decode('latin-1')} is given twice")
+                    exchange.fault = fault(400, f"the header {name.decode('latin-1')} is given twice")
                 seen.add(name)
         length = headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self.limits.body_bytes_max):
-            exchange.fault = _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")
+            exchange.fault = fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            exchange.fault = _fault(415, "a body is taken as it is: send it without Content-Encoding")
+            exchange.fault = fault(415, "a body is taken as it is: send it without Content-Encoding")
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            exchange.fault = _fault(400, "no transfer coding but chunked is served")
+            exchange.fault = fault(400, "no transfer coding but chunked is served")
         return headers
 
     def on_body(self, body: bytes) -> None:
@@ -275,9 +175,9 @@ class McpProtocol(HttpToolsProtocol):
         exchange.body_bytes += len(body)
         if exchange.body_bytes > self.limits.body_bytes_max:
             exchange.parts.clear()
-            self._refuse(exchange, _fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes"))
+            self._refuse(exchange, fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes"))
         elif exchange.body_bytes > UNCOUNTED_BYTES and not exchange.hold(len(body)):
-            self._refuse(exchange, _fault(503, "too many large requests at once; try again shortly"))
+            self._refuse(exchange, fault(503, "too many large requests at once; try again shortly"))
 
     def on_message_complete(self) -> None:
         self._began_s = 0.0
@@ -317,6 +217,11 @@ class McpProtocol(HttpToolsProtocol):
         else:
             self._idle_since_s = time.monotonic()
 
+    def shutdown(self) -> None:
+        """Named for uvicorn, which calls it when the server is to end."""
+        self.draining.set()
+        super().shutdown()
+
     def is_idle(self, now_s: float) -> bool:
         """True when no request has come for longer than the keep-alive time."""
         resting = self._began_s == 0.0 and (self.cycle is None or self.cycle.response_complete)
@@ -330,6 +235,12 @@ class McpProtocol(HttpToolsProtocol):
         if isinstance(self.cycle, Exchange) and self.cycle.more_body:
             allowed += self.limits.body_timeout_s
         return now_s - self._began_s > allowed
+
+    def tick(self, now_s: float) -> None:
+        """Keep the stream under way alive, if there is one."""
+        running = self._running
+        if running is not None and running.out is not None and not running.response_complete:
+            running.out.tick(now_s)
 
     def refuse_slow(self) -> None:
         """Answer 408 and close."""
@@ -351,15 +262,15 @@ class McpProtocol(HttpToolsProtocol):
             self.cycle = exchange  # type: ignore[assignment]
             if before is not None and not before.response_complete:
                 self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
-        self._refuse(exchange, _fault(status, message))
+        self._refuse(exchange, fault(status, message))
 
-    def _refuse(self, exchange: Exchange, fault: Reply) -> None:
+    def _refuse(self, exchange: Exchange, reply: Reply) -> None:
         """Answer without waiting for the rest of the request, once what came before is answered."""
         self._ended = True
         self._began_s = 0.0
         exchange.parts.clear()
         exchange.let_go()
-        exchange.fault, exchange.more_body = fault, False
+        exchange.fault, exchange.more_body = reply, False
         if not self.pipeline:
             self._start_asgi_task(exchange, self.app)
 
@@ -371,13 +282,23 @@ class McpProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.close)
 
 
-def _fault(status: int, message: str) -> Reply:
-    return Reply(status, error_body(None, INVALID_REQUEST, message), close=True)
-
-
-def protocol_class(serve: Serve, knows: Knows, limits: Limits, rooms: Rooms | None = None) -> type[McpProtocol]:
-    """The class to hand to uvicorn (`Config(http=…)`), bound to this edge."""
-    bound = {"serve": staticmethod(serve), "knows": staticmethod(knows), "limits": limits, "rooms": rooms or Rooms()}
+def protocol_class(
+    serve: Serve,
+    knows: Knows,
+    limits: Limits,
+    rooms: Rooms | None = None,
+    outlets: Outlets | None = None,
+    draining: asyncio.Event | None = None,
+) -> type[McpProtocol]:
+    """The class to hand to uvicorn (`Config(http=…)`), bound to this edge. `draining` is set when the server ends."""
+    bound = {
+        "serve": staticmethod(serve),
+        "knows": staticmethod(knows),
+        "limits": limits,
+        "rooms": rooms or Rooms(),
+        "outlets": outlets or Outlets(),
+        "draining": draining or asyncio.Event(),
+    }
     return type("BoundMcpProtocol", (McpProtocol,), bound)
 
 
@@ -393,3 +314,5 @@ async def sweep_connections(connections: set[Any], every_s: float = 1.0) -> None
                 connection.refuse_slow()
             elif connection.is_idle(now_s):
                 connection.transport.close()
+            else:
+                connection.tick(now_s)

@@ -1,0 +1,126 @@
+"""Questions put to legacy clients (sampling, elicitation, roots): a request goes out on the client's stream, and its
+answer is POSTed to any edge.
+
+A question's id names the edge that asked, so that the others know where to bring the answer. An answer counts only when
+it comes from the session that was asked. Counterpart: `listen.py` and the bridge put questions, `methods.py` brings
+answers.
+"""
+
+import asyncio
+import re
+from collections import Counter
+from itertools import count
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tidegate.errors import CallerFault
+from tidegate.limits import ASKS_PER_SESSION_MAX
+from tidegate.sessions.port import Bus, SessionsUnavailable
+from tidegate_edge.messages import RequestId, encode, request_body
+from tidegate_edge.outlet import Outlet
+from tidegate_edge.upstream.port import Answer
+
+KIND: Final = "answer"
+_ASK_ID: Final = re.compile(r"ask-([A-Za-z0-9]{1,32})-([0-9]{1,18})")
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """On the bus: an answer on its way to the edge that asked."""
+
+    session: str
+    id: str
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode: Final = msgspec.json.Decoder(Delivery).decode
+_NULL: Final = b"null"
+
+
+class Pending(NamedTuple):
+    """A question that waits."""
+
+    session: str
+    answer: "asyncio.Future[Answer]"
+
+
+class Asks:
+    """Of one edge."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._pending: dict[str, Pending] = {}
+        self._of_session: Counter[str] = Counter()
+        self._numbers = count(1)
+        bus.on_message(KIND, self._heard)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    async def ask(self, outlet: Outlet, session: str, method: str, params: bytes, timeout_s: float) -> Answer:
+        """The client's answer, result or error. Raises CallerFault: `client-unreachable`, `client-asked-too-much` or
+        `client-silent`. A question that nobody waits for any more is withdrawn.
+        """
+        if not outlet.is_open:
+            raise CallerFault("the client cannot be reached any more", code="client-unreachable")
+        if self._of_session[session] >= ASKS_PER_SESSION_MAX:
+            raise CallerFault(
+                f"{ASKS_PER_SESSION_MAX} questions wait for this client already; it must answer some first",
+                code="client-asked-too-much",
+            )
+        ask_id = f"ask-{self._bus.address}-{next(self._numbers)}"
+        pending = Pending(session, asyncio.get_running_loop().create_future())
+        self._pending[ask_id] = pending
+        self._of_session[session] += 1
+        try:
+            outlet.send(request_body(ask_id, method, params))
+            async with asyncio.timeout(timeout_s):
+                return await pending.answer
+        except TimeoutError:
+            sentence = f"the client has not answered {method} within {timeout_s:g} s"
+            raise CallerFault(sentence, code="client-silent") from None
+        finally:
+            self._forget(ask_id, pending)
+            if not pending.answer.done() or pending.answer.cancelled():
+                outlet.send(_withdrawal(ask_id))
+
+    async def answered(self, session: str, request_id: RequestId, answer: Answer) -> bool:
+        """Bring a POSTed response to whoever asked. False: nobody waits for it, or its edge is gone."""
+        found = _ASK_ID.fullmatch(request_id) if isinstance(request_id, str) else None
+        if found is None:
+            return False
+        assert isinstance(request_id, str)
+        if found[1] == self._bus.address:
+            return self._deliver(session, request_id, answer)
+        raw = Delivery(session, request_id, msgspec.Raw(answer.result or _NULL), msgspec.Raw(answer.error or _NULL))
+        try:
+            return await self._bus.post(found[1], KIND.encode() + b"\n" + encode(raw))
+        except SessionsUnavailable:
+            return False
+
+    def _deliver(self, session: str, ask_id: str, answer: Answer) -> bool:
+        pending = self._pending.get(ask_id)
+        if pending is None or pending.session != session or pending.answer.done():
+            return False
+        pending.answer.set_result(answer)
+        return True
+
+    def _heard(self, message: bytes) -> None:
+        try:
+            delivery = _decode(message)
+        except msgspec.DecodeError:
+            return
+        result, error = bytes(delivery.result), bytes(delivery.error)
+        self._deliver(delivery.session, delivery.id, Answer(error=error) if error != _NULL else Answer(result=result))
+
+    def _forget(self, ask_id: str, pending: Pending) -> None:
+        self._pending.pop(ask_id, None)
+        self._of_session[pending.session] -= 1
+        if self._of_session[pending.session] <= 0:
+            del self._of_session[pending.session]
+
+
+def _withdrawal(ask_id: str) -> bytes:
+    params = encode({"requestId": ask_id, "reason": "the answer is not awaited any more"})
+    return b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":%b}' % params
