@@ -9,7 +9,7 @@ and send once more.
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,17 @@ from tidegate_edge.messages import CLIENT_CAPABILITIES_META, CLIENT_INFO_META, P
 from tidegate_edge.translate import CLIENT_INFO, MODERN
 from tidegate_edge.upstream.connection import Pool, Response
 from tidegate_edge.upstream.listing import drain_tools
-from tidegate_edge.upstream.port import NO_ROUTING, Answer, Caller, Definitions, Routing
+from tidegate_edge.upstream.port import (
+    SILENCE,
+    Answer,
+    Caller,
+    Definitions,
+    Outgoing,
+    Paused,
+    Routing,
+    Talk,
+    Wanted,
+)
 
 LEGACY: Final = "2025-11-25"
 SESSION_TTL_S: Final = 3_600.0
@@ -51,35 +61,45 @@ class HttpUpstream:
         ).encode()
         self._modern_head = self._head + f"mcp-protocol-version: {MODERN}\r\n".encode()
 
-    @property
-    def modern(self) -> bool:
-        return bool(self._modern)
-
     async def start(self) -> None:
         """Nothing to do: connections open with the first request."""
 
-    async def ready(self, timeout_s: float) -> None:
+    def known_era(self, client_modern: bool) -> bool | None:
+        return self._modern
+
+    async def era(self, client_modern: bool, timeout_s: float) -> bool:
         if self._modern is None:
             with _nothing_sent():
                 await self._find_era(timeout_s)
+        return bool(self._modern)
 
-    async def request(
-        self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float
-    ) -> Answer:
-        if self._modern:
-            return await self._modern_request(method, params, routing, timeout_s)
-        return await self._legacy_request(method, params, caller, timeout_s)
+    async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
+        if outgoing.modern:
+            return await self._modern_request(outgoing.method, outgoing.params, outgoing.routing, outgoing.timeout_s)
+        return await self._legacy_request(outgoing.method, outgoing.params, outgoing.caller, outgoing.timeout_s)
+
+    async def resume(
+        self, ticket: bytes, answers: Mapping[str, Answer], caller: Caller, talk: Talk, timeout_s: float
+    ) -> Answer | Paused:
+        raise UpstreamFault(f"{self.name}: the pause has ended", code="upstream-pause-ended", sent=False)
+
+    async def notify(self, method: str, params: bytes, caller: Caller) -> None: ...
+
+    async def listen(self, wanted: Wanted, caller: Caller, modern: bool, talk: Talk) -> None: ...
+
+    async def end(self, caller: Caller) -> None: ...
 
     async def definitions(self, timeout_s: float) -> Definitions:
-        await self.ready(timeout_s)
+        modern = await self.era(True, timeout_s)
 
         async def fetch(cursor: str | None) -> Answer:
             params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
-            if self._modern:
+            if modern:
                 params["_meta"] = _own_meta()
-            return await self.request(
-                "tools/list", encode(params), self._owner, routing=NO_ROUTING, timeout_s=timeout_s
-            )
+            outgoing = Outgoing("tools/list", encode(params), self._owner, modern, timeout_s)
+            answer = await self.request(outgoing, SILENCE)
+            assert isinstance(answer, Answer)
+            return answer
 
         return await drain_tools(self.name, fetch)
 
