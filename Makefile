@@ -16,10 +16,10 @@ endif
 SOURCES = shared services cli bench infra loadtests tests tools
 EXISTING = $(wildcard $(SOURCES))
 
-.PHONY: help setup run test check lint fmt bench lock clean
+.PHONY: help setup run test check lint fmt bench conformance lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install everything that development and the tests need, into .venv
 	$(UV) sync --group dev
@@ -45,6 +45,9 @@ fmt: setup ## format the code and apply safe fixes
 
 bench: setup ## measure a governed call beside a direct one and a bare passthrough
 	$(DEV) python -m bench.run
+
+conformance: setup ## run the MCP conformance suite directly and through two edges, and write docs/conformance.md
+	$(DEV) python -m tests.conformance.run
 
 lock: ## resolve the newest versions anew and write them as pins into pyproject.toml
 	$(UV) run --no-project --python '>=3.11' python tools/pin.py "$$uv"

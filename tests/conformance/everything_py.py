@@ -12,8 +12,6 @@ from typing import Any
 import anyio
 import mcp_types as types
 import uvicorn
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.lowlevel.server import NotificationOptions
@@ -23,9 +21,18 @@ from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, PromptsListChanged, ToolsListChanged
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from facts import FACTS, NEEDED, PAUSE_S, completed, content_of, filled, told
+from facts import (  # type: ignore[import-not-found]  # beside this script
+    FACTS,
+    NEEDED,
+    PAUSE_S,
+    completed,
+    content_of,
+    filled,
+    told,
+)
 
 Context = ServerRequestContext[Any, Any]
 BUS = InMemorySubscriptionBus()
@@ -85,7 +92,7 @@ async def act(context: Context, name: str) -> None:
     session = context.session
     for number, line in enumerate(FACTS["logs"].get(name, [])):
         await anyio.sleep(PAUSE_S if number else 0)
-        await session.send_log_message("info", line, "everything", context.request_id)  # type: ignore[deprecated]
+        await session.send_log_message("info", line, "everything", context.request_id)
     match name:
         case "test_tool_with_progress":
             for done in (0, 50, 100):
@@ -124,7 +131,9 @@ async def ask(
     if not is_modern(context):
         return {key: await answer_of(context, want) for wants in rounds for key, want in wants.items()}
     number = int(params.request_state or 0) if asking.get("stateful") else 0
-    given = {key: answer.model_dump(by_alias=True, mode="json") for key, answer in (params.input_responses or {}).items()}
+    given = {
+        key: answer.model_dump(by_alias=True, mode="json") for key, answer in (params.input_responses or {}).items()
+    }
     if rounds[number].keys() <= given.keys():
         number += 1
     if number == len(rounds):
