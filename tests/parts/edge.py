@@ -88,12 +88,29 @@ class Answer:
         return str(self.result["content"][0]["text"])
 
 
+@dataclass
+class Event:
+    """One server-sent event; `comment` where it was nothing else."""
+
+    id: str = ""
+    data: str = ""
+    retry_ms: int | None = None
+    comment: bool = False
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
 class Client:
     """One connection: bytes out, answers in."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self._chunked = False
+        self._events = b""  # of the stream being read, as far as they have come
+        self._over = False
 
     def write(self, raw: bytes) -> None:
         self.writer.write(raw)
@@ -108,6 +125,47 @@ class Client:
             length = 0 if head_only or status < 200 else int(headers["content-length"])
             return Answer(status, headers, await self.reader.readexactly(length))
 
+    async def stream(self, timeout_s: float = 10.0) -> Answer:
+        """The head of the next answer, whose body is read event by event; a plain answer whole, if it is none."""
+        async with asyncio.timeout(timeout_s):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            line, *lines = head.split("\r\n")
+            headers = {name.lower(): value.strip() for name, value in (one.split(":", 1) for one in lines if one)}
+            self._chunked, self._events, self._over = headers.get("transfer-encoding") == "chunked", b"", False
+            body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+            return Answer(int(line.split(" ")[1]), headers, body)
+
+    async def event(self, timeout_s: float = 10.0, *, comments: bool = False) -> Event | None:
+        """The next event; None at the stream's proper end. Raises IncompleteReadError where it breaks off."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                while b"\n\n" not in self._events:
+                    if self._over or not await self._more():
+                        assert not self._events, self._events
+                        return None
+                raw, self._events = self._events.split(b"\n\n", 1)
+                found = _event_of(raw.decode())
+                if comments or not found.comment:
+                    return found
+
+    async def events(self, timeout_s: float = 10.0) -> list[Event]:
+        """All until the end."""
+        found: list[Event] = []
+        while (event := await self.event(timeout_s)) is not None:
+            found.append(event)
+        return found
+
+    async def _more(self) -> bool:
+        if self._chunked:
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            self._events += (await self.reader.readexactly(size + 2))[:-2]
+            self._over = size == 0
+            return size > 0
+        piece = await self.reader.read(1 << 16)
+        self._events += piece
+        self._over = not piece
+        return bool(piece)
+
     async def ended(self, timeout_s: float = 10.0) -> bytes:
         """What is left until the other side closes."""
         async with asyncio.timeout(timeout_s):
@@ -118,6 +176,21 @@ class Client:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def _event_of(raw: str) -> Event:
+    event = Event(comment=True)
+    for line in raw.split("\n"):
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        event.comment = event.comment and not field
+        if field == "id":
+            event.id = value
+        elif field == "data":
+            event.data += value
+        elif field == "retry":
+            event.retry_ms = int(value)
+    return event
 
 
 def modern_body(method: str, params: dict[str, Any] | None = None, request_id: Any = 1) -> bytes:

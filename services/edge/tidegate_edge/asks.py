@@ -59,15 +59,15 @@ class Asks:
         return len(self._pending)
 
     async def ask(self, outlet: Outlet, session: str, method: str, params: bytes, timeout_s: float) -> Answer:
-        """The client's answer, result or error. Raises CallerFault: `client-unreachable`, `client-asked-too-much` or
-        `client-silent`. A question that nobody waits for any more is withdrawn.
+        """The client's answer, result or error. Raises CallerFault: `client-unreachable`, `asks-too-many` or
+        `ask-timeout`. A question that nobody waits for any more is withdrawn.
         """
         if not outlet.is_open:
             raise CallerFault("the client cannot be reached any more", code="client-unreachable")
         if self._of_session[session] >= ASKS_PER_SESSION_MAX:
             raise CallerFault(
                 f"{ASKS_PER_SESSION_MAX} questions wait for this client already; it must answer some first",
-                code="client-asked-too-much",
+                code="asks-too-many",
             )
         ask_id = f"ask-{self._bus.address}-{next(self._numbers)}"
         pending = Pending(session, asyncio.get_running_loop().create_future())
@@ -79,7 +79,7 @@ class Asks:
                 return await pending.answer
         except TimeoutError:
             sentence = f"the client has not answered {method} within {timeout_s:g} s"
-            raise CallerFault(sentence, code="client-silent") from None
+            raise CallerFault(sentence, code="ask-timeout") from None
         finally:
             self._forget(ask_id, pending)
             if not pending.answer.done() or pending.answer.cancelled():

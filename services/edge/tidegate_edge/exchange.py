@@ -110,7 +110,9 @@ class Exchange:
         except Exception:  # a fault of ours must cost one request, not the connection's task
             self.protocol.logger.exception("a request failed")
             reply = fault(500, "the gateway failed on this request; its log says more")
-        if self.out is None or not await self.out.finish(reply):
+        if self.out is not None and self.out.stream.is_begun:
+            await self.out.finish(reply)
+        else:
             self.send(reply)
 
     def send(self, reply: Reply) -> None:

@@ -67,6 +67,7 @@ MUTE: Final = Mute()
 class StreamOutlet:
     """The outlet of an exchange: not resumable, so an event goes to the wire at once."""
 
+    __slots__ = ("stream",)
     resumable = False
 
     def __init__(self, stream: EventStream) -> None:
@@ -86,14 +87,11 @@ class StreamOutlet:
 
     def rest(self, retry_ms: int) -> None: ...
 
-    async def finish(self, reply: Reply) -> bool:
-        """The stream's last event and its end. False: no stream was begun, so the reply is still to be sent."""
-        if not self.stream.is_begun:
-            return False
-        if reply.body:  # whatever the status: the stream's was sent with its head
+    async def finish(self, reply: Reply) -> None:
+        """The stream, once begun, ends with this as its last event; whatever the status, which went with the head."""
+        if reply.body:
             self.stream.write(event(reply.body))
         self.stream.end()
-        return True
 
     async def abandon(self) -> None:
         """The handler was cancelled: no answer will come."""
@@ -112,6 +110,18 @@ class Rest(NamedTuple):
 class ResumableOutlet(StreamOutlet):
     """Events go through a bounded queue to the store and, once kept, to the wire. One writer: order holds."""
 
+    __slots__ = (
+        "_keeping",
+        "_kept",
+        "_name",
+        "_opened",
+        "_owner",
+        "_request_id",
+        "_ttl_s",
+        "_waiting",
+        "_waiting_bytes",
+        "_writer",
+    )
     resumable = True
 
     def __init__(
@@ -154,16 +164,13 @@ class ResumableOutlet(StreamOutlet):
             self.open()
         super().tick(now_s)
 
-    async def finish(self, reply: Reply) -> bool:
-        if not self._opened:
-            return False
+    async def finish(self, reply: Reply) -> None:
         if reply.body:
             self._enqueue(reply.body)
         if self._writer is not None:
             await self._writer
         await self._end_kept()
         self.stream.end()
-        return True
 
     async def abandon(self) -> None:
         """Whoever comes back for the answer is told that none will come."""
