@@ -14,7 +14,9 @@ Decided = Literal["allow", "deny", "ask", "limited"]
 Stage = Literal["policy", "limit", "quarantine", "inspection", "admission", "log"]
 Mode = Literal["spool", "strict", "strict-or-spool", "async"]
 Capture = Literal["full", "masked", "digest", "none"]
-Outcome = Literal["ok", "tool-error", "rpc-error", "upstream-failed", "timeout", "cancelled", "blocked"]
+Outcome = Literal[
+    "ok", "tool-error", "rpc-error", "upstream-failed", "timeout", "cancelled", "blocked", "input-required"
+]
 Direction = Literal["arguments", "result"]
 
 

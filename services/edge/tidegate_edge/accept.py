@@ -64,17 +64,27 @@ class Request(msgspec.Struct, frozen=True):
     modern: bool
     version: str  # protocol revision; for `initialize` the header's or the assumed one
     session: str = ""  # MCP-Session-Id as sent (legacy only)
+    in_batch: bool = False
     client_info: Any = None
     headers: dict[bytes, bytes] = {}  # of a modern request: Mcp-Param-* are judged once the tool is known
 
 
+class Response(msgspec.Struct, frozen=True):
+    """A legacy client's answer to a request that a server put to it. One of `result` and `error` is not empty."""
+
+    id: RequestId
+    session: str
+    result: bytes = b""
+    error: bytes = b""
+
+
 class Batch(msgspec.Struct, frozen=True):
-    """A JSON-RPC batch; revision 2025-03-26 alone."""
+    """A JSON-RPC batch; revision 2025-03-26 alone, which is checked again once the session is known."""
 
-    members: tuple["Request | Reply", ...]
+    members: tuple["Request | Response | Reply", ...]
 
 
-def accept(headers: dict[bytes, bytes], body: bytes) -> Request | Batch | Reply:
+def accept(headers: dict[bytes, bytes], body: bytes) -> Request | Response | Batch | Reply:
     """Read one POST. `headers`: lower-case names, values stripped of SP and HTAB, no duplicates of SINGLE_HEADERS."""
     if headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower() != b"application/json":
         return refuse(415, INVALID_REQUEST, "content-type must be application/json")
@@ -94,7 +104,7 @@ def accept(headers: dict[bytes, bytes], body: bytes) -> Request | Batch | Reply:
 
 def refuse(status: int, code: int, message: str, request_id: RequestId | None = None, data: Any = None) -> Reply:
     """A refusal as an HTTP status with a JSON-RPC error body."""
-    return Reply(status, error_body(request_id, code, message, data))
+    return Reply(status, error_body(request_id, code, message, data), refused=True)
 
 
 def _accepts_json(accept_header: bytes | None) -> bool:
@@ -110,24 +120,27 @@ def _batch(value: list[Any], body: bytes, headers: dict[bytes, bytes], version: 
     if not 0 < len(value) <= BATCH_MEMBERS_MAX:
         return refuse(400, INVALID_REQUEST, f"a batch has 1 to {BATCH_MEMBERS_MAX} members, got {len(value)}")
     raw_members = msgspec.json.decode(body, type=list[msgspec.Raw])
-    members: list[Request | Reply] = []
+    members: list[Request | Response | Reply] = []
     for member, raw in zip(value, raw_members, strict=True):
         if not isinstance(member, dict):
             members.append(refuse(400, INVALID_REQUEST, "expected a JSON-RPC object"))
         elif member.get("method") == "initialize":
             members.append(refuse(400, INVALID_REQUEST, "initialize must not be part of a batch", _id_of(member)))
         else:
-            members.append(_message(member, bytes(raw), headers, version))
+            read = _message(member, bytes(raw), headers, version)
+            members.append(msgspec.structs.replace(read, in_batch=True) if isinstance(read, Request) else read)
     return Batch(tuple(members))
 
 
-def _message(value: dict[str, Any], body: bytes, headers: dict[bytes, bytes], version: str) -> Request | Reply:
+def _message(
+    value: dict[str, Any], body: bytes, headers: dict[bytes, bytes], version: str
+) -> Request | Response | Reply:
     request_id = _id_of(value)
     if value.get("jsonrpc") != "2.0":
         return refuse(400, INVALID_REQUEST, 'expected "jsonrpc":"2.0"', request_id)
     method = value.get("method")
     if not isinstance(method, str):
-        return _response(value, version, request_id)
+        return _response(value, body, headers, version)
     if "id" in value and request_id is None:
         return refuse(400, INVALID_REQUEST, "id must be a string or an integer")
     params = value.get("params", {})
@@ -138,10 +151,19 @@ def _message(value: dict[str, Any], body: bytes, headers: dict[bytes, bytes], ve
     return _legacy(method, params, request_id, body, headers, version)
 
 
-def _response(value: dict[str, Any], version: str, request_id: RequestId | None) -> Reply:
-    if version not in MODERN_VERSIONS and ("result" in value or "error" in value):
-        return Reply(202)  # an answer to a request this edge did not send: accepted and dropped, as the transport asks
-    return refuse(400, INVALID_REQUEST, "method is missing", request_id)
+def _response(value: dict[str, Any], body: bytes, headers: dict[bytes, bytes], version: str) -> Response | Reply:
+    request_id = _id_of(value)
+    if version in MODERN_VERSIONS:  # 2026-07-28 basic/transports: clients answer by sending the request again
+        return refuse(400, INVALID_REQUEST, "method is missing; responses are not taken on this revision", request_id)
+    wire = messages.decode_wire(body)
+    if request_id is None or (wire.result is msgspec.UNSET) == (wire.error is msgspec.UNSET):
+        return refuse(400, INVALID_REQUEST, "expected a method, or an id with one of result and error", request_id)
+    session = headers.get(b"mcp-session-id", b"").decode("latin-1")
+    if not session:
+        return refuse(400, INVALID_REQUEST, "Mcp-Session-Id is missing: send initialize first", request_id)
+    if wire.result is not msgspec.UNSET:
+        return Response(request_id, session, result=bytes(wire.result))
+    return Response(request_id, session, error=bytes(wire.error))  # type: ignore[arg-type]
 
 
 def _modern(

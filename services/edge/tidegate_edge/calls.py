@@ -17,14 +17,17 @@ from tidegate.events import (
     Sealed,
     Stage,
 )
-from tidegate.identity import Principal
 from tidegate.ids import now_us, uuid7
+from tidegate_edge.abilities import NONE, Abilities
 from tidegate_edge.accept import Request
-from tidegate_edge.catalog import Tool
+from tidegate_edge.catalog import Item
 from tidegate_edge.ruling import Ruling
+from tidegate_edge.upstream.port import Asked
+from tidegate_edge.visit import Visit
 
 NULL: Final = msgspec.Raw(b"null")
 EMPTY_OBJECT: Final = b"{}"
+TARGET_CHARS_MAX: Final = 1_024  # of a resource's URI; a tool's name is shorter
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -47,10 +50,25 @@ class Terms(msgspec.Struct, frozen=True):
     capture: Capture = "masked"
 
 
+class Inputs(msgspec.Struct, frozen=True):
+    """What a further round of a logical call brings along: the client's answers, and what they answer."""
+
+    root: str  # call_id of the first round
+    rounds: int  # that went before
+    state: str | None = None  # the modern upstream's own requestState
+    responses: dict[str, msgspec.Raw] = {}
+    asked: dict[str, Asked] = {}  # what a paused legacy upstream waits for
+    ticket: bytes = b""  # of the pause
+    held_by: str = ""  # the bus address of the edge that holds it; "": any
+
+
 class Ongoing:
-    """The facts of one call. Steps of the spine add theirs; the events read them."""
+    """The facts of one call: one round of it, where input is asked for. Steps of the spine add theirs; events read
+    them.
+    """
 
     __slots__ = (
+        "abilities",
         "arguments",
         "arguments_captured",
         "bundle",
@@ -63,49 +81,49 @@ class Ongoing:
         "fingerprints",
         "forwarded_us",
         "hidden",
+        "inputs",
+        "item",
+        "log_level",
         "members",
         "message",
+        "method",
         "policy_us",
         "principal",
-        "protocol_session",
         "reason",
         "release",
         "request",
         "requested_us",
+        "root",
         "rules",
         "ruling",
-        "session_id",
+        "server",
         "stage",
         "target",
         "terms",
-        "tool",
-        "tool_server",
+        "upstream_modern",
+        "visit",
     )
 
     def __init__(
-        self,
-        request: Request,
-        principal: Principal,
-        tool: Tool | None,
-        named: str,
-        server: str,
-        terms: Terms,
-        at_us: int,
+        self, visit: Visit, request: Request, item: Item | None, target: str, terms: Terms, at_us: int
     ) -> None:
-        self.call_id = uuid7(at_us)
+        self.call_id = self.root = uuid7(at_us)
         self.requested_us = at_us
         self.request = request
-        self.principal = principal
-        self.tool = tool
-        self.tool_server = tool.server if tool else server
-        self.target = tool.name if tool else named[:128]
+        self.method = request.method
+        self.visit = visit
+        self.principal = visit.principal
+        self.item = item
+        self.server = item.server if item else visit.door[:64]
+        self.target = target[:TARGET_CHARS_MAX]
         self.terms = terms
-        self.session_id = ""
-        self.protocol_session = ""
+        self.inputs: Inputs | None = None
+        self.abilities: Abilities = NONE
+        self.log_level = ""
         self.members: dict[str, msgspec.Raw] = {}  # of the params, byte for byte
         self.arguments = EMPTY_OBJECT  # as they will be forwarded
         self.arguments_captured = EMPTY_OBJECT  # without what the inspection found
-        self.hidden = False  # the principal may not know that the tool exists
+        self.hidden = False  # the principal may not know that the target exists
         self.decision: Decided = "deny"
         self.stage: Stage = "admission"
         self.reason = ""
@@ -121,10 +139,15 @@ class Ongoing:
         self.dimensions: dict[str, Any] = {}  # what both events of the call say; fixed with the first
         self.policy_us = 0
         self.forwarded_us = 0
+        self.upstream_modern = False  # known once it is forwarded
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return self.tool.labels if self.tool else ()
+        return self.item.labels if self.item else ()
+
+    @property
+    def is_tool_call(self) -> bool:
+        return self.request.method == "tools/call"
 
     def refuse(self, stage: Stage, reason: str, message: str, decision: Decided = "deny") -> None:
         self.decision, self.stage, self.reason, self.message = decision, stage, reason, message
@@ -170,16 +193,16 @@ def _dimensions(call: Ongoing, place: Place) -> dict[str, Any]:
     principal = call.principal
     return {
         "call_id": call.call_id,
-        "root_call_id": call.call_id,
+        "root_call_id": call.root,
         "requested_us": call.requested_us,
         "subject_id": principal.subject_id,
         "agent": principal.agent,
-        "session_id": call.session_id,
-        "protocol_session_id": call.protocol_session,
-        "protocol": call.request.version,
+        "session_id": call.visit.session_id,
+        "protocol_session_id": call.visit.protocol_session,
+        "protocol": call.visit.protocol,
         "edge": place.edge,
-        "method": call.request.method,
-        "server": call.tool_server,
+        "method": call.method,
+        "server": call.server,
         "target": call.target,
         "mode": call.terms.mode,
         "decision": call.decision,

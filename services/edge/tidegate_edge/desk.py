@@ -15,10 +15,11 @@ from tidegate.events import RequestRefused
 from tidegate.identity import Principal, Refused, www_authenticate
 from tidegate.ids import now_us
 from tidegate.settings import Settings
-from tidegate_edge import methods
-from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, accept, refuse
+from tidegate_edge import methods, sessions, streams
+from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, Response, accept, refuse
 from tidegate_edge.edge import Edge
-from tidegate_edge.http_front import Exchange
+from tidegate_edge.exchange import Exchange
+from tidegate_edge.inflight import ClientCancelled
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply
 
 CREDENTIALS_NEEDED: Final = (
@@ -30,7 +31,7 @@ ELSEWHERE: Final = Refused(
     "the token was made for another endpoint of this gateway (aud); ask for one for this endpoint",
 )
 BEARER: Final = b"Bearer "
-ALLOW: Final = b"allow: POST, DELETE\r\n"
+ALLOW: Final = b"allow: POST, GET, DELETE\r\n"
 
 
 class Desk:
@@ -73,16 +74,13 @@ class Desk:
             return self._challenge(ELSEWHERE, server)
         if exchange.method == b"POST":
             return await self._post(exchange, headers, principal, server)
-        if (
-            exchange.method == b"DELETE"
-            and headers.get(b"mcp-protocol-version", b"").decode("latin-1") not in MODERN_VERSIONS
-        ):
-            return await methods.end_session(
-                self._edge, principal, headers.get(b"mcp-session-id", b"").decode("latin-1")
-            )
-        return Reply(
-            405, refuse(405, INVALID_REQUEST, "this endpoint takes POST, and DELETE for a session").body, ALLOW
-        )
+        if headers.get(b"mcp-protocol-version", b"").decode("latin-1") not in MODERN_VERSIONS:
+            if exchange.method == b"GET":
+                return await streams.get_stream(self._edge, principal, server, exchange)
+            if exchange.method == b"DELETE":
+                return await sessions.end(self._edge, principal, headers.get(b"mcp-session-id", b"").decode("latin-1"))
+        told = "this endpoint takes POST; GET and DELETE are for sessions of the revisions before 2026-07-28"
+        return Reply(405, refuse(405, INVALID_REQUEST, told).body, ALLOW)
 
     def _wrong_address(self, headers: dict[bytes, bytes]) -> Reply | None:
         """Foreign Host or Origin: DNS rebinding (2025-11-25 and 2026-07-28 transports, Security)."""
@@ -125,26 +123,36 @@ class Desk:
             return await self._batch(principal, server, accepted)
         if isinstance(accepted, Request):
             exchange.cancel_on_disconnect = accepted.modern
-        return await self._answer(principal, server, accepted)
+        return await self._answer(principal, server, accepted, exchange)
 
     async def _batch(self, principal: Principal, server: str, batch: Batch) -> Reply:
-        replies = await asyncio.gather(*[self._answer(principal, server, member) for member in batch.members])
+        replies = await asyncio.gather(*[self._answer(principal, server, one, None) for one in batch.members])
+        refused = next((reply for reply in replies if reply.status == 404), None)  # the session they share is gone
+        if refused is not None:
+            return refused
         bodies = [reply.body for reply in replies if reply.body]
         return Reply(200, b"[%b]" % b",".join(bodies)) if bodies else Reply(202)
 
-    async def _answer(self, principal: Principal, server: str, accepted: Request | Reply) -> Reply:
-        if isinstance(accepted, Request):
+    async def _answer(
+        self, principal: Principal, server: str, accepted: Request | Response | Reply, exchange: Exchange | None
+    ) -> Reply:
+        if isinstance(accepted, Reply):
+            reply = accepted
+        else:
             try:
-                reply = await methods.serve(self._edge, principal, server, accepted)
+                if isinstance(accepted, Response):
+                    reply = await sessions.answered(self._edge, principal, accepted)
+                else:
+                    reply = await methods.serve(self._edge, principal, server, accepted, exchange)
             except Fault as fault:  # of a batch, one member's fault is not the others'
                 reply = refuse(503, INTERNAL_ERROR, fault.sentence, accepted.id, {"reason": fault.code})
-        else:
-            reply = accepted
-        if reply.status >= 400 and not reply.recorded:
+            except ClientCancelled:
+                reply = Reply(202)
+        if not reply.recorded and (reply.status >= 400 or reply.refused):
             await self._record_refusal(principal, accepted, reply)
         return reply
 
-    async def _record_refusal(self, principal: Principal, accepted: Request | Reply, reply: Reply) -> None:
+    async def _record_refusal(self, principal: Principal, accepted: Request | Response | Reply, reply: Reply) -> None:
         """Refusals of known principals are facts. What cannot be recorded is refused all the same."""
         ruling = self._edge.rulings.get(principal.tenant)
         method = accepted.method[:64] if isinstance(accepted, Request) else ""

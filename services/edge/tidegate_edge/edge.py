@@ -1,22 +1,32 @@
 """The edge's state that a call reads: swapped whole by the watchers, never changed in place. Made in `wiring.py`."""
 
+import asyncio
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tidegate.events import Mode
 from tidegate.identity import TokenVerifier
+from tidegate.lifecycle import Background
 from tidegate.limits import Limits
 from tidegate.policy.control import Quarantines
 from tidegate.sealing import Sealer
 from tidegate.secrets import ClusterSecrets
 from tidegate.sessions.port import RENEWED_AFTER, SessionStore
 from tidegate.settings import Settings
+from tidegate_edge.announcements import Announcements
+from tidegate_edge.asks import Asks
 from tidegate_edge.calls import Place, Terms
-from tidegate_edge.catalog import Tool
+from tidegate_edge.catalog import Item
 from tidegate_edge.counters import Counters
+from tidegate_edge.inflight import InFlight
 from tidegate_edge.recorder import Recorder
 from tidegate_edge.renewals import Renewals
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Upstream
+
+if TYPE_CHECKING:
+    from tidegate_edge.discovery import Discovery
+    from tidegate_edge.upstream.peers import Peers
 
 
 class Edge:
@@ -45,6 +55,14 @@ class Edge:
         self.quarantines: dict[str, Quarantines] = {}  # by tenant
         self.renewals = Renewals(settings.limits.session_idle_s * RENEWED_AFTER)
         self.calls_in_flight = 0
+        self.asks = Asks(sessions)
+        self.inflight = InFlight(sessions)
+        self.announcements = Announcements()
+        self.draining = asyncio.Event()  # streams end: the edge is about to stop
+        self.processes = frozenset(name for name, server in settings.servers.items() if server.command)
+        self.discovery: Discovery  # set once, in `wiring.py`
+        self.peers: Peers
+        self.tasks: Background
         self._secrets = secrets
         self._fingerprint_keys: dict[str, bytes] = {}
         self._terms: dict[tuple[str, str], Terms] = {}
@@ -65,7 +83,7 @@ class Edge:
         """Seconds that a call of this server may take."""
         return self.settings.servers[server].timeout_s or self.limits.call_timeout_s
 
-    def terms_of(self, server: str, tool: Tool | None) -> Terms:
+    def terms_of(self, server: str, tool: Item | None) -> Terms:
         """How calls of this tool are recorded: the tool's rule, else its server's, else the default."""
         if tool is None:
             return Terms(_not_async(self.settings.audit.mode), self.settings.audit.capture)
@@ -76,7 +94,7 @@ class Edge:
         return terms
 
 
-def _terms(settings: Settings, tool: Tool) -> Terms:
+def _terms(settings: Settings, tool: Item) -> Terms:
     mode, capture = _not_async(settings.audit.mode), settings.audit.capture
     matching = [rule for rule in settings.rules if rule.server == tool.server and rule.tool in ("", tool.name)]
     for rule in sorted(matching, key=lambda rule: bool(rule.tool)):  # the tool's own rule last

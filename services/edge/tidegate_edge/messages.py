@@ -11,11 +11,16 @@ METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 HEADER_MISMATCH: Final = -32020
+MISSING_CAPABILITY: Final = -32021
+URL_ELICITATION_REQUIRED: Final = -32042  # 2025-11-25 alone
+RESOURCE_NOT_FOUND: Final = -32002  # the handshake revisions; -32602 since
+NOT_PERMITTED: Final = -32010  # ours: a request that is no tool call was refused; its `data` says why
 
 PROTOCOL_VERSION_META: Final = "io.modelcontextprotocol/protocolVersion"
 CLIENT_INFO_META: Final = "io.modelcontextprotocol/clientInfo"
 CLIENT_CAPABILITIES_META: Final = "io.modelcontextprotocol/clientCapabilities"
 SERVER_INFO_META: Final = "io.modelcontextprotocol/serverInfo"
+LOG_LEVEL_META: Final = "io.modelcontextprotocol/logLevel"
 META_PREFIX: Final = "io.modelcontextprotocol/"
 
 encode: Final = msgspec.json.Encoder().encode
@@ -60,6 +65,7 @@ class Reply(msgspec.Struct, frozen=True):
     headers: bytes = b""
     close: bool = False
     recorded: bool = False  # the log holds a call with this answer; other refusals are recorded by the desk
+    refused: bool = False  # an error, whatever the status: legacy clients get theirs with 200
 
 
 def careful(decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
@@ -94,6 +100,11 @@ def error_body(request_id: RequestId | None, code: int, message: str, data: Any 
 def request_body(request_id: RequestId, method: str, params: bytes) -> bytes:
     """A JSON-RPC request around the bytes of its params."""
     return b'{"jsonrpc":"2.0","id":%b,"method":%b,"params":%b}' % (encode(request_id), encode(method), params)
+
+
+def notification(method: str, params: bytes) -> bytes:
+    """A JSON-RPC notification around the bytes of its params."""
+    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (encode(method), params)
 
 
 def with_field(raw: bytes, name: str, value: bytes) -> bytes:

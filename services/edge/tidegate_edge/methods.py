@@ -1,162 +1,128 @@
-"""The methods of the MCP endpoint, in both eras, and the sessions of the legacy one.
+"""The methods of the MCP endpoint, in both eras: which are served where, and by whom."""
 
-A legacy session id is a sealed token bound to its principal: any edge can read it; nobody else can use it. Whether it
-still lives is the session store's to say, from a local cache in the common case.
-"""
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
-from typing import Final
-
-import msgspec
-
-from tidegate.events import Sealed, SessionClosed, SessionOpened
 from tidegate.identity import Principal
-from tidegate.ids import now_us, uuid7
-from tidegate.sessions.port import SessionRecord
-from tidegate_edge import lists, spine
+from tidegate_edge import listen, lists, notices, sessions, spine, targets
 from tidegate_edge.accept import Request, refuse
 from tidegate_edge.edge import Edge
-from tidegate_edge.messages import (
-    INTERNAL_ERROR,
-    INVALID_PARAMS,
-    INVALID_REQUEST,
-    METHOD_NOT_FOUND,
-    Reply,
-    encode,
-    result_body,
-)
-from tidegate_edge.steps import Visit
+from tidegate_edge.exchange import Exchange
+from tidegate_edge.messages import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, Reply, result_body
+from tidegate_edge.talk import LEVELS
+from tidegate_edge.visit import Visit
 
-PURPOSE: Final = "session"
-ACKNOWLEDGED_WITHIN_S: Final = 1.0
-_MODERN_METHODS: Final = frozenset({"server/discover", "tools/list", "tools/call"})
-_LEGACY_METHODS: Final = frozenset({"initialize", "ping", "tools/list", "tools/call"})
+LISTS: Final = {
+    "tools/list": "tool",
+    "prompts/list": "prompt",
+    "resources/list": "resource",
+    "resources/templates/list": "template",
+}
+_EMPTY: Final = b"{}"
+_GOVERNED: Final = targets.GOVERNED - targets.SUBSCRIBING
+MODERN: Final = frozenset({"server/discover", "subscriptions/listen", *LISTS, *_GOVERNED})
+LEGACY: Final = frozenset({"initialize", "ping", "logging/setLevel", *LISTS, *targets.GOVERNED})
 
 
-async def serve(edge: Edge, principal: Principal, server: str, request: Request) -> Reply:
-    """One request or notification of a known principal."""
-    if request.method not in (_MODERN_METHODS if request.modern else _LEGACY_METHODS) and request.id is not None:
-        return refuse(
-            404 if request.modern else 200, METHOD_NOT_FOUND, f"Method not found: {request.method[:64]}", request.id
-        )
-    if request.method == "initialize":
-        return await _initialize(edge, principal, request)
-    visit = await _admit(edge, principal, server, request)
+async def serve(edge: Edge, principal: Principal, door: str, request: Request, exchange: Exchange | None) -> Reply:
+    """One request or notification of a known principal; `exchange` is none for a member of a batch."""
+    method, request_id = request.method, request.id
+    if request_id is not None and method not in (MODERN if request.modern else LEGACY):
+        status = 404 if request.modern else 200
+        return refuse(status, METHOD_NOT_FOUND, f"Method not found: {method[:64]}", request_id)
+    if method == "initialize":
+        return await sessions.initialize(edge, principal, door, request)
+    visit = await sessions.admit(edge, principal, door, request, exchange)
     if isinstance(visit, Reply):
         return visit
-    if request.id is None:
+    if request_id is None:
+        await notices.take(edge, visit, request)
         return Reply(202)
-    if request.method == "tools/call":
-        if not isinstance(request.params.get("name"), str):
-            return refuse(400 if request.modern else 200, INVALID_PARAMS, "params.name must be a string", request.id)
-        return await spine.call_tool(edge, visit, request)
-    if request.method == "tools/list":
-        return _list_tools(edge, visit, request)
-    return Reply(200, result_body(request.id, lists.discovered() if request.modern else b"{}"))
+    if method in targets.GOVERNED:
+        return await _governed(edge, visit, request)
+    if method in LISTS:
+        return _list(edge, visit, request, LISTS[method])
+    return await _OTHERS[method](edge, visit, request)
 
 
-def _list_tools(edge: Edge, visit: Visit, request: Request) -> Reply:
+async def _governed(edge: Edge, visit: Visit, request: Request) -> Reply:
+    if (wrong := _misnamed(request)) is not None:
+        return _invalid(request, wrong)
+    if request.modern:
+        return await spine.call(edge, visit, request)
     assert request.id is not None
-    if request.params.get("cursor") is not None:
-        return refuse(
-            400 if request.modern else 200, INVALID_PARAMS, "unknown cursor: the list is one page", request.id
-        )
+    if visit.exchange is not None:
+        visit.exchange.outlet(
+            visit.principal, visit.protocol_session, visit.protocol, request.id
+        )  # opens when it lasts
+    with edge.inflight.running(visit.protocol_session, request.id):
+        reply = await spine.call(edge, visit, request)
+    if request.method in targets.SUBSCRIBING and b'"error"' not in reply.body[:64]:
+        await notices.subscribed(edge, visit, request)
+    return reply
+
+
+def _misnamed(request: Request) -> str:
+    """What is wrong with how the params name their target; "" where nothing is."""
+    params = request.params
+    if request.method == "completion/complete":
+        ref, argument = params.get("ref"), params.get("argument")
+        if not isinstance(ref, dict) or ref.get("type") not in ("ref/prompt", "ref/resource"):
+            return "params.ref must be a ref/prompt or a ref/resource"
+        if not isinstance(argument, dict) or not isinstance(argument.get("name"), str):
+            return "params.argument must have a name"
+        return "" if targets.named(request) else "params.ref must name a prompt or a resource"
+    key = "name" if request.method in ("tools/call", "prompts/get") else "uri"
+    return "" if isinstance(params.get(key), str) else f"params.{key} must be a string"
+
+
+def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
+    assert request.id is not None
     ruling = edge.rulings.get(visit.principal.tenant)
     if ruling is None:
         return refuse(503, INTERNAL_ERROR, "No policy bundle is active yet, so nothing can be listed.", request.id)
-    return Reply(
-        200, result_body(request.id, lists.tools_listed(ruling, visit.principal, visit.server, request.modern))
-    )
+    cursor = request.params.get("cursor")
+    if cursor is not None and not isinstance(cursor, str):
+        return _invalid(request, "params.cursor must be a string")
+    try:
+        result = lists.listed(edge, ruling, visit.principal, visit.door, kind, request.modern, cursor)
+    except lists.BadCursor as bad:
+        return _invalid(request, str(bad))
+    return Reply(200, result_body(request.id, result))
 
 
-async def _admit(edge: Edge, principal: Principal, server: str, request: Request) -> Visit | Reply:
-    """The session: the governance one for modern clients, the MCP session for legacy ones. 404: initialize again."""
-    if request.modern:
-        whose = (principal.tenant, principal.subject_id, principal.agent, principal.sid)
-        session_id = edge.sessions.known_window(*whose)
-        if session_id is None:
-            session_id = await edge.sessions.window(*whose, edge.limits.session_window_s, now_us())
-        return Visit(principal, server, session_id)
-    opened = edge.sealer.unseal(PURPOSE, request.session, _binding(principal))
-    if opened is None:
-        return refuse(404, INVALID_REQUEST, "Session not found: initialize again", request.id)
-    session_id = opened.decode()
-    if not await _is_live(edge, principal.tenant, session_id):
-        return refuse(404, INVALID_REQUEST, "Session not found: initialize again", request.id)
-    return Visit(principal, server, session_id, session_id)
+async def _discover(edge: Edge, visit: Visit, request: Request) -> Reply:
+    assert request.id is not None
+    ruling = edge.rulings.get(visit.principal.tenant)
+    return Reply(200, result_body(request.id, lists.discovered(ruling, visit.principal, visit.door)))
 
 
-async def _is_live(edge: Edge, tenant: str, session_id: str) -> bool:
-    """From the local cache in the common case; now and then the store is told that the session is in use."""
-    if edge.renewals.is_due(session_id):
-        return await edge.sessions.touch(tenant, session_id, edge.limits.session_idle_s)
-    if edge.sessions.is_live(tenant, session_id):
-        return True
-    return await edge.sessions.get(tenant, session_id) is not None
+async def _ping(edge: Edge, visit: Visit, request: Request) -> Reply:
+    assert request.id is not None
+    return Reply(200, result_body(request.id, _EMPTY))
 
 
-async def _initialize(edge: Edge, principal: Principal, request: Request) -> Reply:
-    if request.id is None:
-        return refuse(400, INVALID_REQUEST, "initialize is a request: give it an id")
-    version, result = lists.initialized(request.params.get("protocolVersion"))
-    at_us = now_us()
-    session_id = uuid7(at_us)
-    client_info = request.params.get("clientInfo")
-    info = encode(client_info)
-    event = SessionOpened(
-        **edge.place.stamp(principal.tenant),
-        session_id=session_id,
-        subject_id=principal.subject_id,
-        agent=principal.agent,
-        protocol=version,
-        edge=edge.place.edge,
-        sealed=Sealed(
-            issuer=principal.issuer,
-            subject=principal.subject,
-            login=principal.login,
-            claimed_client=info[:256].decode(errors="replace"),
-        ),
-    )
-    await edge.recorder.record(event, "spool")
-    record = SessionRecord(
-        session_id=session_id,
-        tenant=principal.tenant,
-        subject_id=principal.subject_id,
-        agent=principal.agent,
-        protocol=version,
-        client_info=msgspec.Raw(info if len(info) <= 1024 else b"null"),
-        capabilities=msgspec.Raw(b"{}"),
-        opened_us=at_us,
-        edge=edge.place.edge,
-    )
-    if not await edge.sessions.open(record, edge.limits.session_idle_s):
-        most = edge.limits.sessions_per_subject_max
-        return refuse(429, INVALID_REQUEST, f"you hold {most} sessions already; end some (DELETE) or wait", request.id)
-    sealed = edge.sealer.seal(PURPOSE, session_id.encode(), _binding(principal))
-    return Reply(200, result_body(request.id, result), b"mcp-session-id: %b\r\n" % sealed.encode())
+async def _set_level(edge: Edge, visit: Visit, request: Request) -> Reply:
+    assert request.id is not None
+    level = request.params.get("level")
+    if level not in LEVELS:
+        return _invalid(request, f"params.level must be one of {', '.join(LEVELS)}")
+    if await edge.sessions.amend(visit.principal.tenant, visit.session_id, log_level=level) is None:
+        return refuse(404, INTERNAL_ERROR, sessions.GONE, request.id)
+    return Reply(200, result_body(request.id, _EMPTY))
 
 
-async def end_session(edge: Edge, principal: Principal, sealed: str) -> Reply:
-    """DELETE: gone on every edge when this answers."""
-    opened = edge.sealer.unseal(PURPOSE, sealed, _binding(principal)) if sealed else None
-    if opened is None:
-        return refuse(
-            404 if sealed else 400, INVALID_REQUEST, "Session not found" if sealed else "Mcp-Session-Id is missing"
-        )
-    session_id = opened.decode()
-    if await edge.sessions.get(principal.tenant, session_id) is None:
-        return refuse(404, INVALID_REQUEST, "Session not found")
-    await edge.sessions.end(principal.tenant, session_id, ACKNOWLEDGED_WITHIN_S)
-    event = SessionClosed(
-        **edge.place.stamp(principal.tenant),
-        session_id=session_id,
-        subject_id=principal.subject_id,
-        agent=principal.agent,
-        cause="deleted",
-    )
-    await edge.recorder.record(event, "spool")
-    return Reply(200)
+async def _listen(edge: Edge, visit: Visit, request: Request) -> Reply:
+    return await listen.listen(edge, visit, request, visit.outlet)
 
 
-def _binding(principal: Principal) -> bytes:
-    """Whom a session serves; groups may change during it."""
-    return f"{principal.tenant}|{principal.subject_id}|{principal.agent}".encode()
+_OTHERS: Final[dict[str, Callable[[Edge, Visit, Request], Awaitable[Reply]]]] = {
+    "server/discover": _discover,
+    "ping": _ping,
+    "logging/setLevel": _set_level,
+    "subscriptions/listen": _listen,
+}
+
+
+def _invalid(request: Request, message: str) -> Reply:
+    return refuse(400 if request.modern else 200, INVALID_PARAMS, message, request.id)

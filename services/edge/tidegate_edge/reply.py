@@ -1,40 +1,65 @@
-"""reply: what the client is told. A denial is a tool result with a sentence for the model and details in `_meta`."""
+"""reply: what the client is told. A denied tool call is a tool result with a sentence for the model and details in
+`_meta`; any other denied request is an error with both.
+"""
 
 from typing import Any, Final
 
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 
 from tidegate.errors import Fault, UpstreamFault
-from tidegate_edge import translate
+from tidegate_edge import bridge, rewrite, translate
 from tidegate_edge.calls import Ongoing
+from tidegate_edge.edge import Edge
 from tidegate_edge.messages import (
     HEADER_MISMATCH,
     INTERNAL_ERROR,
     INVALID_PARAMS,
+    MISSING_CAPABILITY,
+    NOT_PERMITTED,
+    RESOURCE_NOT_FOUND,
+    URL_ELICITATION_REQUIRED,
     Reply,
+    RpcError,
     decode_error,
     encode,
     error_body,
     result_body,
 )
+from tidegate_edge.upstream.port import Answer, Paused
 
 HEADER_MISMATCH_REASON: Final = "header-mismatch"
 DECISION_META: Final = "tidegate/decision"
-BLOCKED_RESULT: Final = "The tool answered, but its result holds something that may not be passed on."
-_RESOURCE_NOT_FOUND_LEGACY: Final = -32002
+BLOCKED_RESULT: Final = "The server answered, but its answer holds something that may not be passed on."
 
 
 def refusal(call: Ongoing) -> Reply:
-    """Not forwarded. An unknown and a hidden tool are told in the same words."""
+    """Not forwarded. What is unknown and what is hidden are told in the same words."""
     if call.hidden:
-        return _error(call, INVALID_PARAMS, unknown_tool(call))
+        return _unknown(call)
     if call.reason == HEADER_MISMATCH_REASON:
-        return _error(call, HEADER_MISMATCH, call.message)
-    return _tool_error(call, call.message or "This call is not permitted.", decision=call.decision)
+        return error(call, RpcError(HEADER_MISMATCH, call.message))
+    return refused(call, call.message or "This request is not permitted.", decision=call.decision)
 
 
-def unknown_tool(call: Ongoing) -> str:
-    return f"Unknown tool: {call.request.params.get('name', '')!s:.128}"
+def unknown(call: Ongoing) -> str:
+    """The sentence for a target that is not there, or not for this principal."""
+    params = call.request.params
+    if call.is_tool_call:
+        return f"Unknown tool: {params.get('name', '')!s:.128}"
+    if call.request.method == "prompts/get":
+        return f"Unknown prompt: {params.get('name', '')!s:.128}"
+    if call.request.method == "completion/complete":
+        return "Unknown reference: there is no such prompt or resource"
+    return f"Resource not found: {params.get('uri', '')!s:.256}"
+
+
+def _unknown(call: Ongoing) -> Reply:
+    """2026-07-28 server/resources: -32602 with the URI; -32002 in the revisions before."""
+    sentence = unknown(call)
+    if call.request.method in ("tools/call", "prompts/get", "completion/complete"):
+        return error(call, RpcError(INVALID_PARAMS, sentence))
+    code = INVALID_PARAMS if call.request.modern else RESOURCE_NOT_FOUND
+    return error(call, RpcError(code, sentence, {"uri": call.request.params.get("uri")}))
 
 
 def unavailable(call: Ongoing, fault: Fault) -> Reply:
@@ -42,41 +67,61 @@ def unavailable(call: Ongoing, fault: Fault) -> Reply:
     sentence = (
         f"The call could not be recorded, so it was not {'answered' if call.forwarded_us else 'made'}: {fault.sentence}"
     )
-    return _error(call, INTERNAL_ERROR, sentence, {"reason": fault.code}, status=503)
+    return error(call, RpcError(INTERNAL_ERROR, sentence, {"reason": fault.code}), status=503)
 
 
 def upstream_failed(call: Ongoing, fault: UpstreamFault) -> Reply:
     executed = "It may have been carried out." if fault.sent else "It was not carried out."
-    return _tool_error(call, f"The server {call.tool_server} failed: {fault.sentence}. {executed}", reason=fault.code)
+    sentence = f"The server {call.server} failed: {fault.sentence}. {executed}"
+    if not call.is_tool_call:
+        return error(call, RpcError(INTERNAL_ERROR, sentence, {"reason": fault.code}))
+    return refused(call, sentence, reason=fault.code)
 
 
 def blocked_result(call: Ongoing, rule: str) -> Reply:
-    return _tool_error(call, f"{BLOCKED_RESULT} (rule {rule})", decision="deny", reason="result-blocked", rules=[rule])
+    return refused(call, f"{BLOCKED_RESULT} (rule {rule})", decision="deny", reason="result-blocked", rules=[rule])
 
 
-def answer(call: Ongoing, raw: bytes, *, is_error: bool) -> Reply:
-    """The upstream's own answer, inspected, in the client's era."""
+def answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
+    """The upstream's own answer, inspected, in the client's era and under the names of its door."""
+    try:
+        return _answer(edge, call, given)
+    except ValueError as fault:  # of sealing: what it would carry is too large
+        return refused(call, f"{call.server} asks for input with a state that is too large to carry: {fault}")
+
+
+def _answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
     request = call.request
     assert request.id is not None
-    if is_error:
-        return _upstream_error(call, raw)
-    if not request.modern and translate.asks_for_input(raw):
-        return _tool_error(
-            call, f"{call.tool_server} asks for input in a way that this client's protocol revision cannot answer."
-        )
-    return Reply(200, result_body(request.id, translate.result_for_client(raw, request.modern)))
+    assert call.ruling is not None
+    if isinstance(given, Paused):
+        return Reply(200, result_body(request.id, bridge.pause_result(edge, call, given)))
+    if given.error:
+        return _upstream_error(edge, call, given.error)
+    raw = given.result
+    if request.modern and translate.result_type(raw) == "input_required":
+        return Reply(200, result_body(request.id, bridge.seal_state(edge, call, raw)))
+    if not request.modern or not call.upstream_modern:
+        raw = translate.result_for_client(raw, request.modern, call.method)
+    raw = rewrite.result(call.ruling.catalog, call.visit.door, call.server, call.method, raw)
+    return Reply(200, result_body(request.id, raw))
 
 
-def _upstream_error(call: Ongoing, raw: bytes) -> Reply:
-    error = decode_error(raw)
-    code = error.code
-    if call.request.modern and code == _RESOURCE_NOT_FOUND_LEGACY:
-        code = INVALID_PARAMS
-    status = ERROR_CODE_HTTP_STATUS.get(code, 200) if call.request.modern else 200
-    return Reply(status, error_body(call.request.id, code, error.message, error.data), recorded=True)
+def _upstream_error(edge: Edge, call: Ongoing, raw: bytes) -> Reply:
+    given = decode_error(raw)
+    asked = bridge.url_elicitations(given, call)
+    if asked:
+        return _answer(edge, call, Paused(asked, b""))
+    if call.request.modern and given.code == URL_ELICITATION_REQUIRED:
+        lacking: dict[str, Any] = {"requiredCapabilities": {"elicitation": {"url": {}}}}
+        return error(call, RpcError(MISSING_CAPABILITY, given.message, lacking))
+    if not call.request.modern and given.code == MISSING_CAPABILITY and call.is_tool_call:
+        return refused(call, f"{call.server}: {given.message}", decision="allow", reason="client-lacks-capability")
+    return error(call, translate.error_for_client(given, call))
 
 
-def _tool_error(call: Ongoing, sentence: str, **details: Any) -> Reply:
+def refused(call: Ongoing, sentence: str, **details: Any) -> Reply:
+    """A tool error, or for other methods a JSON-RPC error, with what was decided and why."""
     request = call.request
     assert request.id is not None
     about = {
@@ -87,6 +132,8 @@ def _tool_error(call: Ongoing, sentence: str, **details: Any) -> Reply:
         "bundle": call.bundle,
         **details,
     }
+    if not call.is_tool_call:
+        return error(call, RpcError(NOT_PERMITTED, sentence, {DECISION_META: about}))
     result: dict[str, Any] = {
         "content": [{"type": "text", "text": sentence}],
         "isError": True,
@@ -97,7 +144,8 @@ def _tool_error(call: Ongoing, sentence: str, **details: Any) -> Reply:
     return Reply(200, result_body(request.id, encode(result)))
 
 
-def _error(call: Ongoing, code: int, message: str, data: Any = None, status: int | None = None) -> Reply:
+def error(call: Ongoing, given: RpcError, status: int | None = None) -> Reply:
+    """A JSON-RPC error of a recorded call."""
     if status is None:
-        status = ERROR_CODE_HTTP_STATUS.get(code, 200) if call.request.modern else 200
-    return Reply(status, error_body(call.request.id, code, message, data), recorded=True)
+        status = ERROR_CODE_HTTP_STATUS.get(given.code, 200) if call.request.modern else 200
+    return Reply(status, error_body(call.request.id, given.code, given.message, given.data), recorded=True)

@@ -13,7 +13,7 @@ from tidegate.events import Direction
 from tidegate.identity import Principal
 from tidegate.inspection.scanner import Scanner
 from tidegate.policy.engine import Engine, Verdict
-from tidegate_edge.catalog import Catalog, Tool
+from tidegate_edge.catalog import Catalog, Item
 
 STANDING_MAX: Final = 200_000
 
@@ -33,25 +33,25 @@ class Ruling:
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
         self.lists: dict[tuple[str, str, bool], bytes] = {}  # rendered tool lists, by principal facts, server and era
 
-    def standing(self, principal: Principal, tool: Tool) -> Verdict | None:
+    def standing(self, principal: Principal, item: Item) -> Verdict | None:
         """The decision that holds for any arguments; None where they matter."""
-        key = (principal.key, tool.server, tool.name)
+        key = (principal.key, item.server, item.action)
         try:
             return self._standing[key]
         except KeyError:
-            verdict = self.engine.standing(principal, tool.server, tool.name)
+            verdict = self.engine.standing(principal, item.server, item.action)
             if len(self._standing) >= STANDING_MAX:
                 self._standing.clear()
             self._standing[key] = verdict
             return verdict
 
-    def decide(self, principal: Principal, tool: Tool, arguments: dict[str, Any]) -> Verdict:
+    def decide(self, principal: Principal, item: Item, arguments: dict[str, Any]) -> Verdict:
         """allow, deny or ask. Total: an error in evaluation is a denial that says so."""
-        return self.standing(principal, tool) or self.engine.evaluate(principal, tool.server, tool.name, arguments)
+        return self.standing(principal, item) or self.engine.evaluate(principal, item.server, item.action, arguments)
 
-    def is_visible(self, principal: Principal, tool: Tool) -> bool:
+    def is_visible(self, principal: Principal, item: Item) -> bool:
         """Listed, and by that callable, argument conditions aside."""
-        return self.engine.visible(principal, tool.server, tool.name)
+        return self.engine.visible(principal, item.server, item.action)
 
     def told(self, text: str, direction: Direction) -> str:
         """A text that is shown or kept outside arguments and results (a name, a server's complaint): what the

@@ -1,26 +1,46 @@
-"""The life of a tool call. Its steps are leaves: `record` and `forward` do I/O, all others are functions of what they
+"""The life of a call. Its steps are leaves: `record` and `forward` do I/O, all others are functions of what they
 are given.
 
     accept → identify → admit → decide → inspect arguments → record → forward → inspect result → record → reply
 
-(`accept` and `identify` have happened in `desk.py`: an unknown caller's body is not parsed.)
+(`accept` and `identify` have happened in `desk.py`: an unknown caller's body is not parsed.) A server that asks a
+legacy client for input is answered in a further round of the same call, decided and recorded anew.
 """
 
 import asyncio
 
 from tidegate.errors import Fault, LogUnavailable
 from tidegate.ids import now_us
-from tidegate_edge import reply, steps
+from tidegate_edge import bridge, reply, rounds, steps
 from tidegate_edge.accept import Request
-from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
+from tidegate_edge.calls import Ended, Inputs, Ongoing, completed_event, requested_event
 from tidegate_edge.edge import Edge
-from tidegate_edge.messages import Reply
-from tidegate_edge.steps import Visit
+from tidegate_edge.messages import Reply, error_body
+from tidegate_edge.upstream.port import Answer, Paused
+from tidegate_edge.visit import Visit
 
 
-async def call_tool(edge: Edge, visit: Visit, request: Request) -> Reply:
-    """One governed tools/call: refused and recorded, or recorded, forwarded, recorded and answered."""
-    call = steps.begin(edge, visit, request)
+async def call(edge: Edge, visit: Visit, request: Request) -> Reply:
+    """One governed request: refused and recorded, or recorded, forwarded, recorded and answered."""
+    inputs: Inputs | None = None
+    while True:
+        try:
+            ongoing = steps.begin(edge, visit, request, inputs)
+        except bridge.StateRefused as refused:
+            error = refused.error
+            return Reply(400, error_body(request.id, error.code, error.message, error.data))
+        answer = await _round(edge, ongoing)
+        if isinstance(answer, Reply):
+            return answer
+        if not rounds.is_asked_live(ongoing, answer):
+            return reply.answer(edge, ongoing, answer)
+        further = await rounds.ask_client(edge, ongoing, answer)
+        if isinstance(further, Reply):
+            return further
+        inputs = further
+
+
+async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
     steps.admit(edge, call)
     if call.decision == "allow":
         steps.decide(edge, call)
@@ -43,7 +63,7 @@ async def call_tool(edge: Edge, visit: Visit, request: Request) -> Reply:
     return await _carry_out(edge, call)
 
 
-async def _carry_out(edge: Edge, call: Ongoing) -> Reply:
+async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
     """From the durable permit to the durable answer."""
     call.forwarded_us = now_us()
     edge.calls_in_flight += 1

@@ -3,51 +3,49 @@
 from typing import Any, Final
 
 import msgspec
-from mcp.shared.inbound import mcp_param_headers, validate_mcp_param_headers
+from mcp.shared.inbound import encode_header_value, mcp_param_headers, validate_mcp_param_headers
 
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.events import Outcome
-from tidegate.identity import Principal
 from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
 from tidegate.limits import FINDINGS_PER_CALL_MAX
-from tidegate_edge import reply, strict_json, translate
+from tidegate_edge import bridge, reply, strict_json, targets, translate
 from tidegate_edge.accept import PARAM_HEADER, Request
-from tidegate_edge.calls import NULL, Ended, Ongoing
-from tidegate_edge.catalog import Tool
+from tidegate_edge.calls import NULL, Ended, Inputs, Ongoing
+from tidegate_edge.catalog import Item
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head, encode
-from tidegate_edge.upstream.port import Answer, Caller, Routing
+from tidegate_edge.talk import Conversation
+from tidegate_edge.upstream.port import NO_ROUTING, Answer, Outgoing, Paused, Routing
+from tidegate_edge.visit import Visit
 
 ERROR_CODE_MAX: Final = 2**31 - 1  # as an event keeps it: a column holds no number of any size
+_BESIDE_ARGUMENTS: Final = frozenset({"name", "arguments", "uri", "ref", "argument", "context"})
 
 
-class Visit(msgspec.Struct, frozen=True):
-    """Who came, through which door, in which session."""
-
-    principal: Principal
-    server: str  # of /mcp/{server}; "" at /mcp
-    session_id: str  # the governance session
-    protocol_session: str = ""
-
-
-def begin(edge: Edge, visit: Visit, request: Request) -> Ongoing:
-    """The call's target, as the client's name for it resolves at this door."""
+def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = None) -> Ongoing:
+    """The call's target, as the client's name for it resolves at this door. `inputs` of a further round, where the
+    gateway itself asked the client. Raises bridge.StateRefused.
+    """
     ruling = edge.rulings.get(visit.principal.tenant)
-    name = str(request.params.get("name", ""))
-    tool = ruling.catalog.find(visit.server, name) if ruling else None
-    terms = edge.terms_of(tool.server if tool else visit.server, tool)
-    call = Ongoing(request, visit.principal, tool, name, visit.server, terms, now_us())
+    found = targets.find(ruling.catalog, visit.door, request) if ruling else None
+    named = targets.named(request)
+    item = found.item if found else None
+    terms = edge.terms_of(item.server if item else visit.door, item)
+    call = Ongoing(visit, request, item, found.target if found else named, terms, now_us())
     call.ruling = ruling
-    call.session_id = visit.session_id
-    call.protocol_session = visit.protocol_session
     call.members = decode_fields(request.raw_params)
-    if "arguments" in call.members:
-        call.arguments = call.arguments_captured = bytes(call.members["arguments"])
+    call.arguments = call.arguments_captured = targets.arguments(call.members, request, found)
+    call.abilities = visit.abilities(request)
+    call.log_level = visit.log_level(request)
     if ruling is not None:
         call.bundle, call.release = ruling.digest, ruling.number
-        call.catalog = ruling.catalog.shelves[tool.server].digest if tool else ""
+        call.catalog = ruling.catalog.shelves[item.server].digest if item else ""
+    call.inputs = inputs or bridge.inputs_of(edge, visit, call)
+    if call.inputs is not None:
+        call.root = call.inputs.root
     return call
 
 
@@ -58,10 +56,10 @@ def admit(edge: Edge, call: Ongoing) -> None:
     quarantines = edge.quarantines_of(call.principal.tenant)
     call.control_epoch = quarantines.epoch
     standing = quarantines.match(
-        session_id=call.session_id,
+        session_id=call.visit.session_id,
         subject_id=call.principal.subject_id,
         agent=call.principal.agent,
-        server=call.tool_server,
+        server=call.server,
         tool=call.target,
         now_us=call.requested_us,
     )
@@ -82,30 +80,30 @@ def admit(edge: Edge, call: Ongoing) -> None:
 
 
 def _is_known_to(edge: Edge, call: Ongoing) -> bool:
-    """Whether the principal may know that the tool exists."""
+    """Whether the principal may know that the target exists."""
     ruling = call.ruling
-    return ruling is not None and call.tool is not None and ruling.is_visible(call.principal, call.tool)
+    return ruling is not None and call.item is not None and ruling.is_visible(call.principal, call.item)
 
 
 def decide(edge: Edge, call: Ongoing) -> None:
-    """The bundle's verdict. A tool that the principal may not see is refused in the words used for one that does not
+    """The bundle's verdict. A target that the principal may not see is refused in the words used for one that does not
     exist.
     """
     ruling = call.ruling
     assert ruling is not None
-    arguments = call.request.params.get("arguments", {})
-    if call.tool is None:
-        call.refuse("policy", "unknown-tool", reply.unknown_tool(call))
+    arguments = targets.decided_on(call)
+    if call.item is None:
+        call.refuse("policy", f"unknown-{targets.kind(call.method)}", reply.unknown(call))
         call.hidden = True
-    elif not isinstance(arguments, dict):
+    elif arguments is None:
         call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
-        call.hidden = not ruling.is_visible(call.principal, call.tool)
+        call.hidden = not ruling.is_visible(call.principal, call.item)
     else:
-        verdict = ruling.decide(call.principal, call.tool, arguments)
+        verdict = ruling.decide(call.principal, call.item, arguments)
         call.decision, call.rules = verdict.effect, verdict.rules
         call.reason, call.message = verdict.reason, verdict.told
-        call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.tool)
-        if call.tool.input_schema is not None and not call.hidden:
+        call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
+        if call.item.input_schema is not None and not call.hidden:
             _compare_param_headers(call, arguments)
     call.policy_us = now_us() - call.requested_us
 
@@ -114,13 +112,13 @@ def _compare_param_headers(call: Ongoing, arguments: dict[str, Any]) -> None:
     """Mcp-Param-* of a modern client must say what its arguments say (2026-07-28 transports)."""
     if not call.request.modern:
         return
-    assert call.tool is not None
+    assert call.item is not None
     given = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in call.request.headers.items()
         if name.startswith(PARAM_HEADER)
     }
-    mismatch = validate_mcp_param_headers(call.tool.input_schema, arguments, given)
+    mismatch = validate_mcp_param_headers(call.item.input_schema, arguments, given)
     if mismatch is not None:
         call.refuse("admission", reply.HEADER_MISMATCH_REASON, mismatch.message)
 
@@ -129,19 +127,19 @@ def inspect_arguments(edge: Edge, call: Ongoing) -> None:
     """Patterns over everything that goes on: what blocks refuses, what masks changes what is sent. Fingerprints for
     egress.
     """
-    assert call.tool is not None
+    assert call.item is not None
     assert call.ruling is not None
     scanner = call.ruling.scanner
     if scanner.scan(call.request.raw_params, "arguments") is not EMPTY:
         _settle_findings(scanner, call)
-    if call.decision == "allow" and "egress" in call.tool.labels:
+    if call.decision == "allow" and "egress" in call.item.labels:
         call.fingerprints = fingerprints(call.arguments, edge.fingerprint_key(call.principal.tenant))
 
 
 def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
     """The arguments, and what goes on beside them, each for itself."""
     scan = _capture(scanner, call)
-    beside = {key: call.members[key] for key in translate.BESIDE_ARGUMENTS if key in call.members}
+    beside = {key: value for key, value in call.members.items() if key not in _BESIDE_ARGUMENTS}
     other = scanner.scan(encode(beside), "arguments") if beside else EMPTY
     call.findings = (scan.findings + other.findings)[:FINDINGS_PER_CALL_MAX]
     blocked = scan.blocked or other.blocked
@@ -156,6 +154,14 @@ def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
         call.arguments = scan.masked
     if other.masked is not None:
         call.members.update(decode_fields(other.masked))
+        _mask_inputs(call)
+
+
+def _mask_inputs(call: Ongoing) -> None:
+    """Answers that a client brings along go on as they were inspected."""
+    if call.inputs is not None and "inputResponses" in call.members:
+        responses = decode_fields(call.members["inputResponses"])
+        call.inputs = msgspec.structs.replace(call.inputs, responses=responses)
 
 
 def _capture(scanner: Scanner, call: Ongoing) -> Scan:
@@ -172,52 +178,87 @@ def inspect_refused(edge: Edge, call: Ongoing) -> None:
         call.arguments_captured = bytes(NULL)  # nobody knows yet what must be masked
         return
     call.findings = _capture(ruling.scanner, call).findings
-    if call.tool is None:
+    if call.item is None:
         call.target = ruling.told(call.target, "arguments")
-    if call.tool is None or call.reason == "argument-not-representable":  # the caller's words are in the sentence
+    if call.item is None or call.reason == "argument-not-representable":  # the caller's words are in the sentence
         call.message = ruling.told(call.message, "arguments")
 
 
-async def forward(edge: Edge, call: Ongoing) -> Answer:
+async def forward(edge: Edge, call: Ongoing) -> Answer | Paused:
     """Send to the upstream, in the upstream's era and under the upstream's name. Raises UpstreamFault."""
-    assert call.tool is not None
-    tool, principal = call.tool, call.principal
-    upstream, timeout_s = edge.upstreams[tool.server], edge.timeout_of(tool.server)
-    await upstream.ready(timeout_s)
-    modern = upstream.modern
-    params = translate.params_for_upstream(call.request, call.members, tool.raw_name, call.arguments, modern)
-    headers = _param_headers(tool, call.arguments) if modern and tool.param_headers else b""
-    caller = Caller(principal.tenant, principal.subject_id, principal.agent)
-    routing = Routing(tool.routing_name, headers)
-    return await upstream.request("tools/call", params, caller, routing=routing, timeout_s=timeout_s)
+    item, request = call.item, call.request
+    assert item is not None
+    upstream, timeout_s = edge.upstreams[item.server], edge.timeout_of(item.server)
+    modern = upstream.known_era(request.modern)
+    if modern is None:
+        modern = await upstream.era(request.modern, timeout_s)
+    call.upstream_modern = modern
+    talk = Conversation(edge, call)
+    if call.inputs is not None and call.inputs.ticket:
+        return await _go_on(edge, call, talk, timeout_s)
+    if modern and call.method in targets.SUBSCRIBING:
+        return Answer(result=b"{}")  # kept in the session; what is listened to upstream follows it
+    outgoing = Outgoing(
+        method=call.method,
+        params=translate.params_for_upstream(call, modern),
+        caller=call.visit.caller(call.abilities.declared),
+        modern=modern,
+        timeout_s=timeout_s,
+        routing=_routing(call, item) if modern else NO_ROUTING,
+        progress_token=translate.progress_token(call),
+        log_level=call.log_level,
+    )
+    return await upstream.request(outgoing, talk)
 
 
-def _param_headers(tool: Tool, arguments: bytes) -> bytes:
+async def _go_on(edge: Edge, call: Ongoing, talk: Conversation, timeout_s: float) -> Answer | Paused:
+    """A paused upstream gets its answers, from this edge or from the one that holds its stream."""
+    inputs = call.inputs
+    assert inputs is not None
+    assert call.item is not None
+    if bridge.unanswered(inputs):
+        return Paused(inputs.asked, inputs.ticket, inputs.held_by)
+    answers = {key: Answer(result=bytes(inputs.responses[key])) for key in inputs.asked}
+    caller, server = call.visit.caller(call.abilities.declared), call.item.server
+    if inputs.held_by and inputs.held_by != edge.sessions.address:
+        return await edge.peers.resume(inputs.held_by, server, inputs.ticket, answers, caller, talk, timeout_s)
+    return await edge.upstreams[server].resume(inputs.ticket, answers, caller, talk, timeout_s)
+
+
+def _routing(call: Ongoing, item: Item) -> Routing:
+    if call.method == "tools/call":
+        return Routing(item.routing_name, _param_headers(item, call.arguments) if item.param_headers else b"")
+    if call.method == "prompts/get":
+        return Routing(item.routing_name)
+    return Routing(encode_header_value(call.target)) if call.method == "resources/read" else NO_ROUTING
+
+
+def _param_headers(tool: Item, arguments: bytes) -> bytes:
     named = mcp_param_headers(tool.param_headers, msgspec.json.decode(arguments))
     return "".join(f"{name.lower()}: {value}\r\n" for name, value in named.items()).encode()
 
 
-def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Reply]:
-    """Patterns over the answer, whatever it is; then the answer in the client's era."""
-    assert call.tool is not None
+def inspect_result(edge: Edge, call: Ongoing, answer: Answer | Paused) -> tuple[Ended, Answer | Paused | Reply]:
+    """Patterns over the answer, whatever it is. What may be passed on, or the reply that says why it may not."""
+    assert call.item is not None
+    assert call.ruling is not None
     completed_us = now_us()
-    raw = answer.result or answer.error
+    raw = bridge.questions(answer) if isinstance(answer, Paused) else answer.result or answer.error
     try:
         strict_json.read(raw)
-        facts = _facts(answer)
+        outcome, error_code = _facts(answer)
     except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
         return failed(
-            edge, call, UpstreamFault(f"{call.tool_server}: the answer is refused: {error}", code="upstream-malformed")
+            edge, call, UpstreamFault(f"{call.server}: the answer is refused: {error}", code="upstream-malformed")
         )
-    assert call.ruling is not None
     scan = call.ruling.scanner.scan(raw, "result")
-    sensitive = "sensitive" in call.tool.labels and answer.result
+    sensitive = "sensitive" in call.item.labels and outcome != "rpc-error"
     key = edge.fingerprint_key(call.principal.tenant) if sensitive else b""
     ended = Ended(
-        outcome="blocked" if scan.blocked else facts[0],
+        outcome="blocked" if scan.blocked else outcome,
         completed_us=completed_us,
         upstream_us=completed_us - call.forwarded_us,
-        error_code=facts[1],
+        error_code=error_code,
         reason="result-blocked" if scan.blocked else "",
         message=reply.BLOCKED_RESULT if scan.blocked else "",
         result=raw,
@@ -228,15 +269,25 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer) -> tuple[Ended, Re
     )
     if scan.blocked is not None:
         return ended, reply.blocked_result(call, scan.blocked.rule)
-    shown = raw if scan.masked is None else scan.masked
-    return ended, reply.answer(call, shown, is_error=not answer.result)
+    return ended, answer if scan.masked is None else _masked(answer, scan.masked)
 
 
-def _facts(answer: Answer) -> tuple[Any, int]:
+def _masked(answer: Answer | Paused, masked: bytes) -> Answer | Paused:
+    if isinstance(answer, Paused):
+        return bridge.with_questions(answer, masked)
+    return Answer(result=masked) if answer.result else Answer(error=masked)
+
+
+def _facts(answer: Answer | Paused) -> tuple[Outcome, int]:
     """(outcome, JSON-RPC error code) of an answer."""
+    if isinstance(answer, Paused):
+        return "input-required", 0
     if answer.error:
         return "rpc-error", max(-ERROR_CODE_MAX, min(ERROR_CODE_MAX, decode_error(answer.error).code))
-    return ("tool-error" if decode_result_head(answer.result).isError else "ok"), 0
+    head = decode_result_head(answer.result)
+    if head.resultType == "input_required":
+        return "input-required", 0
+    return ("tool-error" if head.isError else "ok"), 0
 
 
 def failed(edge: Edge, call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:

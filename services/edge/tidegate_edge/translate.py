@@ -1,19 +1,25 @@
-"""Between the eras: a request's params for the upstream, a result for the client. Pure; what is not named here stays
-byte for byte.
+"""Between the eras: a request's params for the upstream, a result or an error for the client. Pure; what is not named
+here stays byte for byte.
 """
 
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import msgspec
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from tidegate import __version__
-from tidegate_edge.accept import Request
+from tidegate_edge.calls import Ongoing
 from tidegate_edge.messages import (
     CLIENT_CAPABILITIES_META,
     CLIENT_INFO_META,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    LOG_LEVEL_META,
     META_PREFIX,
     PROTOCOL_VERSION_META,
+    RESOURCE_NOT_FOUND,
+    RpcError,
     decode_fields,
     encode,
     with_field,
@@ -21,57 +27,120 @@ from tidegate_edge.messages import (
 
 CLIENT_INFO: Final = {"name": "tidegate", "version": __version__}
 MODERN: Final = MODERN_PROTOCOL_VERSIONS[-1]
-MODERN_META: Final = {
-    PROTOCOL_VERSION_META: msgspec.Raw(encode(MODERN)),
-    CLIENT_CAPABILITIES_META: msgspec.Raw(b"{}"),
-    CLIENT_INFO_META: msgspec.Raw(encode(CLIENT_INFO)),
-}
-BESIDE_ARGUMENTS: Final = ("_meta", "inputResponses", "requestState")
-"""The other params that may go on; what this gateway does not know, it neither inspects nor forwards."""
+NAMED: Final = frozenset({"tools/call", "prompts/get"})
+"""Methods with `name` and `arguments`; of all others `Ongoing.arguments` holds the params themselves."""
+_OWN: Final = frozenset(
+    {"_meta", "name", "arguments", "uri", "ref", "argument", "context", "inputResponses", "requestState", "task"}
+)
+"""Params that are written anew. `task` (2025-11-25) asks for what is not offered."""
 _MODERN_RESULT: Final = ("resultType", "ttlMs", "cacheScope")
 COMPLETE: Final = b'"complete"'
+_UNCACHED: Final = b'{"resultType":"complete","ttlMs":0,"cacheScope":"private"'
+_RESERVED_CODES: Final = range(-32099, -32019)  # of the modern revisions alone
 
 
-def params_for_upstream(
-    request: Request, members: dict[str, msgspec.Raw], name: msgspec.Raw, arguments: bytes, upstream_modern: bool
-) -> bytes:
-    """The params (`members`, as inspected) with the upstream's own name and the arguments as decided and inspected.
-
-    Input responses and request states exist between a modern client and a modern upstream alone.
-    """
-    fields = {"name": name}
-    if "arguments" in members:
-        fields["arguments"] = msgspec.Raw(arguments)
-    if request.modern and upstream_modern:
-        return encode(fields | {key: members[key] for key in BESIDE_ARGUMENTS if key in members})
-    meta = _without_token(decode_fields(members["_meta"])) if "_meta" in members else {}
-    kept = (
-        {**meta, **MODERN_META}
-        if upstream_modern
-        else {key: value for key, value in meta.items() if not key.startswith(META_PREFIX)}
-    )
-    if kept:
-        fields["_meta"] = msgspec.Raw(encode(kept))
+def params_for_upstream(call: Ongoing, upstream_modern: bool) -> bytes:
+    """The params, as decided and inspected, under the upstream's own name and in its era."""
+    members, item = call.members, call.item
+    assert item is not None
+    fields: dict[str, msgspec.Raw]
+    if call.method in NAMED:
+        fields = {"name": item.raw_name}
+        if "arguments" in members or item.fixed:
+            fields["arguments"] = msgspec.Raw(call.arguments)
+    else:
+        fields = decode_fields(call.arguments)
+    for key in members.keys() - _OWN:
+        fields[key] = members[key]
+    inputs = call.inputs
+    if inputs is not None and upstream_modern:
+        if inputs.responses:
+            fields["inputResponses"] = msgspec.Raw(encode(inputs.responses))
+        if inputs.state is not None:
+            fields["requestState"] = msgspec.Raw(encode(inputs.state))
+    meta = _meta(call, upstream_modern)
+    if meta is not None:
+        fields["_meta"] = meta
     return encode(fields)
 
 
-def _without_token(meta: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    """An upstream session is shared by many callers: a progress token of one must not be heard as another's."""
-    return {key: value for key, value in meta.items() if key != "progressToken"}
+def progress_token(call: Ongoing) -> str:
+    """The token under which the upstream reports progress: unique over all edges, for a session is shared by many."""
+    meta = call.request.params.get("_meta")
+    return call.call_id if isinstance(meta, dict) and meta.get("progressToken") is not None else ""
 
 
-def result_for_client(result: bytes, client_modern: bool) -> bytes:
+def _meta(call: Ongoing, upstream_modern: bool) -> msgspec.Raw | None:
+    given = call.members.get("_meta")
+    modern, token = call.request.modern, progress_token(call)
+    if modern is upstream_modern and not token:
+        return given
+    meta = decode_fields(given) if given is not None else {}
+    if token:
+        meta["progressToken"] = msgspec.Raw(encode(token))
+    if modern and not upstream_modern:
+        meta = {key: value for key, value in meta.items() if not key.startswith(META_PREFIX)}
+    elif upstream_modern and not modern:
+        meta = {**meta, **_modern_meta(call.abilities.declared, call.log_level)}
+    return msgspec.Raw(encode(meta)) if meta else None
+
+
+@lru_cache(1024)
+def _modern_meta(declared: bytes, log_level: str) -> dict[str, msgspec.Raw]:
+    meta = {
+        PROTOCOL_VERSION_META: msgspec.Raw(encode(MODERN)),
+        CLIENT_CAPABILITIES_META: msgspec.Raw(declared),
+        CLIENT_INFO_META: msgspec.Raw(encode(CLIENT_INFO)),
+    }
+    if log_level:
+        meta[LOG_LEVEL_META] = msgspec.Raw(encode(log_level))
+    return meta
+
+
+def result_for_client(result: bytes, client_modern: bool, method: str) -> bytes:
     """A result in the client's era: a modern one needs `resultType`; a legacy one must not see modern members."""
     if b'"resultType"' not in result:
-        return with_field(result, "resultType", COMPLETE) if client_modern else result
+        return _completed(result, method) if client_modern else result
     fields = decode_fields(result)
     if client_modern:
-        return result if "resultType" in fields else with_field(result, "resultType", COMPLETE)
+        return result if "resultType" in fields else _completed(result, method)
+    if "resultType" not in fields:
+        return result
     for gone in _MODERN_RESULT:
         fields.pop(gone, None)
+    structured = fields.get("structuredContent")
+    if structured is not None and not bytes(structured).lstrip().startswith(b"{"):
+        del fields["structuredContent"]  # any value since 2026-07-28, an object before; the text beside it says it, too
     return encode(fields)
 
 
-def asks_for_input(result: bytes) -> bool:
-    """True for a modern upstream's `input_required`."""
-    return b'"input_required"' in result and decode_fields(result).get("resultType") == msgspec.Raw(b'"input_required"')
+def _completed(result: bytes, method: str) -> bytes:
+    """With what the modern schema requires. Nothing is known about how long a legacy server's resource stays fresh."""
+    if method != "resources/read":
+        return with_field(result, "resultType", COMPLETE)
+    fields = decode_fields(result)
+    for gone in _MODERN_RESULT:
+        fields.pop(gone, None)
+    rest = encode(fields)[1:]
+    return _UNCACHED + (b"}" if rest == b"}" else b"," + rest)
+
+
+def error_for_client(error: RpcError, call: Ongoing) -> RpcError:
+    """An upstream's error with a code that the client's era knows, as far as the upstream's own era allows to tell."""
+    if call.request.modern and error.code == RESOURCE_NOT_FOUND:
+        data: Any = error.data if isinstance(error.data, dict) else {}
+        return RpcError(INVALID_PARAMS, error.message, {"uri": call.request.params.get("uri"), **data})
+    if call.request.modern is not call.upstream_modern and error.code in _RESERVED_CODES:
+        return RpcError(INTERNAL_ERROR, error.message, error.data)
+    return error
+
+
+def result_type(result: bytes) -> str:
+    """The `resultType` of a result, "complete" where it has none."""
+    if b'"resultType"' not in result:
+        return "complete"
+    kind = decode_fields(result).get("resultType")
+    if kind is None:
+        return "complete"
+    value = msgspec.json.decode(kind)
+    return value if isinstance(value, str) else ""

@@ -5,7 +5,7 @@ asynchronous one. Every method that asks raises SessionsUnavailable within a sho
 Tenants never meet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -32,15 +32,19 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     capabilities: msgspec.Raw = msgspec.Raw(b"null")
     opened_us: int
     edge: str
+    log_level: str = ""  # as logging/setLevel said last; "": never said
+    uris: tuple[str, ...] = ()  # resources it subscribed to, as it names them
 
 
 class UpstreamKey(NamedTuple):
-    """Whose session at which upstream: never shared between principals."""
+    """Whose session at which upstream: never shared between principals, nor between sessions of legacy clients."""
 
     tenant: str
     server: str
     subject_id: str
     agent: str
+    session: str = ""  # of a legacy client; "" where the principal's calls share one
+    capabilities: str = ""  # a digest of what was declared; "" for none
 
 
 class UpstreamSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,6 +56,8 @@ class UpstreamSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     capabilities: msgspec.Raw = msgspec.Raw(b"null")
     opened_us: int
     edge: str
+    replica: str = ""  # the URL of the upstream's replica that holds it; "": there is but one
+    log_level: str = ""  # the most verbose level asked for in it
 
 
 class ClientSessions(Protocol):
@@ -74,6 +80,21 @@ class ClientSessions(Protocol):
         """
         ...
 
+    async def amend(
+        self, tenant: str, session_id: str, *, log_level: str | None = None, subscribe: str = "", unsubscribe: str = ""
+    ) -> SessionRecord | None:
+        """Change what a session may change of its record; its time to live stays. Every edge forgets its copy and
+        tells its `on_amended` listeners. None: it is gone. Raises CallerFault when the record grows too large.
+        """
+        ...
+
+    def on_amended(self, listener: Callable[[str, str], None]) -> None:
+        """`listener(tenant, session_id)` is called on this edge when a session was amended or ended at any edge.
+
+        ("", ""): this edge may have missed some, and opened upstream sessions as well; look again. Must not block.
+        """
+        ...
+
     def known(self, tenant: str, session_id: str) -> SessionRecord | None:
         """The record, if this process knows without asking that the session is live."""
         ...
@@ -87,7 +108,7 @@ class UpstreamSessions(Protocol):
     """Sessions held at upstream servers. The first writer wins."""
 
     async def get_upstream(self, key: UpstreamKey) -> UpstreamSession | None:
-        """The one that stands; it lives on for the time it was put with."""
+        """The one that stands; it lives on for the time it was put with. Until it is claimed, it stands."""
         ...
 
     async def put_upstream(self, key: UpstreamKey, session: UpstreamSession, ttl_s: float) -> UpstreamSession:
@@ -96,6 +117,23 @@ class UpstreamSessions(Protocol):
 
     async def drop_upstream(self, key: UpstreamKey, session_id: str) -> None:
         """Forget it if it is still this one."""
+        ...
+
+    async def claim_idle(self, idle_s: float, most: int) -> list[tuple[UpstreamKey, UpstreamSession]]:
+        """Take upstream sessions that nobody has used for `idle_s` out of the store, each for one claimer alone: it
+        ends them upstream. A record outlives its `ttl_s` by CLAIMABLE_S. Use = get_upstream or put_upstream: what an
+        edge uses from its copy counts each eighth of `ttl_s`, so `idle_s` lies between that and `ttl_s`.
+        """
+        ...
+
+    async def sessions_of(self, tenant: str, session: str) -> list[tuple[UpstreamKey, UpstreamSession]]:
+        """The upstream sessions of one legacy client's session; to end them with it."""
+        ...
+
+    def on_upstream_opened(self, listener: Callable[[UpstreamKey], None]) -> None:
+        """`listener(key)` is called on every edge when a session with `key.session` was put by any edge. Must not
+        block.
+        """
         ...
 
     def known_upstream(self, key: UpstreamKey) -> UpstreamSession | None:
@@ -117,7 +155,77 @@ class Windows(Protocol):
     def known_window(self, tenant: str, subject_id: str, agent: str, sid: str) -> str | None: ...
 
 
-class SessionStore(ClientSessions, UpstreamSessions, Windows, Protocol):
+class Bus(Protocol):
+    """Messages between edges: at most once, in order per sender; lost where nobody listens."""
+
+    @property
+    def address(self) -> str:
+        """Of this process, new with each start; safe within ids (letters, digits, at most 32)."""
+        ...
+
+    async def post(self, address: str, message: bytes) -> bool:
+        """To one edge, this one included. False: nobody is there. A message has BUS_MESSAGE_BYTES_MAX at most."""
+        ...
+
+    async def tell_all(self, message: bytes) -> None:
+        """To every other edge."""
+        ...
+
+    def on_message(self, kind: str, take: Callable[[bytes], None]) -> None:
+        """Messages are told apart by their first line, `kind`; `take` gets what follows it. Must not block."""
+        ...
+
+
+class Leases(Protocol):
+    """Who owns a thing that only one edge may own. `value` is the owner's word for where it is found.
+
+    Names begin with the tenant: `tenant|…`.
+    """
+
+    async def take(self, name: str, value: str, ttl_s: float) -> str:
+        """The value that stands: the given one where nobody held it (or held by this value: renewed)."""
+        ...
+
+    async def renew(self, names: Sequence[str], value: str, ttl_s: float) -> frozenset[str]:
+        """The names that are still held by this value; the others are lost."""
+        ...
+
+    async def give_up(self, name: str, value: str) -> None: ...
+
+
+class KeptEvent(NamedTuple):
+    """One event of a kept stream. `number` grows by any steps; `message` is empty for the priming event."""
+
+    number: str
+    message: bytes
+
+
+class KeptStreams(Protocol):
+    """Events of server-sent streams, kept for clients that come back for them (Last-Event-ID), at any edge.
+
+    A stream is bound to `owner` (whose it is, `tenant|…`): another owner finds nothing.
+    """
+
+    async def keep(self, owner: str, stream: str, message: bytes, ttl_s: float) -> str:
+        """The number of the event. Past KEPT_EVENTS_MAX or KEPT_STREAM_BYTES_MAX the oldest of the stream are
+        forgotten; an event that is larger alone is forgotten at once.
+        """
+        ...
+
+    async def kept_after(self, owner: str, stream: str, number: str, wait_s: float) -> list[KeptEvent] | None:
+        """Events after `number`, waiting so long for the first one; [] when none came. "0-0" stands before the first.
+
+        None: no such stream, or what followed `number` is forgotten, or the stream is finished and nothing follows. A
+        batch may be a part of what follows: ask again after its last.
+        """
+        ...
+
+    async def finish(self, owner: str, stream: str, ttl_s: float) -> None:
+        """Nothing more will come; what is kept stays for `ttl_s`."""
+        ...
+
+
+class SessionStore(ClientSessions, UpstreamSessions, Windows, Bus, Leases, KeptStreams, Protocol):
     """All of it, with a life: `start`, then use, then `stop`."""
 
     @property
@@ -134,6 +242,9 @@ class SessionStore(ClientSessions, UpstreamSessions, Windows, Protocol):
 
 Clock = Callable[[], float]
 """Monotonic seconds."""
+
+CLAIMABLE_S = 120.0
+"""How long an upstream session's record outlives its time to live, for an edge to claim and end it."""
 
 RENEWED_AFTER = 1 / 8
 """The part of a time to live after which a process asks again, so that what is in use does not expire elsewhere."""

@@ -1,0 +1,131 @@
+"""A server's question to a legacy client: recorded, inspected, put to it, and its answer recorded and inspected.
+
+It is a call of its own in the log, under the logical call that it belongs to (`root_call_id`).
+"""
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from tidegate.errors import Fault, LogUnavailable
+from tidegate.events import Outcome
+from tidegate.ids import now_us
+from tidegate_edge import strict_json
+from tidegate_edge.abilities import ASKED_WITH
+from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
+from tidegate_edge.edge import Edge
+from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, RpcError, encode
+from tidegate_edge.upstream.port import Answer
+
+ANSWERED_WITHIN_S: Final = 600.0  # people answer
+
+
+async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
+    """The client's answer, or the error that the server is given."""
+    try:
+        read = strict_json.read(params)
+    except (strict_json.NotStrictJson, msgspec.DecodeError):
+        return _refused(INVALID_REQUEST, "the request cannot be read")
+    if call.request.modern or method not in ASKED_WITH:
+        return _refused(METHOD_NOT_FOUND, f"the client cannot be asked: {method[:64]}")
+    if not isinstance(read, dict) or not call.abilities.can_answer(method, read):
+        return _refused(METHOD_NOT_FOUND, f"the client declared no capability for {method}")
+    question = _question(edge, call, method, params)
+    try:
+        await edge.recorder.record(
+            requested_event(question, edge.place, edge.limits.capture_bytes_max), call.terms.mode
+        )
+    except LogUnavailable as fault:
+        return _refused(INTERNAL_ERROR, f"the question could not be recorded, so it was not put: {fault.sentence}")
+    if question.decision != "allow":
+        return _refused(INVALID_REQUEST, question.message)
+    return await _put(edge, question)
+
+
+def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
+    """The question as a call: what was permitted for the tool is permitted for what it asks, content apart."""
+    question = Ongoing(call.visit, call.request, call.item, call.target, call.terms, now_us())
+    question.method, question.root = method, call.root
+    for fact in ("ruling", "rules", "bundle", "release", "catalog", "control_epoch", "abilities"):
+        setattr(question, fact, getattr(call, fact))
+    question.decision, question.stage, question.reason = "allow", "policy", call.reason
+    assert call.ruling is not None
+    scan = call.ruling.scanner.scan(params, "result")
+    question.findings = scan.findings
+    question.arguments = params if scan.masked is None else scan.masked
+    question.arguments_captured = scan.recorded or question.arguments
+    if scan.blocked is not None:
+        question.refuse(
+            "inspection",
+            "arguments-blocked",
+            f"The question holds something that may not be passed on: {scan.blocked.rule}.",
+        )
+        question.rules = (scan.blocked.rule,)
+    return question
+
+
+async def _put(edge: Edge, question: Ongoing) -> Answer:
+    visit = question.visit
+    question.forwarded_us = now_us()
+    try:
+        answer = await edge.asks.ask(
+            visit.outlet, visit.protocol_session, question.method, question.arguments, ANSWERED_WITHIN_S
+        )
+        ended, answer = _inspected(question, answer)
+    except Fault as fault:
+        answer = _refused(INTERNAL_ERROR, fault.sentence)
+        ended = _ended(question, "timeout" if "timeout" in fault.code else "upstream-failed", b"", fault.code)
+    except asyncio.CancelledError:
+        await asyncio.shield(_settle(edge, question, _ended(question, "cancelled", b"", "caller-gone")))
+        raise
+    try:
+        await _settle(edge, question, ended)
+    except LogUnavailable as fault:
+        return _refused(INTERNAL_ERROR, f"the answer could not be recorded: {fault.sentence}")
+    return answer
+
+
+async def _settle(edge: Edge, question: Ongoing, ended: Ended) -> None:
+    event = completed_event(question, ended, edge.place, edge.limits.capture_bytes_max)
+    await edge.recorder.record_completion(event, question.terms.mode)
+
+
+def _inspected(question: Ongoing, answer: Answer) -> tuple[Ended, Answer]:
+    """What a client says to a server is inspected like arguments."""
+    raw = answer.result or answer.error
+    try:
+        strict_json.read(raw)
+    except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
+        return _ended(question, "blocked", b"", "answer-malformed"), _refused(
+            INTERNAL_ERROR, f"the client's answer is refused: {error}"
+        )
+    assert question.ruling is not None
+    scan = question.ruling.scanner.scan(raw, "arguments")
+    outcome: Outcome = "blocked" if scan.blocked else "rpc-error" if answer.error else "ok"
+    ended = msgspec.structs.replace(
+        _ended(question, outcome, raw, "answer-blocked" if scan.blocked else ""),
+        result_captured=scan.recorded or raw,
+        findings=scan.findings,
+        masked=scan.masks,
+    )
+    if scan.blocked is not None:
+        return ended, _refused(INTERNAL_ERROR, f"the answer holds something that may not be sent: {scan.blocked.rule}")
+    shown = raw if scan.masked is None else scan.masked
+    return ended, Answer(result=shown) if answer.result else Answer(error=shown)
+
+
+def _ended(question: Ongoing, outcome: Outcome, result: bytes, reason: str) -> Ended:
+    at_us = now_us()
+    return Ended(
+        outcome=outcome,
+        completed_us=at_us,
+        upstream_us=at_us - question.forwarded_us,
+        reason=reason,
+        result=result,
+        result_captured=result,
+    )
+
+
+def _refused(code: int, message: str) -> Answer:
+    return Answer(error=encode(RpcError(code, message)))

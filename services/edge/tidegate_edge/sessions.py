@@ -1,0 +1,146 @@
+"""Sessions: a legacy client's own, opened by `initialize`, ended by DELETE; a modern client's governance session.
+
+A legacy session id is a sealed token bound to its principal: any edge can read it; nobody else can use it. Whether it
+still lives is the session store's to say, from a local cache in the common case.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from tidegate.events import Sealed, SessionClosed, SessionOpened
+from tidegate.identity import Principal
+from tidegate.ids import now_us, uuid7
+from tidegate.sessions.port import SessionRecord
+from tidegate_edge import lists
+from tidegate_edge.accept import BATCH_VERSION, Request, Response, refuse
+from tidegate_edge.edge import Edge
+from tidegate_edge.exchange import Exchange
+from tidegate_edge.messages import INVALID_REQUEST, Reply, encode, result_body
+from tidegate_edge.upstream.port import Answer, Caller
+from tidegate_edge.visit import Visit
+
+PURPOSE: Final = "session"
+ACKNOWLEDGED_WITHIN_S: Final = 1.0
+GONE: Final = "Session not found: initialize again"
+
+
+async def admit(
+    edge: Edge, principal: Principal, door: str, request: Request, exchange: Exchange | None
+) -> Visit | Reply:
+    """The session of a request. 404: initialize again."""
+    if request.modern:
+        whose = (principal.tenant, principal.subject_id, principal.agent, principal.sid)
+        session_id = edge.sessions.known_window(*whose)
+        if session_id is None:
+            session_id = await edge.sessions.window(*whose, edge.limits.session_window_s, now_us())
+        return Visit(principal, door, session_id, protocol=request.version, exchange=exchange, request_id=request.id)
+    record = await standing(edge, principal, request.session)
+    if record is None:
+        return refuse(404, INVALID_REQUEST, GONE, request.id)
+    if request.in_batch and record.protocol != BATCH_VERSION:
+        return refuse(400, INVALID_REQUEST, f"batches exist on revision {BATCH_VERSION} only", request.id)
+    session_id = record.session_id
+    return Visit(principal, door, session_id, session_id, record.protocol, record, exchange, request.id)
+
+
+async def standing(edge: Edge, principal: Principal, sealed: str) -> SessionRecord | None:
+    """The live session behind the id that a client sent; None where there is none of this principal's.
+
+    From the local cache in the common case; now and then the store is told that the session is in use.
+    """
+    opened = edge.sealer.unseal(PURPOSE, sealed, _binding(principal))
+    if opened is None:
+        return None
+    tenant, session_id = principal.tenant, opened.decode()
+    due = edge.renewals.is_due(session_id)
+    if due and not await edge.sessions.touch(tenant, session_id, edge.limits.session_idle_s):
+        return None
+    return edge.sessions.known(tenant, session_id) or await edge.sessions.get(tenant, session_id)
+
+
+async def initialize(edge: Edge, principal: Principal, door: str, request: Request) -> Reply:
+    """A new session: recorded, stored, and its id sealed for the client."""
+    if request.id is None:
+        return refuse(400, INVALID_REQUEST, "initialize is a request: give it an id")
+    ruling = edge.rulings.get(principal.tenant)
+    version, result = lists.initialized(ruling, principal, door, request.params.get("protocolVersion"))
+    at_us = now_us()
+    session_id = uuid7(at_us)
+    info = encode(request.params.get("clientInfo"))
+    event = SessionOpened(
+        **edge.place.stamp(principal.tenant),
+        session_id=session_id,
+        subject_id=principal.subject_id,
+        agent=principal.agent,
+        protocol=version,
+        edge=edge.place.edge,
+        sealed=Sealed(
+            issuer=principal.issuer,
+            subject=principal.subject,
+            login=principal.login,
+            claimed_client=info[:256].decode(errors="replace"),
+        ),
+    )
+    await edge.recorder.record(event, "spool")
+    record = SessionRecord(
+        session_id=session_id,
+        tenant=principal.tenant,
+        subject_id=principal.subject_id,
+        agent=principal.agent,
+        protocol=version,
+        client_info=msgspec.Raw(info if len(info) <= 1024 else b"null"),
+        capabilities=msgspec.Raw(_relayed(request.params.get("capabilities"))),
+        opened_us=at_us,
+        edge=edge.place.edge,
+    )
+    if not await edge.sessions.open(record, edge.limits.session_idle_s):
+        most = edge.limits.sessions_per_subject_max
+        return refuse(429, INVALID_REQUEST, f"you hold {most} sessions already; end some (DELETE) or wait", request.id)
+    sealed = edge.sealer.seal(PURPOSE, session_id.encode(), _binding(principal))
+    return Reply(200, result_body(request.id, result), b"mcp-session-id: %b\r\n" % sealed.encode())
+
+
+async def end(edge: Edge, principal: Principal, sealed: str) -> Reply:
+    """DELETE: gone on every edge when this answers, and at the servers that held a session for it."""
+    if not sealed:
+        return refuse(400, INVALID_REQUEST, "Mcp-Session-Id is missing")
+    opened = edge.sealer.unseal(PURPOSE, sealed, _binding(principal))
+    session_id = opened.decode() if opened is not None else ""
+    if not session_id or await edge.sessions.get(principal.tenant, session_id) is None:
+        return refuse(404, INVALID_REQUEST, "Session not found")
+    held = await edge.sessions.sessions_of(principal.tenant, session_id)
+    await edge.sessions.end(principal.tenant, session_id, ACKNOWLEDGED_WITHIN_S)
+    caller = Caller(principal.tenant, principal.subject_id, principal.agent, session_id)
+    for server in sorted({key.server for key, _ in held} | edge.processes):
+        if (upstream := edge.upstreams.get(server)) is not None:
+            edge.tasks.start(upstream.end(caller), f"end sessions at {server}")
+    event = SessionClosed(
+        **edge.place.stamp(principal.tenant),
+        session_id=session_id,
+        subject_id=principal.subject_id,
+        agent=principal.agent,
+        cause="deleted",
+    )
+    await edge.recorder.record(event, "spool")
+    return Reply(200)
+
+
+async def answered(edge: Edge, principal: Principal, response: Response) -> Reply:
+    """A client's answer to what a server asked. 2025-11-25 basic/transports: 202 where it is taken."""
+    record = await standing(edge, principal, response.session)
+    if record is None:
+        return refuse(404, INVALID_REQUEST, GONE, response.id)
+    answer = Answer(response.result, response.error)
+    if await edge.asks.answered(record.session_id, response.id, answer):
+        return Reply(202)
+    return refuse(400, INVALID_REQUEST, "nothing in this session waits for this response", response.id)
+
+
+def _relayed(capabilities: Any) -> bytes:
+    return encode(capabilities) if isinstance(capabilities, dict) else b"{}"
+
+
+def _binding(principal: Principal) -> bytes:
+    """Whom a session serves; groups may change during it."""
+    return f"{principal.tenant}|{principal.subject_id}|{principal.agent}".encode()
