@@ -1,5 +1,6 @@
 """A bounded map whose entries end by themselves. Pure: `now` is an argument."""
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -18,6 +19,10 @@ class Expiring(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        """What was written longest ago comes first; what has ended may be among it."""
+        return ((key, value) for key, (_, value) in self._entries.items())
+
     def get(self, key: K, now: float) -> V | None:
         entry = self._entries.get(key)
         if entry is None:
@@ -32,6 +37,11 @@ class Expiring(Generic[K, V]):
         if len(self._entries) >= self._entries_max:
             del self._entries[next(iter(self._entries))]
         self._entries[key] = (until, value)
+
+    def amend(self, key: K, value: V) -> None:
+        """Change what is there; it ends when it would have."""
+        if (entry := self._entries.get(key)) is not None:
+            self._entries[key] = (entry[0], value)
 
     def drop(self, key: K) -> None:
         self._entries.pop(key, None)

@@ -1,5 +1,5 @@
-"""Hearing of ended sessions: one subscription, kept alive by pings, and the acknowledgements that it sends and
-receives.
+"""Hearing what other edges say: one subscription, kept alive by pings; above all, notices of ended sessions and the
+acknowledgements of them.
 
 Counterpart: `redis.py`. The rule: `is_sound` is True only while every notice published now would reach us. It turns
 False at once when the connection breaks, and after `SILENCE_S` when nothing is heard, pings included. What was
@@ -64,10 +64,18 @@ def cancellations() -> int:
 
 
 class Hearing:
-    """`on_notice` is called for each notice before it is acknowledged, `on_loss` whenever notices may be missed."""
+    """`on_notice` is called for each notice before it is acknowledged, `on_loss` whenever notices may be missed, and
+    `on_regained` when they are heard again.
+    """
 
     def __init__(
-        self, url: str, *, publish: Publish, on_notice: Callable[[Notice], None], on_loss: Callable[[], None]
+        self,
+        url: str,
+        *,
+        publish: Publish,
+        on_notice: Callable[[Notice], None],
+        on_loss: Callable[[], None],
+        on_regained: Callable[[], None],
     ) -> None:
         self._connection_kwargs: dict[str, Any] = {**parse_url(url), "protocol": 2, "decode_responses": False}
         self._connection_class = self._connection_kwargs.pop("connection_class", Connection)
@@ -75,7 +83,9 @@ class Hearing:
         self.instance = uuid.uuid4().hex
         self.channel = f"tidegate|1|gone|{database}"
         self.reply_to = f"tidegate|1|heard|{database}|{self.instance}"
-        self._publish, self._on_notice, self._on_loss = publish, on_notice, on_loss
+        self.channels = f"tidegate|1|{database}|"  # what the names of further channels begin with
+        self._further: dict[str, Callable[[bytes], None]] = {}
+        self._publish, self._on_notice, self._on_loss, self._on_regained = publish, on_notice, on_loss, on_regained
         self._subscribed = False
         self._heard_at = 0.0
         self._waiting: dict[str, _Waiting] = {}
@@ -86,6 +96,10 @@ class Hearing:
     @property
     def is_sound(self) -> bool:
         return self._subscribed and time.monotonic() - self._heard_at < SILENCE_S
+
+    def hear(self, channel: str, take: Callable[[bytes], None]) -> None:
+        """Hand over what comes on this channel, too. To be called before `start`; `take` must not raise or block."""
+        self._further[channel] = take
 
     def start(self) -> None:
         self._stopping = False
@@ -148,8 +162,9 @@ class Hearing:
         )
         try:
             await connection.connect()
-            await connection.send_command("SUBSCRIBE", self.channel, self.reply_to)
-            for _ in range(2):
+            channels = [self.channel, self.reply_to, *self._further]
+            await connection.send_command("SUBSCRIBE", *channels)
+            for _ in channels:
                 await connection.read_response(timeout=SILENCE_S)
             if is_cancelled(since=before):
                 raise asyncio.CancelledError
@@ -158,6 +173,7 @@ class Hearing:
             raise
         self._heard_at = time.monotonic()
         self._subscribed = True
+        self._on_regained()
         return connection
 
     async def _read(self, connection: Any) -> None:
@@ -176,6 +192,9 @@ class Hearing:
             await connection.send_command("PING", check_health=False)
 
     def _take(self, channel: str, body: bytes) -> None:
+        if (take := self._further.get(channel)) is not None:
+            take(body)
+            return
         try:
             if channel == self.reply_to:
                 acknowledgement = _acknowledgements.decode(body)
