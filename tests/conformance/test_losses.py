@@ -1,4 +1,4 @@
-"""A check counts as lost whenever it succeeds less often through the gateway than directly, whatever was said instead."""
+"""A check is lost whenever it succeeds less often through the gateway than directly, whatever was said instead."""
 
 import pytest
 from tests.conformance.report import Measured, score, terminal
