@@ -20,6 +20,8 @@ from tidegate.events import Capture, Mode
 from tidegate.limits import Limits
 
 SERVER_NAME = re.compile(r"[a-z][a-z0-9-]{0,11}")
+SET_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+SHOWN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 RESERVED_SERVER_NAMES = frozenset({"sets"})
 
 
@@ -37,6 +39,9 @@ class Server(Part, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     labels: tuple[str, ...] = ()  # "sensitive", "egress", ...
     timeout_s: float = 0.0  # 0: limits.call_timeout_s
+    era: Literal["auto", "modern", "legacy"] = "auto"  # auto: the server is asked
+    process: Literal["shared", "per-principal"] = "shared"  # of a command: one for all, or one per subject and agent
+    idle_s: float | None = None  # a process unused for so long ends; default: 900 per principal, 0 (never) shared
 
 
 class Issuer(Part, frozen=True, kw_only=True):
@@ -77,6 +82,38 @@ class Rule(Part, frozen=True, kw_only=True):
     durability: Mode | None = None
     capture: Capture | None = None
     labels: tuple[str, ...] = ()
+
+
+class Naming(Part, frozen=True, kw_only=True):
+    """How tools and prompts are named at doors of several servers."""
+
+    prefix: Literal["always", "collision", "none"] = "always"
+    separator: str = "__"
+    length_max: int = 64  # clients and model APIs cut or refuse longer names
+    names: dict[str, str] = {}  # "server/tool" → the name shown
+
+
+class SetTool(Part, frozen=True, kw_only=True):
+    """One tool of a set. `arguments` are fixed: the client neither sees nor gives them."""
+
+    server: str
+    tool: str
+    name: str = ""  # default: the tool's own
+    arguments: dict[str, Any] = {}
+
+    @property
+    def shown(self) -> str:
+        return self.name or self.tool
+
+
+class Toolset(Part, frozen=True, kw_only=True):
+    """A named selection from several servers, at /mcp/sets/{name}."""
+
+    description: str = ""
+    instructions: str = ""  # default: those of its servers
+    tools: tuple[SetTool, ...] = ()
+    prompts: tuple[str, ...] = ()  # servers, all of whose prompts are in the set
+    resources: tuple[str, ...] = ()  # servers, all of whose resources are in the set
 
 
 class Tls(Part, frozen=True, kw_only=True):
@@ -121,6 +158,7 @@ class Signing(Part, frozen=True, kw_only=True):
 
 class Edge(Part, frozen=True, kw_only=True):
     id: str = ""  # default: the host's name and the listening port
+    address: str = ""  # where other edges reach this one; default: http://{listen}
     labels: dict[str, str] = {}
     ring: str = "main"
 
@@ -168,6 +206,8 @@ class Settings(Part, frozen=True, kw_only=True):
     region: str = "local"
     servers: dict[str, Server] = {}
     rules: tuple[Rule, ...] = ()
+    naming: Naming = Naming()
+    sets: dict[str, Toolset] = {}
     identity: Identity = Identity()
     policy: str = ""
     log: str = "sqlite"
@@ -210,11 +250,18 @@ class Settings(Part, frozen=True, kw_only=True):
 
     @property
     def audiences(self) -> tuple[str, ...]:
-        """What a token's `aud` must contain one of: what is configured, else the MCP resource and one per server."""
+        """What a token's `aud` must contain one of: what is configured, else the MCP resource and one per server and
+        set.
+        """
         given = self.identity.audience
         if isinstance(given, str):
             return (given,)
-        return given or (f"{self.url}/mcp", *(f"{self.url}/mcp/{name}" for name in self.servers))
+        return given or tuple("/".join(filter(None, (f"{self.url}/mcp", door))) for door in self.doors)
+
+    @property
+    def doors(self) -> tuple[str, ...]:
+        """The paths below /mcp that are served: "" for all servers, each server's name, `sets/name` for each set."""
+        return ("", *self.servers, *(f"sets/{name}" for name in self.sets))
 
     @property
     def kafka_bootstrap(self) -> str:
@@ -259,6 +306,10 @@ def load_settings(path: str | Path, environment: Mapping[str, str] | None = None
 def check_settings(settings: Settings, file: Path) -> Settings:
     """What types cannot say. Raises ConfigFault."""
     host_port(settings.listen)
+    if settings.edge.address and not re.fullmatch(r"https?://[^/?#@]+", settings.edge.address):
+        raise ConfigFault(
+            f"{file}: $.edge.address: expected 'http://host:port' as other edges reach it, got '{settings.edge.address}'"
+        )
     for name, server in settings.servers.items():
         _check_server(name, server, file)
     if settings.log != "sqlite" and not re.fullmatch(r"kafka://[^/]+", settings.log):
@@ -292,6 +343,9 @@ def check_settings(settings: Settings, file: Path) -> Settings:
             raise ConfigFault(
                 f"{file}: $.rules[{index}].server: no server '{rule.server}'{_closest(rule.server, settings.servers)}"
             )
+    _check_naming(settings, file)
+    for name, toolset in settings.sets.items():
+        _check_set(name, toolset, settings, file)
     if (
         not settings.is_local
         and settings.sessions == "memory"
@@ -318,6 +372,67 @@ def _check_server(name: str, server: Server, file: Path) -> None:
         raise ConfigFault(f"{where}: env and cwd go with command, not with url")
     if server.command and server.headers:
         raise ConfigFault(f"{where}: headers go with url, not with command")
+    if server.url and (server.process != "shared" or server.idle_s is not None):
+        raise ConfigFault(f"{where}: process and idle_s go with command, not with url")
+    if server.idle_s is not None and server.idle_s < 0:
+        raise ConfigFault(f"{where}.idle_s: expected seconds, or 0 for never, got {server.idle_s:g}")
+
+
+def _check_naming(settings: Settings, file: Path) -> None:
+    naming, where = settings.naming, f"{file}: $.naming"
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,8}", naming.separator) or not re.search(r"[A-Z_.]", naming.separator):
+        raise ConfigFault(
+            f"{where}.separator: expected 1 to 8 of A-Z, a-z, 0-9, '_', '.' and '-', one of them a capital, '_' or '.', "
+            f"which no server's name holds; got '{naming.separator}'"
+        )
+    if not 32 <= naming.length_max <= 128:
+        raise ConfigFault(f"{where}.length_max: expected 32 to 128, got {naming.length_max}")
+    owners: dict[str, str] = {}
+    for key, shown in naming.names.items():
+        server, slash, tool = key.partition("/")
+        if not slash or not tool:
+            raise ConfigFault(f"{where}.names: '{key}' is not server/tool, for example wiki/search")
+        _check_known(server, settings, f"{where}.names.{key}")
+        _check_shown(shown, naming.length_max, f"{where}.names.{key}")
+        if shown in owners:
+            raise ConfigFault(f"{where}.names.{key}: '{owners[shown]}' is named '{shown}', too; names must differ")
+        owners[shown] = key
+
+
+def _check_set(name: str, toolset: Toolset, settings: Settings, file: Path) -> None:
+    where = f"{file}: $.sets.{name}"
+    if not SET_NAME.fullmatch(name):
+        raise ConfigFault(f"{where}: a set's name is 1 to 32 of a-z, 0-9 and '-', beginning with a letter")
+    if not (toolset.tools or toolset.prompts or toolset.resources):
+        raise ConfigFault(f"{where}: the set is empty; list tools, or servers under prompts or resources")
+    for kind in ("prompts", "resources"):
+        for index, server in enumerate(getattr(toolset, kind)):
+            _check_known(server, settings, f"{where}.{kind}[{index}]")
+    owners: dict[str, str] = {}
+    for index, tool in enumerate(toolset.tools):
+        place = f"{where}.tools[{index}]"
+        _check_known(tool.server, settings, f"{place}.server")
+        if not tool.tool:
+            raise ConfigFault(f"{place}.tool: give the tool's name as the server '{tool.server}' has it")
+        if tool.name:
+            _check_shown(tool.name, settings.naming.length_max, f"{place}.name")
+        if tool.shown in owners:
+            raise ConfigFault(
+                f"{place}: '{tool.shown}' is the name of {owners[tool.shown]}, too; give one of them another name"
+            )
+        owners[tool.shown] = f"{tool.server}/{tool.tool}"
+
+
+def _check_known(server: str, settings: Settings, where: str) -> None:
+    if server not in settings.servers:
+        raise ConfigFault(f"{where}: no server '{server}'{_closest(server, settings.servers)}")
+
+
+def _check_shown(name: str, length_max: int, where: str) -> None:
+    if len(name) > length_max or not SHOWN_NAME.fullmatch(name):
+        raise ConfigFault(
+            f"{where}: a shown name is 1 to {length_max} of A-Z, a-z, 0-9, '_', '.' and '-', got '{name:.80}'"
+        )
 
 
 def _convert(raw: dict[str, Any], file: Path) -> Settings:

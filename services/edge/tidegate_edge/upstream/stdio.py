@@ -1,290 +1,183 @@
-"""An upstream that is a process spoken to over stdio, one JSON-RPC message a line; requests of all callers share it.
-
-The process lives in a group of its own that is ended whole; where the edge itself is killed, by a guard: a shell that
-waits for the end of a pipe from the edge. Ended by itself, it is started again with back-off; what was in flight fails
-and is not sent again.
+"""An upstream that is run as a process and spoken to over stdio: one for all callers of a tenant, or one for each
+principal and agent. Counterparts: `stdio_kept.py` keeps a process, `owned.py` finds the edge that runs it.
 """
 
 import asyncio
-import contextlib
-import ctypes
-import itertools
-import logging
-import os
-import signal
-import sys
-from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
 
-import msgspec
-
-from tidegate.errors import UpstreamFault
-from tidegate.limits import STDIO_LINE_BYTES_MAX
-from tidegate_edge import messages
+from tidegate.settings import Settings
 from tidegate_edge.messages import encode
-from tidegate_edge.translate import CLIENT_INFO
-from tidegate_edge.upstream.http import LEGACY
-from tidegate_edge.upstream.listing import drain_tools
-from tidegate_edge.upstream.port import Answer, Caller, Definitions, Routing
+from tidegate_edge.upstream.listing import drain
+from tidegate_edge.upstream.port import (
+    SILENCE,
+    Answer,
+    Caller,
+    Definitions,
+    Outgoing,
+    Paused,
+    Talk,
+    Wanted,
+)
+from tidegate_edge.upstream.stdio_child import Command
+from tidegate_edge.upstream.stdio_handshake import ANYTHING, own_meta
+from tidegate_edge.upstream.stdio_kept import Kept, Plan, ProcessKey, Room
+from tidegate_edge.upstream.stdio_session import pause_ended
 
-BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-STABLE_S: Final = 60.0  # a process that lived this long starts again without back-off
-STOP_S: Final = 3.0
-START_S: Final = 60.0
-UNREAD_BYTES_MAX: Final = 16 * 1024 * 1024  # written to a process that does not read; past it nothing more is sent
-PASSED_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER", "SSL_CERT_FILE", "SSL_CERT_DIR")
+REAPED_PARTS: Final = 4  # idle processes are looked for so often within the time that they may be idle
 
-_log = logging.getLogger(__name__)
+
+PER_PRINCIPAL_IDLE_S: Final = 900.0
+
+
+def plan_of(settings: Settings, name: str, edge: str) -> Plan:
+    """How a configured command is run. `edge` is this edge's address on the bus, which pauses are told with."""
+    server = settings.servers[name]
+    shared = server.process == "shared"
+    command = Command(server.command, server.env, str(settings.path(server.cwd)) if server.cwd else "")
+    idle_s = (0.0 if shared else PER_PRINCIPAL_IDLE_S) if server.idle_s is None else server.idle_s
+    return Plan(name, command, server.era, shared, idle_s, edge, settings.limits.paused_s)
 
 
 class StdioUpstream:
-    """One configured command."""
+    """One configured command, run by this edge."""
 
-    modern = False
-
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], cwd: str) -> None:
-        self.name = name
-        self._command = tuple(command)
-        self._environment = {key: os.environ[key] for key in PASSED_ENVIRONMENT if key in os.environ} | dict(
-            environment
-        )
-        self._cwd = cwd or None
-        self._process: asyncio.subprocess.Process | None = None
-        self._ready = asyncio.Event()
-        self._closing = False
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._last_words: deque[str] = deque(maxlen=20)
-        self._keeper: asyncio.Task[None] | None = None
-        self._guard: asyncio.subprocess.Process | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Of the running process."""
-        return None if self._process is None else self._process.pid
+    def __init__(self, plan: Plan, tenant: str, room: Room) -> None:
+        self.name = plan.name
+        self.plan = plan
+        self.own = Caller(tenant, "gateway", "tidegate")
+        self._room = room
+        self._kept: dict[ProcessKey, Kept] = {}
+        self._modern: bool | None = None if plan.era == "auto" else plan.era == "modern"
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._reaper: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self) -> None:
-        """Begin to keep the process running; does not wait for it."""
-        self._keeper = asyncio.create_task(self._keep(), name=f"stdio {self.name}")
+        """A shared process begins to run, and is not waited for; a principal's own begins with its first call."""
+        if self.plan.shared:
+            self.run(self.own)
+        if self.plan.idle_s:
+            self._reaper = asyncio.create_task(self._reap(), name=f"stdio {self.name} idle")
 
-    async def ready(self, timeout_s: float) -> None:
-        if self._ready.is_set():
+    def key_of(self, caller: Caller) -> ProcessKey:
+        if self.plan.shared:
+            return ProcessKey(caller.tenant)
+        return ProcessKey(caller.tenant, caller.subject_id, caller.agent)
+
+    def run(self, caller: Caller) -> Kept:
+        """The caller's process; begins to run where it did not. Raises UpstreamFault `upstream-busy`."""
+        key = self.key_of(caller)
+        kept = self._kept.get(key)
+        if kept is None or kept.ended:
+            always = self.plan.shared and caller.tenant == self.own.tenant and not self.plan.idle_s
+            capabilities = ANYTHING if self.plan.shared else caller.capabilities
+            kept = Kept(self.plan, key, capabilities, always=always)
+            for leaving in self._room.take(kept, _end):
+                self._later(asyncio.ensure_future(leaving))
+            self._kept[key] = kept
+            kept.start()
+        return kept
+
+    async def stop(self, key: ProcessKey) -> None:
+        """End the process of this key; what is under way in it fails."""
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._room.leave(kept)
+            await kept.end()
+
+    def running(self) -> dict[ProcessKey, Kept]:
+        """What is kept here now."""
+        return {key: kept for key, kept in self._kept.items() if not kept.ended}
+
+    def known_era(self, client_modern: bool) -> bool | None:
+        return self._modern
+
+    async def era(self, client_modern: bool, timeout_s: float) -> bool:
+        """One process speaks one era, whoever calls."""
+        if self._modern is None:
+            kept = self.run(self.own)
+            with kept.used():
+                await kept.ready(timeout_s)
+            assert kept.spoken is not None
+            self._modern = kept.spoken.modern
+        return self._modern
+
+    async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
+        return await self.run(outgoing.caller).request(outgoing, talk)
+
+    async def resume(
+        self, ticket: bytes, answers: Mapping[str, Answer], caller: Caller, talk: Talk, timeout_s: float
+    ) -> Answer | Paused:
+        kept = self._kept.get(self.key_of(caller))
+        if kept is None or kept.session is None:
+            raise pause_ended(self.name)
+        with kept.used():
+            return await kept.session.resume(ticket, answers, caller, talk, timeout_s)
+
+    async def notify(self, method: str, params: bytes, caller: Caller) -> None:
+        """Of a principal's own process; a shared one stands for nobody."""
+        kept = self._kept.get(self.key_of(caller))
+        if self.plan.shared or kept is None or kept.session is None or self._modern:
             return
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError as error:
-            raise self._not_running() from error
+        kept.session.notify(method, params)
 
-    async def request(
-        self, method: str, params: bytes, caller: Caller, *, routing: Routing, timeout_s: float
-    ) -> Answer:
-        return await self._ask(method, params, timeout_s)
+    async def listen(self, wanted: Wanted, caller: Caller, modern: bool, talk: Talk) -> None:
+        await self.run(caller).listen(wanted, talk)
+
+    async def end(self, caller: Caller) -> None:
+        kept = self._kept.get(self.key_of(caller))
+        if kept is not None and kept.session is not None:
+            kept.session.drop_paused(caller)
 
     async def definitions(self, timeout_s: float) -> Definitions:
-        await self.ready(timeout_s)
+        kept = self.run(self.own)
+        with kept.used():
+            await kept.ready(timeout_s)
+            spoken = kept.spoken
+            assert spoken is not None
+            self._modern = spoken.modern
+            return await drain(
+                self.name,
+                partial(self._fetch, spoken.modern, timeout_s),
+                capabilities=spoken.capabilities,
+                server_info=spoken.server_info,
+                instructions=spoken.instructions,
+            )
 
-        async def fetch(cursor: str | None) -> Answer:
-            params = encode({} if cursor is None else {"cursor": cursor})
-            return await self._ask("tools/list", params, timeout_s)
-
-        return await drain_tools(self.name, fetch)
+    async def _fetch(self, modern: bool, timeout_s: float, method: str, cursor: str | None) -> Answer:
+        params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
+        if modern:
+            params["_meta"] = own_meta()
+        answer = await self.request(Outgoing(method, encode(params), self.own, modern, timeout_s), SILENCE)
+        assert isinstance(answer, Answer), "the gateway's own requests do not pause"
+        return answer
 
     async def close(self) -> None:
-        """Close its stdin, then SIGTERM, then SIGKILL the whole group."""
-        self._closing = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-        await self._end()
+        self._closed = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+            await asyncio.wait([self._reaper])
+        await asyncio.gather(*[self.stop(key) for key in list(self._kept)])
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
-    # the process
-
-    async def _keep(self) -> None:
-        attempt = 0
+    async def _reap(self) -> None:
+        """End what has been idle for too long."""
         loop = asyncio.get_running_loop()
-        while not self._closing:
-            await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
-            began_s = loop.time()
-            try:
-                await self._run_once()
-            except* OSError as faults:
-                reason = faults.exceptions[0]
-                _log.warning(
-                    "%s: cannot run '%s' (%s); is it on PATH, is `cwd` there?", self.name, self._command[0], reason
-                )
-            except* UpstreamFault as faults:
-                _log.warning("%s", faults.exceptions[0])
-            finally:
-                self._ready.clear()
-                await self._end()
-            attempt = 1 if loop.time() - began_s > STABLE_S else attempt + 1
+        while True:
+            await asyncio.sleep(self.plan.idle_s / REAPED_PARTS)
+            before_s = loop.time() - self.plan.idle_s
+            for key, kept in list(self._kept.items()):
+                if kept.is_idle and kept.used_s < before_s:
+                    self._later(asyncio.ensure_future(self.stop(key)))
 
-    async def _run_once(self) -> None:
-        """From start to end of one process. Raises OSError where it cannot be started."""
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-            cwd=self._cwd,
-            limit=STDIO_LINE_BYTES_MAX,
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
-        self._last_words.clear()
-        self._guard = await _guarded(self._process.pid)
-        async with asyncio.TaskGroup() as tasks:
-            listening = tasks.create_task(self._listen(self._process), name=f"stdio {self.name} stdout")
-            words = tasks.create_task(self._hear(self._process), name=f"stdio {self.name} stderr")
-            try:
-                await self._initialize()
-                self._ready.set()
-                await listening
-            finally:
-                words.cancel()
-                listening.cancel()
-
-    async def _initialize(self) -> None:
-        params = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": CLIENT_INFO}
-        answer = await self._ask("initialize", encode(params), START_S)
-        if answer.error:
-            raise UpstreamFault(f"{self.name}: initialize failed: {answer.error[:200].decode(errors='replace')}")
-        self._write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
-
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        try:
-            while line := await process.stdout.readline():
-                self._heard(line)
-        except ValueError:
-            _log.warning(
-                "%s: a line longer than %d bytes; the process is started again", self.name, STDIO_LINE_BYTES_MAX
-            )
-        finally:
-            self._ready.clear()
-            self._fail_all(f"{self.name}: the process ended{self._why()}")
-
-    def _heard(self, line: bytes) -> None:
-        try:
-            wire = messages.decode_wire(line)
-        except msgspec.DecodeError:
-            self._last_words.append(line[:200].decode(errors="replace").rstrip())
-            return
-        if wire.method is not msgspec.UNSET:
-            if wire.id is not msgspec.UNSET:
-                self._answer_server(wire)
-            return
-        waiter = self._waiting.pop(wire.id, None) if isinstance(wire.id, int) else None
-        if waiter is None or waiter.done():
-            return
-        if wire.result is not msgspec.UNSET:
-            waiter.set_result(Answer(result=bytes(wire.result)))
-        elif wire.error is not msgspec.UNSET:
-            waiter.set_result(Answer(error=bytes(wire.error)))
-
-    def _answer_server(self, wire: messages.Wire) -> None:
-        """A server's own request: ping is answered; no other capability was declared."""
-        request_id: Any = wire.id
-        if wire.method == "ping":
-            self._write(messages.result_body(request_id, b"{}"))
-        else:
-            self._write(
-                messages.error_body(request_id, messages.METHOD_NOT_FOUND, "the client declared no such capability")
-            )
-
-    async def _hear(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        while chunk := await process.stderr.read(4096):
-            self._last_words.extend(line for line in chunk.decode(errors="replace").splitlines() if line.strip())
-
-    async def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.stdin is not None:
-            process.stdin.close()
-        for signal_number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal_number)
-            try:
-                async with asyncio.timeout(STOP_S):
-                    await process.wait()
-                    break
-            except TimeoutError:
-                continue
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # children that outlived it
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            with contextlib.suppress(ProcessLookupError):
-                guard.kill()
-            await guard.wait()
-
-    # messages
-
-    async def _ask(self, method: str, params: bytes, timeout_s: float) -> Answer:
-        request_id = next(self._ids)
-        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = waiter
-        try:
-            self._write(messages.request_body(request_id, method, params))
-            async with asyncio.timeout(timeout_s):
-                return await waiter
-        except TimeoutError as error:
-            self._cancel(request_id, "timed out")
-            raise UpstreamFault(f"{self.name}: no answer within {timeout_s:g} s", code="upstream-timeout") from error
-        except asyncio.CancelledError:
-            self._cancel(request_id, "the caller went away")
-            raise
-        finally:
-            self._waiting.pop(request_id, None)
-
-    def _cancel(self, request_id: int, reason: str) -> None:
-        params = {"requestId": request_id, "reason": reason}
-        with contextlib.suppress(UpstreamFault):  # it ended meanwhile: nothing left to cancel
-            self._write(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":%b}' % encode(params))
-
-    def _write(self, line: bytes) -> None:
-        process = self._process
-        if process is None or process.stdin is None or process.stdin.is_closing():
-            raise self._not_running()
-        if process.stdin.transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
-            raise UpstreamFault(f"{self.name}: the process does not read its input", code="upstream-busy", sent=False)
-        process.stdin.write(line + b"\n")
-
-    def _fail_all(self, sentence: str) -> None:
-        for waiter in self._waiting.values():
-            if not waiter.done():
-                waiter.set_exception(UpstreamFault(sentence, code="upstream-broken"))
-        self._waiting.clear()
-
-    def _not_running(self) -> UpstreamFault:
-        return UpstreamFault(
-            f"{self.name}: the process is not running{self._why()}", code="upstream-unreachable", sent=False
-        )
-
-    def _why(self) -> str:
-        return f"; its last words: {self._last_words[-1][:200]}" if self._last_words else ""
+    def _later(self, work: "asyncio.Future[None]") -> None:
+        assert isinstance(work, asyncio.Task)
+        self._leaving.add(work)
+        work.add_done_callback(self._leaving.discard)
 
 
-async def _guarded(group: int) -> asyncio.subprocess.Process | None:
-    """A process that outlives the edge by a moment and kills the group. None where there is no shell."""
-    try:
-        return await asyncio.create_subprocess_exec(
-            *("sh", "-c", 'read _; kill -9 "-$0"', str(group)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            start_new_session=True,
-        )
-    except OSError as error:
-        _log.warning("no guard for the process group %d (%s): a killed edge may leave processes behind", group, error)
-        return None
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+async def _end(kept: Kept) -> None:
+    await kept.end()

@@ -1,0 +1,300 @@
+"""A server process that is kept: started, started again with back-off when it ends by itself, ended when it is idle.
+What was in flight when it ended fails, and is not sent again. `Room` bounds how many an edge keeps.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, NamedTuple
+
+from tidegate.errors import UpstreamFault
+from tidegate_edge.messages import METHOD_NOT_FOUND, encode
+from tidegate_edge.upstream.port import Answer, Outgoing, Paused, Talk, Wanted
+from tidegate_edge.upstream.stdio_child import Child, Command
+from tidegate_edge.upstream.stdio_handshake import EraChoice, Spoken, own_meta, shake_hands
+from tidegate_edge.upstream.stdio_listening import Listener, offers
+from tidegate_edge.upstream.stdio_session import StdioSession
+
+BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STABLE_S: Final = 60.0  # a process that lived this long starts again without back-off
+SUBSCRIBE_S: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class ProcessKey(NamedTuple):
+    """Whose process; of a shared one only the tenant is told."""
+
+    tenant: str
+    subject_id: str = ""
+    agent: str = ""
+
+
+class Plan(NamedTuple):
+    """How the processes of one server are run."""
+
+    name: str
+    command: Command
+    era: EraChoice
+    shared: bool
+    idle_s: float  # 0: never ended for being idle
+    edge: str
+    paused_s: float
+
+
+class Kept:
+    """One key's process, in as many lives as it takes."""
+
+    def __init__(self, plan: Plan, key: ProcessKey, capabilities: bytes, *, always: bool) -> None:
+        self.plan = plan
+        self.key = key
+        self.always = always  # started again whether somebody asks or not
+        self.session: StdioSession | None = None
+        self.spoken: Spoken | None = None
+        self.ended = False
+        self.used_s = asyncio.get_running_loop().time()
+        self._capabilities = capabilities
+        self._era = plan.era
+        self._users = 0
+        self._changed = asyncio.Event()  # set and replaced when a session begins or all is over
+        self._wanted = asyncio.Event()
+        self._why = ""
+        self._child: Child | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._child is None else self._child.pid
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._users and not (self.session is not None and self.session.is_busy)
+
+    def start(self) -> None:
+        self._keeper = asyncio.create_task(self._keep(), name=f"stdio {self.plan.name}")
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """It is not ended for being idle, nor to make room, meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self.used_s = asyncio.get_running_loop().time()
+
+    async def ready(self, timeout_s: float) -> StdioSession:
+        """A session that can be spoken to. Raises UpstreamFault, with nothing sent."""
+        self._wanted.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.session is None and not self.ended:
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise self._not_running() from error
+        if self.session is None:
+            raise self._not_running()
+        return self.session
+
+    async def end(self) -> None:
+        """End the process and everything that is under way in it. Never starts again."""
+        self.ended = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        self._tell_change()
+
+    async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
+        with self.used():
+            loop = asyncio.get_running_loop()
+            until_s = loop.time() + outgoing.timeout_s
+            session = self.session or await self.ready(outgoing.timeout_s)
+            assert self.spoken is not None
+            if outgoing.modern != self.spoken.modern:
+                raise UpstreamFault(
+                    f"{self.plan.name}: the process now speaks another revision; call again",
+                    code="upstream-era-changed",
+                    sent=False,
+                )
+            if outgoing.log_level and not outgoing.modern and b'"logging"' in self.spoken.capabilities:
+                await session.set_level(outgoing.log_level, outgoing.timeout_s)
+            return await session.request(outgoing, talk) if until_s > loop.time() else self._late(outgoing)
+
+    async def listen(self, wanted: Wanted, talk: Talk) -> None:
+        """Until cancelled, through restarts; returns where the server offers nothing of the kind."""
+        failures = 0
+        while True:
+            with self.used():
+                try:
+                    session = await self.ready(BACKOFF_S[-1])
+                    began_s = asyncio.get_running_loop().time()
+                    if not await self._hear(session, wanted, talk):
+                        return
+                    failures = 1 if asyncio.get_running_loop().time() - began_s > STABLE_S else failures + 1
+                except UpstreamFault as fault:
+                    _log.info("%s", fault)
+                    failures += 1
+                if self.ended:
+                    raise self._not_running()
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+
+    async def _hear(self, session: StdioSession, wanted: Wanted, talk: Talk) -> bool:
+        """In one life of the process. False: it offers nothing of the kind."""
+        assert self.spoken is not None
+        if self.spoken.modern:
+            return await _hear_modern(session, wanted, talk)
+        if not offers(self.spoken.capabilities, wanted):
+            return False
+        await _hear_legacy(session, wanted, talk)
+        return True
+
+    # its lives
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        attempt = 0
+        try:
+            while True:
+                await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
+                if not self.always:
+                    await self._wanted.wait()
+                began_s = loop.time()
+                gave_in = await self._live()
+                if gave_in and self._era == "auto":
+                    self._era, attempt = "legacy", 0  # it did not survive the question which era it speaks
+                    continue
+                attempt = 1 if loop.time() - began_s > STABLE_S else attempt + 1
+        finally:
+            self.ended = True
+
+    async def _live(self) -> bool:
+        """From start to end of one process. True: it ended before it had said what it speaks."""
+        self._wanted.clear()
+        name = self.plan.name
+        try:
+            child = self._child = await Child.start(name, self.plan.command)
+        except OSError as error:
+            self._why = f"; '{self.plan.command.words[0]}' cannot be run ({error}): is it on PATH, is `cwd` there?"
+            _log.warning("%s: the process is not running%s", name, self._why)
+            return False
+        session = StdioSession(child, shared=self.plan.shared, edge=self.plan.edge, paused_s=self.plan.paused_s)
+        reading = asyncio.create_task(session.read(), name=f"stdio {name} stdout")
+        words = asyncio.create_task(child.hear_errors(), name=f"stdio {name} stderr")
+        try:
+            self.spoken = await shake_hands(session, self._era, self._capabilities)
+            self._era = "modern" if self.spoken.modern else "legacy"
+            self.session = session
+            self._tell_change()
+            await asyncio.wait([reading])
+        except UpstreamFault as fault:
+            _log.warning("%s", fault)
+            return session.over.is_set() and self.session is None
+        finally:
+            self.session = None
+            reading.cancel()
+            words.cancel()
+            await asyncio.shield(_over(child, reading, words))
+            self._why = child.why
+            self._child = None
+            self._tell_change()
+        return False
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _not_running(self) -> UpstreamFault:
+        return UpstreamFault(
+            f"{self.plan.name}: the process is not running{self._why or (self._child.why if self._child else '')}",
+            code="upstream-unreachable",
+            sent=False,
+        )
+
+    def _late(self, outgoing: Outgoing) -> Answer:
+        raise UpstreamFault(
+            f"{self.plan.name}: not ready within {outgoing.timeout_s:g} s", code="upstream-timeout", sent=False
+        )
+
+
+class Room:
+    """How many processes an edge keeps, over all its servers, and how many of them for one principal."""
+
+    def __init__(self, most: int, most_per_principal: int) -> None:
+        self._most = most
+        self._most_per_principal = most_per_principal
+        self._kept: dict[Kept, Callable[[Kept], Awaitable[None]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, kept: Kept, end: Callable[[Kept], Awaitable[None]]) -> list[Awaitable[None]]:
+        """Give it a place. What must end for it is returned, to be awaited. Raises UpstreamFault `upstream-busy`."""
+        name, mine = kept.plan.name, kept.key[:2]
+        leaving = []
+        own = [one for one in self._kept if one.key[:2] == mine and kept.key.subject_id]
+        if kept.key.subject_id and len(own) >= self._most_per_principal:
+            leaving.append(self._longest_idle(own, name, "limits.processes_per_principal_max"))
+        if len(self._kept) - len(leaving) >= self._most:
+            leaving.append(self._longest_idle(list(self._kept), name, "limits.processes_max"))
+        ends = [self._kept.pop(one)(one) for one in leaving]
+        self._kept[kept] = end
+        return ends
+
+    def leave(self, kept: Kept) -> None:
+        self._kept.pop(kept, None)
+
+    def _longest_idle(self, among: list[Kept], name: str, limit: str) -> Kept:
+        idle = [one for one in among if one.is_idle and not one.always]
+        if not idle:
+            raise UpstreamFault(
+                f"{name}: all {len(among)} processes are in use; try again shortly, or raise {limit}",
+                code="upstream-busy",
+                sent=False,
+            )
+        return min(idle, key=lambda one: one.used_s)
+
+
+async def _over(child: Child, *tasks: "asyncio.Task[None]") -> None:
+    await asyncio.wait(tasks)
+    await child.end()
+
+
+async def _hear_legacy(session: StdioSession, wanted: Wanted, talk: Talk) -> None:
+    listener = Listener(wanted, talk)
+    subscribed = []
+    session.listeners.add(listener)
+    try:
+        for uri in wanted.uris:
+            subscribed.append(uri)
+            if session.listeners.subscribe(uri):
+                await session.ask("resources/subscribe", encode({"uri": uri}), SUBSCRIBE_S)
+        await session.over.wait()
+    finally:
+        session.listeners.remove(listener)
+        for uri in subscribed:
+            if session.listeners.unsubscribe(uri) and not session.over.is_set():
+                session.forget(session.begin("resources/unsubscribe", encode({"uri": uri})))
+
+
+async def _hear_modern(session: StdioSession, wanted: Wanted, talk: Talk) -> bool:
+    """False: the server does not know subscriptions/listen."""
+    notifications = {
+        **({"toolsListChanged": True} if wanted.tools else {}),
+        **({"promptsListChanged": True} if wanted.prompts else {}),
+        **({"resourcesListChanged": True} if wanted.resources else {}),
+        **({"resourceSubscriptions": wanted.uris} if wanted.uris else {}),
+    }
+    params = encode({"_meta": own_meta(), "notifications": notifications})
+    under = session.begin("subscriptions/listen", params)
+    listener = Listener(wanted, talk, under.number)
+    session.listeners.add(listener)
+    try:
+        answer = await under.turn
+    except asyncio.CancelledError:
+        session.tell_cancelled(under, "nobody listens any more")
+        raise
+    finally:
+        session.listeners.remove(listener)
+        session.forget(under)
+    return not (answer is not None and answer.error and str(METHOD_NOT_FOUND).encode() in answer.error)
