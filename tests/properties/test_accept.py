@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate_edge.accept import SINGLE_HEADERS, Batch, Request, accept
+from tidegate_edge.accept import SINGLE_HEADERS, Batch, Request, Response, accept
 from tidegate_edge.messages import Reply
 
 VERSIONS = [b"2026-07-28", b"2025-11-25", b"2025-06-18", b"2025-03-26", b"2024-11-05", b"x", b""]
@@ -88,6 +88,10 @@ def check(outcome: Any) -> None:
         assert isinstance(outcome.method, str)
         assert outcome.id is None or type(outcome.id) in (int, str)
         assert json.loads(outcome.raw_params) == outcome.params or "NaN" in str(outcome.params)
+    elif isinstance(outcome, Response):
+        assert type(outcome.id) in (int, str)
+        assert bool(outcome.result) != bool(outcome.error)
+        json.loads(outcome.result or outcome.error)
     else:
         assert isinstance(outcome, Reply)
         if outcome.status == 202:

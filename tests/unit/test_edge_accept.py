@@ -7,7 +7,7 @@ import pytest
 from tests.parts.edge import modern_body
 
 from tidegate.limits import BATCH_MEMBERS_MAX
-from tidegate_edge.accept import Batch, Request, accept
+from tidegate_edge.accept import Batch, Request, Response, accept
 from tidegate_edge.messages import Reply
 
 META = "io.modelcontextprotocol/"
@@ -26,7 +26,7 @@ def modern_headers(method: str = "tools/call", name: str | None = "echo", **more
     return {key: value for key, value in headers.items() if value is not None}
 
 
-def legacy(body: Any, version: bytes = b"2025-11-25", session: bytes = b"s1") -> Request | Batch | Reply:
+def legacy(body: Any, version: bytes = b"2025-11-25", session: bytes = b"s1") -> Request | Response | Batch | Reply:
     headers = {**PLAIN, b"mcp-protocol-version": version, b"mcp-session-id": session}
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return accept({key: value for key, value in headers.items() if value}, raw)
@@ -167,15 +167,30 @@ def test_an_integer_of_any_size_comes_back_whole(request_id: int) -> None:
     assert refused(legacy(message(request_id=request_id), b"nonsense"))[2]["id"] == request_id
 
 
-@pytest.mark.parametrize("body", [{"method": "notifications/initialized"}, {"result": {}, "id": 1}, {"error": {}}])
-def test_notifications_and_answers_are_distinguished_from_requests(body: dict[str, Any]) -> None:
-    outcome = legacy({"jsonrpc": "2.0", **body})
-    if "method" in body:
-        assert isinstance(outcome, Request)
-        assert outcome.id is None
-    else:
-        assert isinstance(outcome, Reply)
-        assert outcome.status == 202
+def test_a_notification_is_a_request_without_an_id() -> None:
+    outcome = legacy({"jsonrpc": "2.0", "method": "notifications/initialized"})
+    assert isinstance(outcome, Request)
+    assert outcome.id is None
+
+
+@pytest.mark.parametrize(("key", "raw"), [("result", '{"a":  1.0}'), ("error", '{"code": -1, "message": "no"}')])
+def test_an_answer_to_a_server_s_question_is_taken_byte_for_byte(key: str, raw: str) -> None:
+    outcome = legacy(f'{{"jsonrpc":"2.0","id":"q-1","{key}":{raw}}}'.encode())
+    assert isinstance(outcome, Response)
+    assert (outcome.id, outcome.session, getattr(outcome, key)) == ("q-1", "s1", raw.encode())
+
+
+@pytest.mark.parametrize(
+    "body", [{"error": {}}, {"result": {}}, {"id": 1, "result": {}, "error": {}}, {"id": None, "result": {}}]
+)
+def test_an_answer_that_names_no_question_or_says_two_things_is_refused(body: dict[str, Any]) -> None:
+    assert refused(legacy({"jsonrpc": "2.0", **body}))[:2] == (400, -32600)
+
+
+def test_a_modern_client_answers_by_asking_again_and_not_by_a_response() -> None:
+    body = {"jsonrpc": "2.0", "id": 1, "result": {}}
+    assert refused(legacy(body, b"2026-07-28"))[:2] == (400, -32600)
+    assert refused(legacy(body, session=b""))[:2] == (400, -32600)
 
 
 @pytest.mark.parametrize(
