@@ -6,7 +6,9 @@ from tidegate.settings import Settings
 
 
 def well_known_routes(settings: Settings, issuers: tuple[str, ...]) -> APIRouter:
-    """`/.well-known/oauth-protected-resource` for /mcp and for each /mcp/{server}; at the root, that of /mcp."""
+    """`/.well-known/oauth-protected-resource` for /mcp, each /mcp/{server} and each /mcp/sets/{name}; at
+    the root, that of /mcp.
+    """
     router = APIRouter(tags=["discovery"])
 
     def document(path: str) -> dict[str, object]:
@@ -29,5 +31,13 @@ def well_known_routes(settings: Settings, issuers: tuple[str, ...]) -> APIRouter
         if server not in settings.servers:
             raise HTTPException(404, f"no server '{server}' is configured")
         return document(f"/mcp/{server}")
+
+    @router.get(
+        "/.well-known/oauth-protected-resource/mcp/sets/{name}", summary="Protected resource metadata of one set"
+    )
+    async def one_set(name: str) -> dict[str, object]:
+        if name not in settings.sets:
+            raise HTTPException(404, f"no set '{name}' is configured")
+        return document(f"/mcp/sets/{name}")
 
     return router

@@ -1,7 +1,7 @@
 """decide: what the ruling bundle says. A `Ruling` is swapped whole when a release or the catalogue changes; calls read
 it once.
 
-Decisions that hold whatever the arguments are, are kept per (principal facts, server, tool); all others are made each
+Decisions that hold whatever the arguments are, are kept per (principal facts, server, action); all others are made each
 time.
 """
 
@@ -14,6 +14,7 @@ from tidegate.identity import Principal
 from tidegate.inspection.scanner import Scanner
 from tidegate.policy.engine import Engine, Verdict
 from tidegate_edge.catalog import Catalog, Item
+from tidegate_edge.cursors import Pages
 
 STANDING_MAX: Final = 200_000
 
@@ -31,7 +32,9 @@ class Ruling:
         self.number = number
         self.digest = digest
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
-        self.lists: dict[tuple[str, str, bool], bytes] = {}  # rendered tool lists, by principal facts, server and era
+        # Rendered lists, by principal facts, door, kind, era and whether a server of theirs is in trouble.
+        self.lists: dict[tuple[str, str, str, bool, bool], Pages] = {}
+        self.servers: dict[tuple[str, str], frozenset[str]] = {}  # those of use to a principal, by its facts and door
 
     def standing(self, principal: Principal, item: Item) -> Verdict | None:
         """The decision that holds for any arguments; None where they matter."""

@@ -212,4 +212,9 @@ def _prepared(bundle: Bundle) -> tuple[Engine, Scanner]:
 
 
 def _facts(catalog: Catalog) -> list[ToolFacts]:
-    return [ToolFacts(tool.server, tool.name, tool.labels) for tool in catalog.tools]
+    """One per tool; one for all prompts of a server, and one for all its resources."""
+    items = list(catalog.tools)
+    for shelf in catalog.shelves.values():
+        items += [shelf.any_prompt] if shelf.prompting else []
+        items += [shelf.any_resource] if shelf.readable else []
+    return [ToolFacts(item.server, item.action, item.labels) for item in items]

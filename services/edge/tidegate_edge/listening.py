@@ -1,0 +1,65 @@
+"""Hears what a server says of its lists outside of requests, in the background. Counterpart: `discovery.py` asks then."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, cast
+
+from tidegate.errors import Fault
+from tidegate_edge.upstream.port import Caller, Silence, Upstream, Wanted
+
+ListChange = Literal["tools", "prompts", "resources"]
+LIST_CHANGES: Final[Mapping[str, ListChange]] = {
+    "notifications/tools/list_changed": "tools",
+    "notifications/prompts/list_changed": "prompts",
+    "notifications/resources/list_changed": "resources",
+}
+ERA_TIMEOUT_S: Final = 30.0
+AGAIN_S: Final = 30.0  # after a server refused, or had nothing to say: what it offers may change
+
+_log = logging.getLogger(__name__)
+
+
+class Ears(Silence):
+    """The gateway's own side of a server's stream: it notes list changes and answers nothing."""
+
+    def __init__(self, heard: Callable[[ListChange], None]) -> None:
+        self._heard = heard
+
+    def notified(self, method: str, params: bytes) -> None:
+        kind = LIST_CHANGES.get(method)
+        if kind is not None:
+            self._heard(kind)
+
+
+def wanted(capabilities: Mapping[str, Any]) -> Wanted | None:
+    """The list changes that a server with these capabilities tells; None: it tells none."""
+    told = {
+        kind: isinstance(capabilities.get(kind), dict) and capabilities[kind].get("listChanged") is True
+        for kind in LIST_CHANGES.values()
+    }
+    return Wanted(**cast(dict[str, Any], told)) if any(told.values()) else None
+
+
+async def keep_listening(
+    upstream: Upstream,
+    tenant: str,
+    capabilities: Callable[[], Mapping[str, Any]],
+    heard: Callable[[ListChange], None],
+) -> None:
+    """Until cancelled. The upstream connects again by itself; here is only waited where it gives up."""
+    caller = Caller(tenant, "gateway", "tidegate")
+    ears = Ears(heard)
+    last = ""
+    while True:
+        wants = wanted(capabilities())
+        try:
+            if wants is not None:
+                modern = await upstream.era(True, ERA_TIMEOUT_S)
+                await upstream.listen(wants, caller, modern, ears)
+        except Exception as fault:  # its lists are asked for from time to time all the same
+            sentence = fault.sentence if isinstance(fault, Fault) else f"{upstream.name}: cannot be heard: {fault!r}"
+            if sentence != last:
+                _log.warning("%s", sentence)
+            last = sentence
+        await asyncio.sleep(AGAIN_S)
