@@ -382,7 +382,7 @@ def _check_naming(settings: Settings, file: Path) -> None:
     naming, where = settings.naming, f"{file}: $.naming"
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,8}", naming.separator) or not re.search(r"[A-Z_.]", naming.separator):
         raise ConfigFault(
-            f"{where}.separator: expected 1 to 8 of A-Z, a-z, 0-9, '_', '.' and '-', one of them a capital, '_' or '.', "
+            f"{where}.separator: expected 1 to 8 of A-Z, a-z, 0-9, '_', '.' and '-', one a capital, '_' or '.', "
             f"which no server's name holds; got '{naming.separator}'"
         )
     if not 32 <= naming.length_max <= 128:

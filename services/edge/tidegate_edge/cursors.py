@@ -1,5 +1,5 @@
-"""The cursors of our own lists: sealed, and good for one principal, one list at one door, and as long as that list is the
-same. Every edge opens them.
+"""The cursors of our own lists: sealed, and good for one principal and one list at one door, as long as that list is
+the same. Every edge opens them.
 """
 
 from typing import Final

@@ -39,7 +39,7 @@ class Desk:
 
     def __init__(self, edge: Edge, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
         self._edge = edge
-        self._servers = {b"/mcp": "", **{f"/mcp/{name}".encode(): name for name in edge.upstreams}}
+        self._servers = {"/".join(filter(None, ("/mcp", door))).encode(): door for door in edge.settings.doors}
         self._audiences = {server: _audiences_of(edge.settings, server) for server in self._servers.values()}
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
         self._origins = frozenset(origin.encode() for origin in allowed_origins)
@@ -63,7 +63,7 @@ class Desk:
         server = self._servers.get(exchange.path)
         if server is None and (server := self._server_of(exchange.path)) is None:
             return refuse(
-                404, INVALID_REQUEST, "no such MCP endpoint; use /mcp, or /mcp/{server} with a configured server"
+                404, INVALID_REQUEST, "no such MCP endpoint; use /mcp, /mcp/{server} or /mcp/sets/{name}, as configured"
             )
         given = headers.get(b"authorization", b"")
         known = self._edge.verifier.verify_cached(given[len(BEARER) :], now_us()) if given[:7] == BEARER else None
@@ -96,10 +96,8 @@ class Desk:
 
     def _server_of(self, path: bytes) -> str | None:
         """The server of a path that is not written plainly (a query, an escape, a slash at the end); None: no such."""
-        parts = unquote(path.partition(b"?")[0].decode("latin-1")).rstrip("/").split("/")
-        if parts == ["", "mcp"]:
-            return ""
-        return parts[2] if len(parts) == 3 and parts[2] in self._edge.upstreams else None
+        plain = unquote(path.partition(b"?")[0].decode("latin-1")).rstrip("/")
+        return self._servers.get(plain.encode())
 
     async def _identify(self, headers: dict[bytes, bytes], server: str) -> Principal | Reply:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")

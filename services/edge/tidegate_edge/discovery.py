@@ -1,4 +1,4 @@
-"""Keeps the catalogue: asks every upstream for its definitions at start, from time to time and whenever it says that they
+"""Keeps the catalogue: asks every upstream for its definitions at start, from time to time and when it says that they
 have changed, and records what changed as events.
 
 Counterpart: `listening.py` hears servers outside of requests. One server's failure leaves the others alone, and leaves

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tidegate.settings import Naming, SetTool, Settings, Toolset
+from tidegate.settings import Naming, Settings, SetTool, Toolset
 from tidegate_edge.messages import decode_fields, encode
 from tidegate_edge.naming import Names, apart, name_all
 from tidegate_edge.shelves import Item, Shelf
@@ -25,7 +25,7 @@ SETS = "sets/"
 class Plan:
     """What the configuration says of doors."""
 
-    naming: Naming = Naming()
+    naming: Naming = field(default_factory=Naming)
     sets: Mapping[str, Toolset] = field(default_factory=dict)
     order: tuple[str, ...] = ()  # the servers, as they stand in the file
 

@@ -1,4 +1,4 @@
-"""Hears what a server says of its lists outside of requests, in the background. Counterpart: `discovery.py` asks then."""
+"""Hears what a server says of its lists outside of requests. Counterpart: `discovery.py` asks for them then."""
 
 import asyncio
 import logging

@@ -23,7 +23,7 @@ _decode_list: Final = msgspec.json.Decoder(list[Raw]).decode
 
 
 def uri(catalog: Catalog, door: str, server: str, uri: str) -> str:
-    """A server's URI as this door shows it: as it is where it leads back to that server, else with the server's mark."""
+    """A server's URI as this door shows it: as it is where it leads back to that server, else with its mark."""
     here = catalog.door(door)
     if not here.merges or server not in here.readers:
         return uri
@@ -79,10 +79,8 @@ class _Uris:
         """A URI that names what is there; only one that would lead elsewhere changes."""
         text = _decode_text(raw)
         here = self._catalog.door(self._door)
-        if text not in here.shared and self._catalog.find_resource(self._door, text) is None:
-            if not self._is_of_shared_template(text):
-                return raw
-        return self.link(raw)
+        leads_nowhere = text not in here.shared and self._catalog.find_resource(self._door, text) is None
+        return raw if leads_nowhere and not self._is_of_shared_template(text) else self.link(raw)
 
     def _is_of_shared_template(self, text: str) -> bool:
         here = self._catalog.door(self._door)
@@ -155,6 +153,5 @@ def _each(raw: Raw, change: Change) -> Raw:
         return raw
     entries = _decode_list(raw)
     changed = [change(entry) for entry in entries]
-    return (
-        raw if all(map(lambda pair: pair[0] is pair[1], zip(entries, changed, strict=True))) else Raw(encode(changed))
-    )
+    same = all(one is other for one, other in zip(entries, changed, strict=True))
+    return raw if same else Raw(encode(changed))

@@ -1,5 +1,5 @@
-"""A server's definitions as last seen, read strictly and kept byte for byte. A digest over the canonical definition tells
-a change. Pure. Counterparts: `discovery.py` fetches; `catalog.py` puts the shelves of all servers behind doors.
+"""A server's definitions as last seen, read strictly and kept byte for byte. A digest over the canonical definition
+tells a change. Pure. Counterparts: `discovery.py` fetches; `catalog.py` puts the shelves of all servers behind doors.
 """
 
 import hashlib

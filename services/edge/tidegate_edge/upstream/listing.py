@@ -1,7 +1,7 @@
 """All pages of all lists that a server offers, bounded: pages, items and bytes, and a stop at a cursor seen before.
 
-Counterpart: the adapters give `fetch`; `catalog.py` reads what is found. A list that is not whole is said to be partial,
-and one list's failure leaves the others whole.
+Counterpart: the adapters give `fetch`; `shelves.py` reads what is found. A list that is not whole is said to be
+partial, and one list's failure leaves the others whole.
 """
 
 from collections.abc import Awaitable, Callable
