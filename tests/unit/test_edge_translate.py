@@ -144,20 +144,6 @@ def test_a_result_of_the_client_s_era_is_not_touched() -> None:
     assert translate.result_for_client(legacy, False, "tools/call") is legacy
 
 
-@pytest.mark.parametrize(
-    ("raw", "kind"),
-    [
-        (b'{"resultType":"input_required"}', "input_required"),
-        (b'{"resultType" : "input_\\u0072equired"}', "input_required"),
-        (b'{"a":"input_required"}', "complete"),
-        (b'{"a":{"resultType":"input_required"}}', "complete"),
-        (b'{"resultType":7}', ""),
-    ],
-)
-def test_a_result_says_what_it_is(raw: bytes, kind: str) -> None:
-    assert translate.result_type(raw) == kind
-
-
 def test_a_resource_not_found_has_the_code_of_the_client_s_era_and_names_the_uri() -> None:
     call = ongoing("resources/read", {"uri": "x://gone"}, True, upstream_modern=False)
     told = translate.error_for_client(RpcError(-32002, "gone"), call)

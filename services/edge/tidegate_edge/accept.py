@@ -51,6 +51,7 @@ _ROUTING_HEADERS: Final = (
 )
 
 
+_BY_TASK: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})  # SEP-2663: Mcp-Name is params.taskId
 PARAM_HEADER: Final = b"mcp-param-"
 
 
@@ -183,6 +184,8 @@ def _modern(
         if isinstance(route, InboundLadderRejection):
             status = ERROR_CODE_HTTP_STATUS.get(route.code, 400)
             return refuse(status, route.code, route.message, request_id, route.data)
+    if value["method"] in _BY_TASK and not _is_plain_name(headers.get(b"mcp-name", b""), params.get("taskId")):
+        return refuse(400, messages.HEADER_MISMATCH, "Mcp-Name must be the task's id", request_id)
     meta = params["_meta"]
     version, client_info = meta[PROTOCOL_VERSION_META], meta.get(CLIENT_INFO_META)
     return Request(value["method"], request_id, params, _raw_params(body), True, version, "", client_info, headers)
@@ -207,7 +210,7 @@ def _is_plainly_modern(value: dict[str, Any], params: dict[str, Any], headers: d
 
 
 def _is_plain_name(header: bytes, name: Any) -> bool:
-    return type(name) is str and header == name.encode("ascii") and not header.startswith(b"=?")
+    return type(name) is str and header == name.encode("ascii", "replace") and not header.startswith(b"=?")
 
 
 def _legacy(

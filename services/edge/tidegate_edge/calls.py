@@ -93,6 +93,7 @@ class Ongoing:
         "release",
         "request",
         "requested_us",
+        "result_type",
         "root",
         "rules",
         "ruling",
@@ -140,6 +141,7 @@ class Ongoing:
         self.policy_us = 0
         self.forwarded_us = 0
         self.upstream_modern = False  # known once it is forwarded
+        self.result_type = "complete"  # of the answer
 
     @property
     def labels(self) -> tuple[str, ...]:

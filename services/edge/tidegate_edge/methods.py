@@ -19,8 +19,9 @@ LISTS: Final = {
     "resources/templates/list": "template",
 }
 _EMPTY: Final = b"{}"
+_NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", **dict.fromkeys(targets.TASKS, "taskId")}
 _GOVERNED: Final = targets.GOVERNED - targets.SUBSCRIBING
-MODERN: Final = frozenset({"server/discover", "subscriptions/listen", *LISTS, *_GOVERNED})
+MODERN: Final = frozenset({"server/discover", "subscriptions/listen", *LISTS, *_GOVERNED, *targets.TASKS})
 LEGACY: Final = frozenset({"initialize", "ping", "logging/setLevel", *LISTS, *targets.GOVERNED})
 
 
@@ -38,7 +39,7 @@ async def serve(edge: Edge, principal: Principal, door: str, request: Request, e
     if request_id is None:
         await notices.take(edge, visit, request)
         return Reply(202)
-    if method in targets.GOVERNED:
+    if method in targets.GOVERNED or method in targets.TASKS:
         return await _governed(edge, visit, request)
     if method in LISTS:
         return _list(edge, visit, request, LISTS[method])
@@ -72,7 +73,7 @@ def _misnamed(request: Request) -> str:
         if not isinstance(argument, dict) or not isinstance(argument.get("name"), str):
             return "params.argument must have a name"
         return "" if targets.named(request) else "params.ref must name a prompt or a resource"
-    key = "name" if request.method in ("tools/call", "prompts/get") else "uri"
+    key = _NAMED_BY.get(request.method, "uri")
     return "" if isinstance(params.get(key), str) else f"params.{key} must be a string"
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 
 from tidegate.errors import Fault, UpstreamFault
-from tidegate_edge import bridge, rewrite, translate
+from tidegate_edge import bridge, rewrite, targets, tasks, translate
 from tidegate_edge.calls import Ongoing
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import (
@@ -48,6 +48,8 @@ def unknown(call: Ongoing) -> str:
         return f"Unknown tool: {params.get('name', '')!s:.128}"
     if call.request.method == "prompts/get":
         return f"Unknown prompt: {params.get('name', '')!s:.128}"
+    if call.request.method in targets.TASKS:
+        return "Unknown task"
     if call.request.method == "completion/complete":
         return "Unknown reference: there is no such prompt or resource"
     return f"Resource not found: {params.get('uri', '')!s:.256}"
@@ -56,7 +58,7 @@ def unknown(call: Ongoing) -> str:
 def _unknown(call: Ongoing) -> Reply:
     """2026-07-28 server/resources: -32602 with the URI; -32002 in the revisions before."""
     sentence = unknown(call)
-    if call.request.method in ("tools/call", "prompts/get", "completion/complete"):
+    if not call.request.method.startswith("resources/"):
         return error(call, RpcError(INVALID_PARAMS, sentence))
     code = INVALID_PARAMS if call.request.modern else RESOURCE_NOT_FOUND
     return error(call, RpcError(code, sentence, {"uri": call.request.params.get("uri")}))
@@ -99,10 +101,12 @@ def _answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
     if given.error:
         return _upstream_error(edge, call, given.error)
     raw = given.result
-    if request.modern and translate.result_type(raw) == "input_required":
+    if request.modern and call.result_type == "input_required":
         return Reply(200, result_body(request.id, bridge.seal_state(edge, call, raw)))
     if not request.modern or not call.upstream_modern:
         raw = translate.result_for_client(raw, request.modern, call.method)
+    if call.result_type == "task" or call.method in targets.TASKS:
+        raw = tasks.shown(edge, call, raw)
     raw = rewrite.result(call.ruling.catalog, call.visit.door, call.server, call.method, raw)
     return Reply(200, result_body(request.id, raw))
 

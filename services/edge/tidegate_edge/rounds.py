@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.ids import uuid7
-from tidegate_edge import asking, bridge, reply, strict_json, translate
+from tidegate_edge import asking, bridge, reply, strict_json
 from tidegate_edge.bridge import ROUNDS_MAX, InputRequest
 from tidegate_edge.calls import Inputs, Ongoing
 from tidegate_edge.edge import Edge
@@ -22,12 +22,7 @@ _DECLINED: Final = msgspec.Raw(b'{"action":"cancel"}')
 
 def is_asked_live(call: Ongoing, answer: Answer | Paused) -> bool:
     """Whether a legacy client must be asked before the call can go on."""
-    return (
-        not call.request.modern
-        and isinstance(answer, Answer)
-        and bool(answer.result)
-        and translate.result_type(answer.result) == "input_required"
-    )
+    return not call.request.modern and isinstance(answer, Answer) and call.result_type == "input_required"
 
 
 async def ask_client(edge: Edge, call: Ongoing, answer: Answer | Paused) -> Inputs | Reply:

@@ -11,7 +11,7 @@ from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
 from tidegate.limits import FINDINGS_PER_CALL_MAX
-from tidegate_edge import bridge, reply, strict_json, targets, translate
+from tidegate_edge import bridge, reply, strict_json, targets, tasks, translate
 from tidegate_edge.accept import PARAM_HEADER, Request
 from tidegate_edge.calls import NULL, Ended, Inputs, Ongoing
 from tidegate_edge.catalog import Item
@@ -30,14 +30,16 @@ def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = No
     gateway itself asked the client. Raises bridge.StateRefused.
     """
     ruling = edge.rulings.get(visit.principal.tenant)
-    found = targets.find(ruling.catalog, visit.door, request) if ruling else None
+    handle = tasks.open_handle(edge, visit, request) if request.method in targets.TASKS else None
+    found = targets.find(ruling.catalog, visit.door, request, handle) if ruling else None
     named = targets.named(request)
     item = found.item if found else None
     terms = edge.terms_of(item.server if item else visit.door, item)
     call = Ongoing(visit, request, item, found.target if found else named, terms, now_us())
     call.ruling = ruling
     call.members = decode_fields(request.raw_params)
-    call.arguments = call.arguments_captured = targets.arguments(call.members, request, found)
+    call.arguments = targets.arguments(call.members, request, found) if handle is None else tasks.arguments(handle)
+    call.arguments_captured = call.arguments
     call.abilities = visit.abilities(request)
     call.log_level = visit.log_level(request)
     if ruling is not None:
@@ -46,6 +48,8 @@ def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = No
     call.inputs = inputs or bridge.inputs_of(edge, visit, call)
     if call.inputs is not None:
         call.root = call.inputs.root
+    if handle is not None:
+        call.root = handle.root
     return call
 
 
@@ -95,6 +99,10 @@ def decide(edge: Edge, call: Ongoing) -> None:
     if call.item is None:
         call.refuse("policy", f"unknown-{targets.kind(call.method)}", reply.unknown(call))
         call.hidden = True
+    elif call.method in targets.TASKS:  # the call that made the task was permitted; is its tool still?
+        if not ruling.is_visible(call.principal, call.item):
+            call.refuse("policy", "tool-not-granted", reply.unknown(call))
+            call.hidden = True
     elif arguments is None:
         call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
         call.hidden = not ruling.is_visible(call.principal, call.item)
@@ -230,6 +238,8 @@ def _routing(call: Ongoing, item: Item) -> Routing:
         return Routing(item.routing_name, _param_headers(item, call.arguments) if item.param_headers else b"")
     if call.method == "prompts/get":
         return Routing(item.routing_name)
+    if call.method in targets.TASKS:
+        return Routing(encode_header_value(tasks.own_id(call.arguments)))
     return Routing(encode_header_value(call.target)) if call.method == "resources/read" else NO_ROUTING
 
 
@@ -246,7 +256,7 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer | Paused) -> tuple[
     raw = bridge.questions(answer) if isinstance(answer, Paused) else answer.result or answer.error
     try:
         strict_json.read(raw)
-        outcome, error_code = _facts(answer)
+        outcome, error_code = _facts(call, answer)
     except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
         return failed(
             edge, call, UpstreamFault(f"{call.server}: the answer is refused: {error}", code="upstream-malformed")
@@ -278,13 +288,14 @@ def _masked(answer: Answer | Paused, masked: bytes) -> Answer | Paused:
     return Answer(result=masked) if answer.result else Answer(error=masked)
 
 
-def _facts(answer: Answer | Paused) -> tuple[Outcome, int]:
+def _facts(call: Ongoing, answer: Answer | Paused) -> tuple[Outcome, int]:
     """(outcome, JSON-RPC error code) of an answer."""
     if isinstance(answer, Paused):
         return "input-required", 0
     if answer.error:
         return "rpc-error", max(-ERROR_CODE_MAX, min(ERROR_CODE_MAX, decode_error(answer.error).code))
     head = decode_result_head(answer.result)
+    call.result_type = head.resultType or "complete"
     if head.resultType == "input_required":
         return "input-required", 0
     return ("tool-error" if head.isError else "ok"), 0

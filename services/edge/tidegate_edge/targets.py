@@ -15,6 +15,7 @@ from tidegate_edge.messages import decode_fields, encode
 
 SUBSCRIBING: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 GOVERNED: Final = frozenset({"tools/call", "prompts/get", "resources/read", "completion/complete"}) | SUBSCRIBING
+TASKS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
 _KINDS: Final = {"tools/call": "tool", "prompts/get": "prompt"}
 
 
@@ -41,9 +42,24 @@ def named(request: Request) -> str:
     return value if isinstance(value, str) else ""
 
 
-def find(catalog: Catalog, door: str, request: Request) -> Found | None:
-    """The item that the client means; None where there is none at this door."""
+class Handle(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task, as a client's handle says once it is opened (`tasks.py`). An edge of the next version must read it."""
+
+    server: str
+    tool: str
+    task: str  # the server's own id
+    root: str  # the call that made it
+    v: int = 1
+
+
+def find(catalog: Catalog, door: str, request: Request, handle: Handle | None = None) -> Found | None:
+    """The item that the client means; None where there is none at this door. A task is of the tool that made it."""
     name = named(request)
+    if handle is not None:
+        item = catalog.find(handle.server, handle.tool)
+        return Found(item, item.name) if item else None
+    if request.method in TASKS:
+        return None
     if request.method == "tools/call":
         item = catalog.find(door, name)
         return Found(item, item.name) if item else None

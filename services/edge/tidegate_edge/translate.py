@@ -133,14 +133,3 @@ def error_for_client(error: RpcError, call: Ongoing) -> RpcError:
     if call.request.modern is not call.upstream_modern and error.code in _RESERVED_CODES:
         return RpcError(INTERNAL_ERROR, error.message, error.data)
     return error
-
-
-def result_type(result: bytes) -> str:
-    """The `resultType` of a result, "complete" where it has none."""
-    if b'"resultType"' not in result:
-        return "complete"
-    kind = decode_fields(result).get("resultType")
-    if kind is None:
-        return "complete"
-    value = msgspec.json.decode(kind)
-    return value if isinstance(value, str) else ""
