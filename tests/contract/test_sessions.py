@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 import redis.asyncio
-from tests.parts.valkey import Valkey, running_valkey_server
+from tests.parts.session_stores import PER_SUBJECT_MAX, Edges, Time, until, upstream
+from tests.parts.valkey import Valkey
 
 from tidegate.errors import CallerFault, ConfigFault
 from tidegate.ids import now_us, uuid7
@@ -19,92 +19,11 @@ from tidegate.sessions.memory import MemorySessions
 from tidegate.sessions.opening import open_sessions
 from tidegate.sessions.port import (
     CLAIMABLE_S,
-    SessionRecord,
-    SessionStore,
     SessionsUnavailable,
     UpstreamKey,
-    UpstreamSession,
 )
 from tidegate.sessions.redis import RedisSessions
 from tidegate.settings import Settings
-
-PER_SUBJECT_MAX = 3
-DEADLINE_S = 10.0
-
-
-async def until(fact: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
-    """Waits for a fact, with a deadline."""
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            holds = fact()
-            if holds is True or (not isinstance(holds, bool) and await holds):
-                return
-            await asyncio.sleep(0.005)
-
-
-@dataclass
-class Edges:
-    """Two edges of one cluster, and a tenant that no other test uses."""
-
-    a: SessionStore
-    b: SessionStore
-    tenant: str
-    until_forgotten: Callable[[], Awaitable[None]]  # until everything of the tenant has expired
-    clock: "Time | None" = None  # where time is ours to move
-
-    def record(self, session_id: str = "s-1", subject_id: str = "u-1", tenant: str = "") -> SessionRecord:
-        return SessionRecord(
-            session_id=session_id,
-            tenant=tenant or self.tenant,
-            subject_id=subject_id,
-            agent="claude-code",
-            protocol="2025-11-25",
-            client_info=msgspec.Raw(b'{"name":"x"}'),
-            opened_us=now_us(),
-            edge="edge-a",
-        )
-
-    def upstream_key(self, server: str = "git", subject_id: str = "u-1", agent: str = "claude-code") -> UpstreamKey:
-        return UpstreamKey(self.tenant, server, subject_id, agent)
-
-
-def upstream(session_id: str, edge: str = "edge-a") -> UpstreamSession:
-    return UpstreamSession(session_id=session_id, protocol="2025-11-25", opened_us=now_us(), edge=edge)
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def pass_hours(self) -> None:
-        self.now += 100_000.0
-
-
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
-async def edges(request: pytest.FixtureRequest) -> AsyncIterator[Edges]:
-    tenant = f"acme-{uuid7()}"
-    if request.param == "memory":
-        clock = Time()
-        store = MemorySessions(per_subject_max=PER_SUBJECT_MAX, clock=clock)
-        yield Edges(store, store, tenant, clock.pass_hours, clock)
-        return
-    url = request.getfixturevalue("valkey_url")
-    a, b = (RedisSessions(url, per_subject_max=PER_SUBJECT_MAX) for _ in range(2))
-    client = redis.asyncio.Redis.from_url(url)
-
-    async def nothing_left() -> bool:
-        return not await client.keys(f"{tenant}*")
-
-    await a.start()
-    await b.start()
-    await until(lambda: not a.awaiting and not b.awaiting)
-    yield Edges(a, b, tenant, lambda: until(nothing_left))
-    await a.stop()
-    await b.stop()
-    await client.aclose()
 
 
 async def test_a_session_opened_on_one_edge_is_read_whole_on_another(edges: Edges) -> None:
@@ -392,21 +311,6 @@ async def holding_relay(upstream_port: int) -> AsyncIterator[HoldingRelay]:
 
 @pytest.mark.redis
 class TestWhenRedisGoesAway:
-    @pytest.fixture
-    def valkey(self) -> Iterator[Valkey]:
-        with running_valkey_server() as server:
-            yield server
-
-    @pytest.fixture
-    async def pair(self, valkey: Valkey) -> AsyncIterator[Edges]:
-        a, b = (RedisSessions(valkey.url, per_subject_max=PER_SUBJECT_MAX) for _ in range(2))
-        await a.start()
-        await b.start()
-        await until(lambda: not a.awaiting and not b.awaiting)
-        yield Edges(a, b, "acme", lambda: asyncio.sleep(0))
-        await a.stop()
-        await b.stop()
-
     async def test_a_killed_server_is_noticed_asked_in_vain_and_found_again(self, valkey: Valkey, pair: Edges) -> None:
         await pair.a.open(pair.record(), 60)
         await pair.a.put_upstream(pair.upstream_key(), upstream("up-1"), 60)

@@ -6,6 +6,7 @@ from tidegate.sessions.expiring import Expiring
 from tidegate.sessions.memory_room import Room
 from tidegate.sessions.port import Clock, SessionRecord
 from tidegate.sessions.records import amended, record_as_stored
+from tidegate.sessions.takers import tell
 
 
 class MemoryClientSessions:
@@ -70,8 +71,7 @@ class MemoryClientSessions:
         return True if self._sessions.get((tenant, session_id), self._clock()) else None
 
     def _tell(self, tenant: str, session_id: str) -> None:
-        for listener in self._listeners:
-            listener(tenant, session_id)
+        tell(self._listeners, tenant, session_id)
 
     def _sweep(self, now: float) -> None:
         self._sessions.sweep(now)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tidegate.sessions.expiring import Expiring
 from tidegate.sessions.memory_room import Room
 from tidegate.sessions.port import CLAIMABLE_S, Clock, UpstreamKey, UpstreamSession
+from tidegate.sessions.takers import tell
 
 
 class _Held(NamedTuple):
@@ -32,8 +33,7 @@ class MemoryUpstreamSessions:
         self._use(key, session, ttl_s)
         if key.session:
             self._of_session.setdefault((key.tenant, key.session), set()).add(key)
-            for listener in self._listeners:
-                listener(key)
+            tell(self._listeners, key)
         return session
 
     async def drop_upstream(self, key: UpstreamKey, session_id: str) -> None:

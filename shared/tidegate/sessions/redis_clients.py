@@ -17,6 +17,7 @@ from tidegate.sessions.hearing import Hearing, Notice
 from tidegate.sessions.port import SessionRecord, SessionsUnavailable
 from tidegate.sessions.records import amended, record_as_stored
 from tidegate.sessions.redis_link import Link, milliseconds, read, session_key, session_of, subject_key
+from tidegate.sessions.takers import tell
 
 # KEYS session, subject. ARGV session id, record, ttl ms, cap.
 _OPEN: Final = """
@@ -82,10 +83,11 @@ class RedisClientSessions:
         return record
 
     async def touch(self, tenant: str, session_id: str, ttl_s: float) -> bool:
+        before = self._changes  # first: a record that is amended meanwhile is not kept
         record = self.known(tenant, session_id) or await self.get(tenant, session_id)
         if record is None:
             return False
-        key, before, began = session_key(tenant, session_id), self._changes, time.monotonic()
+        key, began = session_key(tenant, session_id), time.monotonic()
         async with self._link.asked():
             keys = [key, subject_key(tenant, record.subject_id)]
             touched = await self._touch(keys, [session_id, milliseconds(ttl_s)])
@@ -152,8 +154,7 @@ class RedisClientSessions:
     def heard(self, key: str) -> None:
         """A notice: it was amended or ended."""
         self._forget(key)
-        for listener in self._listeners:
-            listener(*session_of(key))
+        tell(self._listeners, *session_of(key))
 
     def lost(self) -> None:
         """Notices may be missed from now on."""
@@ -161,8 +162,7 @@ class RedisClientSessions:
         self._copies.clear()
 
     def regained(self) -> None:
-        for listener in self._listeners:
-            listener("", "")
+        tell(self._listeners, "", "")
 
     def _keep(self, key: str, record: SessionRecord, until: float, before: int) -> None:
         if before == self._changes and self._hearing.is_sound:

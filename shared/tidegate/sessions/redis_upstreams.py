@@ -18,6 +18,7 @@ from tidegate.sessions.expiring import Expiring
 from tidegate.sessions.hearing import Hearing, Notice
 from tidegate.sessions.port import CLAIMABLE_S, RENEWED_AFTER, UpstreamKey, UpstreamSession
 from tidegate.sessions.redis_link import Argument, Link, entry_key, milliseconds, read
+from tidegate.sessions.takers import tell
 
 _log = logging.getLogger(__name__)
 
@@ -185,8 +186,7 @@ class RedisUpstreamSessions:
         except msgspec.DecodeError:
             _log.warning("sessions: a notice of %d bytes on an opened upstream session cannot be read", len(body))
             return
-        for listener in self._listeners:
-            listener(key)
+        tell(self._listeners, key)
 
     def _keep(self, entry: str, stored: bytes, began: float, before: int) -> UpstreamSession:
         ttl_ms, _, record = stored.split(b" ", 2)

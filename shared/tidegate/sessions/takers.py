@@ -1,16 +1,21 @@
-"""Handing messages from other edges to whoever takes them. Used by both buses."""
+"""Handing what other edges say to whoever takes it. Whoever fails is logged and harms nobody else: the loop that hears
+must go on.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVarTuple
 
 from tidegate.errors import OurFault
 from tidegate.limits import BUS_MESSAGE_BYTES_MAX
+
+Ts = TypeVarTuple("Ts")
 
 _log = logging.getLogger(__name__)
 
 
 class Takers:
-    """Who takes which kind of message. A taker that fails is logged, and harms nobody else."""
+    """Who takes which kind of message."""
 
     def __init__(self) -> None:
         self._takers: dict[bytes, Callable[[bytes], None]] = {}
@@ -22,10 +27,15 @@ class Takers:
         kind, _, rest = message.partition(b"\n")
         if (taker := self._takers.get(kind)) is None:
             return  # of a newer edge
+        tell([taker], rest)
+
+
+def tell(listeners: Iterable[Callable[[*Ts], object]], *what: *Ts) -> None:
+    for listener in listeners:
         try:
-            taker(rest)
-        except Exception:  # the loop that hears is owned elsewhere and must go on
-            _log.exception("sessions: a message of kind %r from another edge was not taken", kind)
+            listener(*what)
+        except Exception:  # whatever it is
+            _log.exception("sessions: what another edge said was not taken")
 
 
 def check_message(message: bytes) -> None:
