@@ -79,6 +79,10 @@ class EventStream:
         transport.write(b"%x\r\n%b\r\n" % (len(raw), raw) if self._chunked else raw)
         self._last_s = time.monotonic()
 
+    async def drained(self) -> None:
+        """Wait until the reader has taken most of what was written. For what is sent faster than it came to be."""
+        await self._exchange.protocol.flow.drain()
+
     def end(self) -> None:
         """The answer is whole; the connection serves on where it may."""
         if not self.is_begun or self.is_ended:

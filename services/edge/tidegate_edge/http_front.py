@@ -314,5 +314,4 @@ async def sweep_connections(connections: set[Any], every_s: float = 1.0) -> None
                 connection.refuse_slow()
             elif connection.is_idle(now_s):
                 connection.transport.close()
-            else:
-                connection.tick(now_s)
+            connection.tick(now_s)

@@ -23,7 +23,6 @@ RESUMABLE_VERSIONS: Final = frozenset({"2025-11-25"})
 OPENS_AFTER_S: Final = 5.0
 RETRY_MS: Final = 1_000
 PRIMING: Final = b""
-END: Final = b"\x00"  # kept behind a stream's last event; never sent
 ANSWER_LOST: Final = "The gateway stopped before the call ended; whether it was carried out is in its records."
 _EVENT_ID: Final = re.compile(r"([A-Za-z0-9_-]{22})\.([A-Za-z0-9_-]{1,64})")
 
@@ -84,6 +83,10 @@ class StreamOutlet:
     def send(self, message: bytes) -> None:
         self.open()
         self.stream.write(event(message))
+
+    def put(self, event_id: str, message: bytes) -> None:
+        """An event that was kept, under its own id."""
+        self.stream.write(event(message, event_id))
 
     def rest(self, retry_ms: int) -> None: ...
 
@@ -193,7 +196,7 @@ class ResumableOutlet(StreamOutlet):
             self._waiting_bytes -= len(item)
             number = await self._keep(item)
             if number:
-                raw = event(item, f"{self._name}.{number}")
+                raw = event(item, event_id_of(self._name, number))
                 # 2025-11-25 basic/transports: an id with empty data primes the client to come back.
                 self.stream.write(b"retry: %d\n%b" % (RETRY_MS, raw) if item == PRIMING else raw)
             elif item != PRIMING:
@@ -212,7 +215,6 @@ class ResumableOutlet(StreamOutlet):
 
     async def _end_kept(self) -> None:
         try:
-            await self._kept.keep(self._owner, self._name, END, self._ttl_s)
             await self._kept.finish(self._owner, self._name, self._ttl_s)
         except Fault:  # what is kept ends by its time to live
             self._keeping = False
@@ -236,6 +238,11 @@ class Outlets:
 def owner_of(tenant: str, session: str) -> str:
     """To whom the kept streams of a session belong."""
     return f"{tenant}|{session}"
+
+
+def event_id_of(stream: str, number: str) -> str:
+    """As the client sees it, and sends it in Last-Event-ID."""
+    return f"{stream}.{number}"
 
 
 def read_event_id(given: str) -> tuple[str, str] | None:
