@@ -63,7 +63,7 @@ def plan(directory: Path, kind: str = "talker", *words: str, **more: Any) -> Pla
 
 @contextlib.asynccontextmanager
 async def running(plan: Plan, room: Room | None = None) -> AsyncIterator[StdioUpstream]:
-    upstream = StdioUpstream(plan, "acme", room or Room(64, 8))
+    upstream = StdioUpstream(plan, "acme", Room(64, 8) if room is None else room)
     await upstream.start()
     try:
         yield upstream
@@ -159,8 +159,8 @@ async def test_the_level_is_set_once_as_verbose_as_wanted(tmp_path: Path) -> Non
         for level in ("warning", "info", "error", "info", "debug", "nonsense"):
             outgoing = Outgoing("tools/call", b'{"name":"echo"}', ANNA, False, 5.0, log_level=level)
             await upstream.request(outgoing, SILENCE)
-        heard = [json.loads(line) for line in heard(tmp_path).splitlines()]
-        levels = [one["params"]["level"] for one in heard if one["method"] == "logging/setLevel"]
+        lines = [json.loads(line) for line in heard(tmp_path).splitlines()]
+        levels = [one["params"]["level"] for one in lines if one["method"] == "logging/setLevel"]
         assert levels == ["warning", "info", "debug"]
 
 

@@ -3,8 +3,7 @@ principal and agent. Counterparts: `stdio_kept.py` keeps a process, `owned.py` f
 """
 
 import asyncio
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from tidegate.settings import Settings
@@ -18,10 +17,11 @@ from tidegate_edge.upstream.port import (
     Outgoing,
     Paused,
     Talk,
+    Upstream,
     Wanted,
 )
 from tidegate_edge.upstream.stdio_child import Command
-from tidegate_edge.upstream.stdio_handshake import ANYTHING, own_meta
+from tidegate_edge.upstream.stdio_handshake import ANYTHING, Spoken, own_meta
 from tidegate_edge.upstream.stdio_kept import Kept, Plan, ProcessKey, Room
 from tidegate_edge.upstream.stdio_session import pause_ended
 
@@ -40,6 +40,26 @@ def plan_of(settings: Settings, name: str, edge: str) -> Plan:
     return Plan(name, command, server.era, shared, idle_s, edge, settings.limits.paused_s)
 
 
+async def definitions_of(upstream: Upstream, own: Caller, spoken: Spoken, timeout_s: float) -> Definitions:
+    """All that a server offers, as its lists tell the gateway."""
+
+    async def fetch(method: str, cursor: str | None) -> Answer:
+        params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
+        if spoken.modern:
+            params["_meta"] = own_meta()
+        answer = await upstream.request(Outgoing(method, encode(params), own, spoken.modern, timeout_s), SILENCE)
+        assert isinstance(answer, Answer), "the gateway's own requests do not pause"
+        return answer
+
+    return await drain(
+        upstream.name,
+        fetch,
+        capabilities=spoken.capabilities,
+        server_info=spoken.server_info,
+        instructions=spoken.instructions,
+    )
+
+
 class StdioUpstream:
     """One configured command, run by this edge."""
 
@@ -50,14 +70,18 @@ class StdioUpstream:
         self._room = room
         self._kept: dict[ProcessKey, Kept] = {}
         self._modern: bool | None = None if plan.era == "auto" else plan.era == "modern"
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[ProcessKey, asyncio.Task[None]] = {}
+        self.on_gone: Callable[[ProcessKey], Awaitable[None]] | None = None  # told when no process of a key is left
         self._reaper: asyncio.Task[None] | None = None
-        self._closed = False
 
     async def start(self) -> None:
         """A shared process begins to run, and is not waited for; a principal's own begins with its first call."""
         if self.plan.shared:
             self.run(self.own)
+        self.reap()
+
+    def reap(self) -> None:
+        """From now on, end what has been idle for too long."""
         if self.plan.idle_s:
             self._reaper = asyncio.create_task(self._reap(), name=f"stdio {self.name} idle")
 
@@ -70,22 +94,23 @@ class StdioUpstream:
         """The caller's process; begins to run where it did not. Raises UpstreamFault `upstream-busy`."""
         key = self.key_of(caller)
         kept = self._kept.get(key)
-        if kept is None or kept.ended:
+        if kept is not None and kept.ended:
+            self._drop(kept)
+            kept = None
+        if kept is None:
             always = self.plan.shared and caller.tenant == self.own.tenant and not self.plan.idle_s
             capabilities = ANYTHING if self.plan.shared else caller.capabilities
             kept = Kept(self.plan, key, capabilities, always=always)
-            for leaving in self._room.take(kept, _end):
-                self._later(asyncio.ensure_future(leaving))
+            self._room.take(kept, self._give_up)
             self._kept[key] = kept
-            kept.start()
+            kept.start(self._leaving.get(key))
         return kept
 
-    async def stop(self, key: ProcessKey) -> None:
-        """End the process of this key; what is under way in it fails."""
-        kept = self._kept.pop(key, None)
+    async def stop(self, key: ProcessKey, why: str = "") -> None:
+        """End the process of this key; what is under way in it fails, with these words."""
+        kept = self._kept.get(key)
         if kept is not None:
-            self._room.leave(kept)
-            await kept.end()
+            await asyncio.wait([self._give_up(kept, why)])
 
     def running(self) -> dict[ProcessKey, Kept]:
         """What is kept here now."""
@@ -96,13 +121,7 @@ class StdioUpstream:
 
     async def era(self, client_modern: bool, timeout_s: float) -> bool:
         """One process speaks one era, whoever calls."""
-        if self._modern is None:
-            kept = self.run(self.own)
-            with kept.used():
-                await kept.ready(timeout_s)
-            assert kept.spoken is not None
-            self._modern = kept.spoken.modern
-        return self._modern
+        return (await self.spoken(timeout_s)).modern if self._modern is None else self._modern
 
     async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
         return await self.run(outgoing.caller).request(outgoing, talk)
@@ -131,37 +150,25 @@ class StdioUpstream:
         if kept is not None and kept.session is not None:
             kept.session.drop_paused(caller)
 
-    async def definitions(self, timeout_s: float) -> Definitions:
+    async def spoken(self, timeout_s: float) -> Spoken:
+        """What the process of the gateway's own says of itself."""
         kept = self.run(self.own)
         with kept.used():
             await kept.ready(timeout_s)
-            spoken = kept.spoken
-            assert spoken is not None
-            self._modern = spoken.modern
-            return await drain(
-                self.name,
-                partial(self._fetch, spoken.modern, timeout_s),
-                capabilities=spoken.capabilities,
-                server_info=spoken.server_info,
-                instructions=spoken.instructions,
-            )
+            assert kept.spoken is not None
+            self._modern = kept.spoken.modern
+            return kept.spoken
 
-    async def _fetch(self, modern: bool, timeout_s: float, method: str, cursor: str | None) -> Answer:
-        params: dict[str, object] = {} if cursor is None else {"cursor": cursor}
-        if modern:
-            params["_meta"] = own_meta()
-        answer = await self.request(Outgoing(method, encode(params), self.own, modern, timeout_s), SILENCE)
-        assert isinstance(answer, Answer), "the gateway's own requests do not pause"
-        return answer
+    async def definitions(self, timeout_s: float) -> Definitions:
+        return await definitions_of(self, self.own, await self.spoken(timeout_s), timeout_s)
 
     async def close(self) -> None:
-        self._closed = True
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.wait([self._reaper])
         await asyncio.gather(*[self.stop(key) for key in list(self._kept)])
         if self._leaving:
-            await asyncio.wait(self._leaving)
+            await asyncio.wait(self._leaving.values())
 
     async def _reap(self) -> None:
         """End what has been idle for too long."""
@@ -169,15 +176,27 @@ class StdioUpstream:
         while True:
             await asyncio.sleep(self.plan.idle_s / REAPED_PARTS)
             before_s = loop.time() - self.plan.idle_s
-            for key, kept in list(self._kept.items()):
+            for kept in list(self._kept.values()):
                 if kept.is_idle and kept.used_s < before_s:
-                    self._later(asyncio.ensure_future(self.stop(key)))
+                    self._give_up(kept)
 
-    def _later(self, work: "asyncio.Future[None]") -> None:
-        assert isinstance(work, asyncio.Task)
-        self._leaving.add(work)
-        work.add_done_callback(self._leaving.discard)
+    def _give_up(self, kept: Kept, why: str = "") -> "asyncio.Task[None]":
+        """End it beside what is being done."""
+        key = kept.key
+        self._drop(kept)
+        task = asyncio.create_task(self._end(kept, self._leaving.get(key), why), name=f"stdio {self.name} ends")
+        self._leaving[key] = task
+        task.add_done_callback(lambda done: self._leaving.pop(key) if self._leaving.get(key) is done else None)
+        return task
 
+    async def _end(self, kept: Kept, before: "asyncio.Task[None] | None", why: str) -> None:
+        await kept.end(why)
+        if before is not None:
+            await asyncio.wait([before])
+        if self.on_gone is not None and kept.key not in self._kept:
+            await self.on_gone(kept.key)
 
-async def _end(kept: Kept) -> None:
-    await kept.end()
+    def _drop(self, kept: Kept) -> None:
+        self._room.leave(kept)
+        if self._kept.get(kept.key) is kept:
+            del self._kept[kept.key]

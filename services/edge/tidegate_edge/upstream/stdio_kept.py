@@ -5,7 +5,7 @@ What was in flight when it ended fails, and is not sent again. `Room` bounds how
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from tidegate.errors import UpstreamFault
@@ -71,8 +71,9 @@ class Kept:
     def is_idle(self) -> bool:
         return not self._users and not (self.session is not None and self.session.is_busy)
 
-    def start(self) -> None:
-        self._keeper = asyncio.create_task(self._keep(), name=f"stdio {self.plan.name}")
+    def start(self, after: "asyncio.Task[None] | None" = None) -> None:
+        """`after` is what must have ended before: never two processes of one key at a time."""
+        self._keeper = asyncio.create_task(self._keep(after), name=f"stdio {self.plan.name}")
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
@@ -86,20 +87,24 @@ class Kept:
 
     async def ready(self, timeout_s: float) -> StdioSession:
         """A session that can be spoken to. Raises UpstreamFault, with nothing sent."""
-        self._wanted.set()
+        if self.session is not None and not self.session.over.is_set():
+            return self.session
         try:
             async with asyncio.timeout(timeout_s):
-                while self.session is None and not self.ended:
+                while self.session is None or self.session.over.is_set():
+                    if self.ended:
+                        raise self._not_running()
+                    self._wanted.set()
                     await self._changed.wait()
         except TimeoutError as error:
             raise self._not_running() from error
-        if self.session is None:
-            raise self._not_running()
         return self.session
 
-    async def end(self) -> None:
+    async def end(self, why: str = "") -> None:
         """End the process and everything that is under way in it. Never starts again."""
         self.ended = True
+        if why and self.session is not None:
+            self.session.fail_all(why)
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
@@ -109,7 +114,7 @@ class Kept:
         with self.used():
             loop = asyncio.get_running_loop()
             until_s = loop.time() + outgoing.timeout_s
-            session = self.session or await self.ready(outgoing.timeout_s)
+            session = await self.ready(outgoing.timeout_s)
             assert self.spoken is not None
             if outgoing.modern != self.spoken.modern:
                 raise UpstreamFault(
@@ -151,13 +156,17 @@ class Kept:
 
     # its lives
 
-    async def _keep(self) -> None:
+    async def _keep(self, after: "asyncio.Task[None] | None") -> None:
         loop = asyncio.get_running_loop()
         attempt = 0
         try:
+            if after is not None:
+                await asyncio.wait([after])
             while True:
                 await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
                 if not self.always:
+                    if not self._users:
+                        self._wanted.clear()
                     await self._wanted.wait()
                 began_s = loop.time()
                 gave_in = await self._live()
@@ -170,7 +179,6 @@ class Kept:
 
     async def _live(self) -> bool:
         """From start to end of one process. True: it ended before it had said what it speaks."""
-        self._wanted.clear()
         name = self.plan.name
         try:
             child = self._child = await Child.start(name, self.plan.command)
@@ -185,6 +193,7 @@ class Kept:
             self.spoken = await shake_hands(session, self._era, self._capabilities)
             self._era = "modern" if self.spoken.modern else "legacy"
             self.session = session
+            self._wanted.clear()
             self._tell_change()
             await asyncio.wait([reading])
         except UpstreamFault as fault:
@@ -223,23 +232,23 @@ class Room:
     def __init__(self, most: int, most_per_principal: int) -> None:
         self._most = most
         self._most_per_principal = most_per_principal
-        self._kept: dict[Kept, Callable[[Kept], Awaitable[None]]] = {}
+        self._kept: dict[Kept, Callable[[Kept], None]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def take(self, kept: Kept, end: Callable[[Kept], Awaitable[None]]) -> list[Awaitable[None]]:
-        """Give it a place. What must end for it is returned, to be awaited. Raises UpstreamFault `upstream-busy`."""
+    def take(self, kept: Kept, give_up: Callable[[Kept], None]) -> None:
+        """Give it a place; `give_up` is called when it must make room. Raises UpstreamFault `upstream-busy`."""
         name, mine = kept.plan.name, kept.key[:2]
         leaving = []
-        own = [one for one in self._kept if one.key[:2] == mine and kept.key.subject_id]
-        if kept.key.subject_id and len(own) >= self._most_per_principal:
+        own = [one for one in self._kept if one.key[:2] == mine] if kept.key.subject_id else []
+        if len(own) >= self._most_per_principal:
             leaving.append(self._longest_idle(own, name, "limits.processes_per_principal_max"))
         if len(self._kept) - len(leaving) >= self._most:
             leaving.append(self._longest_idle(list(self._kept), name, "limits.processes_max"))
-        ends = [self._kept.pop(one)(one) for one in leaving]
-        self._kept[kept] = end
-        return ends
+        for one in leaving:
+            self._kept.pop(one)(one)
+        self._kept[kept] = give_up
 
     def leave(self, kept: Kept) -> None:
         self._kept.pop(kept, None)

@@ -243,13 +243,17 @@ class StdioSession:
             async for line in self.child.lines():
                 self._heard(line)
         finally:
-            self.over.set()
-            fault = UpstreamFault(f"{self.name}: the process ended{self.child.why}", code="upstream-broken")
-            for under in list(self._underway.values()):
-                under.fail(fault)
-                under.stop_timers()
-            for task in self._tasks:
-                task.cancel()
+            self.fail_all(f"the process ended{self.child.why}")
+
+    def fail_all(self, why: str) -> None:
+        """Nothing that is under way will be answered."""
+        self.over.set()
+        fault = UpstreamFault(f"{self.name}: {why}", code="upstream-broken")
+        for under in list(self._underway.values()):
+            under.fail(fault)
+            under.stop_timers()
+        for task in self._tasks:
+            task.cancel()
 
     def _heard(self, line: bytes) -> None:
         try:
