@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     runs: list[Measured] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="tidegate-conformance-") as directory, parts(options) as kafka_valkey:
+        with working_directory(options.keep) as directory, parts(options) as kafka_valkey:
             for name in [YOURS] if options.url else options.fixture:
-                runs += measure(name, options, Path(directory) / name, *kafka_valkey)
+                runs += measure(name, options, directory / name, *kafka_valkey)
     except (PartMissing, SuiteFailed) as missing:
         print(missing, file=sys.stderr)
         return 2
@@ -63,21 +63,32 @@ def measure(name: str, options: argparse.Namespace, directory: Path, bootstrap: 
         url = options.url or stack.enter_context(running_fixture(name, directory))
         if not options.through_only:
             told(f"{name}: asked directly at {url}")
-            for run, outcome in zip(runs, ask_all(url, versions, options.only), strict=True):
+            for run, outcome in zip(runs, ask_all(url, versions, options.only, directory / "direct"), strict=True):
                 run.direct = outcome
         if not options.direct_only:
             told(f"{name}: two edges start")
             door = stack.enter_context(through(url, directory / "cluster", bootstrap, sessions, options.door))
             told(f"{name}: asked through them at {door}")
-            for run, outcome in zip(runs, ask_all(door, versions, options.only), strict=True):
+            for run, outcome in zip(runs, ask_all(door, versions, options.only, directory / "through"), strict=True):
                 run.through = outcome
     return runs
 
 
-def ask_all(url: str, versions: Sequence[Version], only: str = "") -> list[Outcome]:
+def ask_all(url: str, versions: Sequence[Version], only: str, directory: Path) -> list[Outcome]:
     """What each version says of `url`, in their order; two at a time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda version: run_suite(url, version, only), versions))
+        return list(pool.map(lambda version: run_suite(url, version, directory / version.name, only), versions))
+
+
+@contextlib.contextmanager
+def working_directory(kept: str) -> Iterator[Path]:
+    """Where configurations, logs and data of the processes are."""
+    if kept:
+        Path(kept).mkdir(parents=True)
+        yield Path(kept)
+        return
+    with tempfile.TemporaryDirectory(prefix="tidegate-conformance-") as directory:
+        yield Path(directory)
 
 
 @contextlib.contextmanager
@@ -111,6 +122,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="append", choices=names, help="one suite or revision alone, may repeat")
     parser.add_argument("--only", default="", metavar="SCENARIO", help="one scenario alone")
     parser.add_argument("--door", default=MERGED, choices=[MERGED, OWN], help=f"the endpoint asked (default {MERGED})")
+    parser.add_argument(
+        "--keep", default="", metavar="DIR", help="a new directory for what the processes write: logs, checks"
+    )
     side = parser.add_mutually_exclusive_group()
     side.add_argument("--direct-only", action="store_true", help="without the gateway")
     side.add_argument("--through-only", action="store_true", help="without asking directly; failures count as lost")

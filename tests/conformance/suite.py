@@ -7,7 +7,6 @@ failed; a check is lost when it succeeds less often through the gateway than dir
 import json
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,20 +54,19 @@ class SuiteFailed(RuntimeError):
     """The suite itself did not run; the message has its words."""
 
 
-def run_suite(url: str, version: Version, scenario: str = "") -> Outcome:
-    """All scenarios of a version, or one. Raises SuiteFailed."""
+def run_suite(url: str, version: Version, told: Path, scenario: str = "") -> Outcome:
+    """All scenarios of a version, or one; `told`: where their results go. Raises SuiteFailed."""
     package = node.modules() / version.package
-    with tempfile.TemporaryDirectory(prefix="tidegate-conformance-") as told:
-        command = [str(node.node()), str(package / "dist" / "index.js"), "server", "--url", url, "-o", told]
-        command += ["--scenario", scenario] if scenario else ["--suite", "all"]
-        if version.revision:
-            command += ["--spec-version", version.revision, "--timeout", str(SCENARIO_DEADLINE_MS)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-        except subprocess.TimeoutExpired as expired:
-            raise SuiteFailed(f"{version.name} at {url} did not end within {DEADLINE_S:.0f} s") from expired
-        files = sorted(Path(told).glob("**/checks.json"), key=lambda path: path.stat().st_mtime_ns)
-        outcome = {_scenario(path): _checks(path) for path in files}
+    command = [str(node.node()), str(package / "dist" / "index.js"), "server", "--url", url, "-o", str(told)]
+    command += ["--scenario", scenario] if scenario else ["--suite", "all"]
+    if version.revision:
+        command += ["--spec-version", version.revision, "--timeout", str(SCENARIO_DEADLINE_MS)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired as expired:
+        raise SuiteFailed(f"{version.name} at {url} did not end within {DEADLINE_S:.0f} s") from expired
+    files = sorted(told.glob("**/checks.json"), key=lambda path: path.stat().st_mtime_ns)
+    outcome = {_scenario(path): _checks(path) for path in files}
     if not outcome and "SKIPPED" not in done.stdout:
         raise SuiteFailed(f"{version.name} at {url} left no results: {done.stdout[-1500:]}{done.stderr[-1500:]}")
     return outcome

@@ -23,9 +23,9 @@ def test_the_suite_loses_no_check_on_its_way_through_two_edges(
 ) -> None:
     versions = FIXTURES[name]
     with running_fixture(name, tmp_path) as url:
-        direct = ask_all(url, versions)
+        direct = ask_all(url, versions, "", tmp_path / "direct")
         with through(url, tmp_path / "cluster", kafka.bootstrap, valkey_url) as door:
-            passed_on = ask_all(door, versions)
+            passed_on = ask_all(door, versions, "", tmp_path / "through")
     runs = [
         Measured(name, version.name, asked, passed)
         for version, asked, passed in zip(versions, direct, passed_on, strict=True)
