@@ -36,58 +36,46 @@ def parted(uri: str) -> tuple[str, str] | None:
 
 
 class Template:
-    """A compiled template. Elements are characters or runs of characters; state i: the first i elements are done."""
+    """A compiled template: characters and runs, which may be empty. State i: the first i elements are behind us; a run
+    holds its own state as long as characters suit it.
+    """
 
-    def __init__(self, elements: list[tuple[str | None, str]], runs: set[int], skips: dict[int, int]) -> None:
-        """`elements`: (the character, "") or (None, the characters that a run does not hold). `skips`: from an element
-        to that behind an optional group.
+    def __init__(self, elements: list[str | None], barred: dict[int, str], groups: set[int]) -> None:
+        """`elements`: a character each, or None for a run; `barred`: what the run at an index does not hold; `groups`:
+        where an expression begins, of two elements, that may be left out whole.
         """
         self._literals: dict[str, int] = {}
         self._barred: dict[str, int] = {}
-        self._wild = 0
-        for index, (literal, barred) in enumerate(elements):
-            bit = 2 << index
+        for index, literal in enumerate(elements):
             if literal is not None:
-                self._literals[literal] = self._literals.get(literal, 0) | bit
-            else:
-                self._wild |= bit
-                for character in barred:
-                    self._barred[character] = self._barred.get(character, 0) | bit
-        self._loops = sum(2 << index for index in runs)
-        by_length: dict[int, int] = {}
-        for start, end in skips.items():
-            by_length[end - start] = by_length.get(end - start, 0) | (1 << start)
-        self._skips = tuple(by_length.items())
+                self._literals[literal] = self._literals.get(literal, 0) | (2 << index)
+        self._runs = sum(1 << index for index in barred)
+        for index, characters in barred.items():
+            for character in characters:
+                self._barred[character] = self._barred.get(character, 0) | (1 << index)
+        self._groups = sum(1 << index for index in groups)
         self._done = 1 << len(elements)
-        self.prefix = "".join(self._leading(elements, skips))
-        self.weight = sum(literal is not None for literal, _ in elements)
-
-    @staticmethod
-    def _leading(elements: list[tuple[str | None, str]], skips: dict[int, int]) -> list[str]:
-        found: list[str] = []
-        for index, (literal, _) in enumerate(elements):
-            if literal is None or index in skips:
-                break
-            found.append(literal)
-        return found
+        bounds = [index for index, literal in enumerate(elements) if literal is None or index in groups]
+        self.prefix = "".join(literal or "" for literal in elements[: min(bounds, default=len(elements))])
+        self.weight = len(elements) - len(barred)  # the more of it is fixed, the more exact it is
 
     def matches(self, uri: str) -> bool:
         """Whether some values make this URI of the template."""
         if len(uri) > URI_CHARS_MAX or not uri.startswith(self.prefix):
             return False
-        states = self._skipped(1)
+        states = self._onward(1)
         for character in uri:
-            takes = self._literals.get(character, 0) | (self._wild & ~self._barred.get(character, 0))
-            states = self._skipped(((states << 1) | (states & self._loops)) & takes)
+            moved = (states << 1) & self._literals.get(character, 0)
+            stayed = states & self._runs & ~self._barred.get(character, 0)
+            states = self._onward(moved | stayed)
             if not states:
                 return False
         return bool(states & self._done)
 
-    def _skipped(self, states: int) -> int:
+    def _onward(self, states: int) -> int:
+        """With the states that are reached without a character: behind a run, behind a group."""
         while True:
-            more = states
-            for length, starts in self._skips:
-                more |= (states & starts) << length
+            more = states | ((states & self._runs) << 1) | ((states & self._groups) << 2)
             if more == states:
                 return states
             states = more
@@ -97,23 +85,21 @@ def compiled(template: str) -> Template | None:
     """None for what is not a template: braces that do not pair, an unknown operator, or too long."""
     if len(template) > TEMPLATE_CHARS_MAX:
         return None
-    elements: list[tuple[str | None, str]] = []
-    runs: set[int] = set()
-    skips: dict[int, int] = {}
+    elements: list[str | None] = []
+    barred: dict[int, str] = {}
+    groups: set[int] = set()
     for expression, literal, stray in _PARTS.findall(template):
         if stray:
             return None
         if literal:
-            elements += [(character, "") for character in literal]
+            elements += literal
             continue
         operator = expression[0] if expression[0] in _OPERATORS else ""
         if not operator and not (expression[0].isalnum() or expression[0] in "_%"):
             return None
-        start = len(elements)
         if operator not in ("", "+"):  # the operator's character, then perhaps a value; or nothing at all
-            elements.append((operator, ""))
-            skips[start] = start + 2
-            skips[start + 1] = start + 2
-        runs.add(len(elements))
-        elements.append((None, _NOT_IN[operator]))
-    return Template(elements, runs, skips)
+            groups.add(len(elements))
+            elements.append(operator)
+        barred[len(elements)] = _NOT_IN[operator]
+        elements.append(None)
+    return Template(elements, barred, groups)
