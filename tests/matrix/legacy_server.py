@@ -1,6 +1,7 @@
 """The matrix's server of the handshake era, on mcp 1.30: knows no modern revision.
 
-`python -m tests.matrix.legacy_server SEEN`; prints {"url"}. Runs in the environment of sdk130.py.
+`python -m tests.matrix.legacy_server SEEN [--resumable]`; prints {"url"}. With `--resumable` its events have ids, so
+that a stream can be left and taken up again. Runs in the environment of sdk130.py.
 Counterpart: modern_server.py; what it offers: offer.py.
 """
 # mypy: ignore-errors
@@ -20,6 +21,7 @@ from typing import Any, Final
 import mcp.types as types
 import uvicorn
 from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.streamable_http import EventMessage, EventStore
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import McpError
 from mcp.shared.message import ServerMessageMetadata
@@ -191,9 +193,28 @@ HANDLERS: Final[dict[type, Handler]] = {
 }
 
 
-async def main(seen: Path) -> None:
+class Kept(EventStore):
+    """Every event of this process; its id is its place."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, Any]] = []
+
+    async def store_event(self, stream_id: str, message: Any) -> str:
+        self._events.append((stream_id, message))
+        return str(len(self._events) - 1)
+
+    async def replay_events_after(self, last_event_id: str, send_callback: Any) -> str | None:
+        place = int(last_event_id)
+        stream = self._events[place][0]
+        for number, (owner, message) in enumerate(self._events[place + 1 :], place + 1):
+            if owner == stream and message is not None:
+                await send_callback(EventMessage(message, str(number)))
+        return stream
+
+
+async def main(seen: Path, resumable: bool) -> None:
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
-    manager = StreamableHTTPSessionManager(LegacyServer(Offer(seen)))
+    manager = StreamableHTTPSessionManager(LegacyServer(Offer(seen)), event_store=Kept() if resumable else None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette):
@@ -208,4 +229,4 @@ async def main(seen: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), "--resumable" in sys.argv))

@@ -51,8 +51,9 @@ class Place:
 async def running_server(server: Server, directory: Path) -> AsyncIterator[Place]:
     """Ended on exit."""
     book = directory / f"{server}.jsonl"
-    if server == "legacy":
-        command = [str(await asyncio.to_thread(sdk130.python)), "-m", "tests.matrix.legacy_server", str(book)]
+    if server in ("legacy", "resumable"):
+        more = ["--resumable"] if server == "resumable" else []
+        command = [str(await asyncio.to_thread(sdk130.python)), "-m", "tests.matrix.legacy_server", str(book), *more]
     else:
         more = ["--modern-only"] if server == "modern" else []
         command = [sys.executable, "-m", "tests.matrix.modern_server", str(book), *more]

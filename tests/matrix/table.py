@@ -19,6 +19,7 @@ PAGE: Final = ROOT / "docs" / "matrix.md"
 SIGNS: Final = {"works": "✓", "translated": "↺", "refused": "–", "failed": "✗"}
 TITLES: Final[dict[Server, str]] = {
     "legacy": "A server of the handshake era (mcp 1.30: 2025-11-25 and before)",
+    "resumable": "A server of the handshake era whose streams can be taken up again (mcp 1.30 with event ids)",
     "dual": "A server of both eras (mcp 2.3): the client's era is mirrored",
     "modern": "A server of the modern era alone (mcp 2.3: 2026-07-28)",
 }

@@ -134,8 +134,10 @@ async def progress(cell: Cell) -> Outcome:
 
 async def logging(cell: Cell) -> Outcome:
     """From `info` upwards, as asked for: by request in the modern era, by session before."""
-    nonce = cell.nonce()
-    if not cell.client.modern:
+    silent, nonce = cell.nonce(), cell.nonce()
+    if cell.client.modern:
+        await cell.call("chatter", nonce=silent)
+    else:
         await cell.full.do("level", level="info")
     await cell.call("chatter", nonce=nonce, level="info" if cell.client.modern else "")
     await cell.full.hears("notifications/message", lambda told: told["data"] == {"said": "error", "nonce": nonce})
@@ -144,6 +146,7 @@ async def logging(cell: Cell) -> Outcome:
         ("info", "matrix"),
         ("error", "matrix"),
     ]
+    assert not any(one["data"]["nonce"] == silent for one in heard), "of a request that wanted none"
     return None
 
 
