@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from tidegate.errors import CallerFault
+from tidegate.errors import CallerFault, OurFault
 from tidegate.limits import ASKS_PER_SESSION_MAX
 from tidegate.sessions.port import Bus, SessionsUnavailable
-from tidegate_edge.messages import RequestId, encode, request_body
+from tidegate_edge.messages import INTERNAL_ERROR, RequestId, RpcError, encode, request_body
 from tidegate_edge.outlet import Outlet
 from tidegate_edge.upstream.port import Answer
 
@@ -36,6 +36,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 _decode: Final = msgspec.json.Decoder(Delivery).decode
 _NULL: Final = b"null"
+TOO_LARGE: Final = Answer(error=encode(RpcError(INTERNAL_ERROR, "the client's answer is too large to be passed on")))
 
 
 class Pending(NamedTuple):
@@ -86,18 +87,26 @@ class Asks:
                 outlet.send(_withdrawal(ask_id))
 
     async def answered(self, session: str, request_id: RequestId, answer: Answer) -> bool:
-        """Bring a POSTed response to whoever asked. False: nobody waits for it, or its edge is gone."""
+        """Bring a POSTed response to whoever asked. False: nobody waits for it, or its edge is gone. Raises OurFault
+        for what is too large to travel between edges; then the question is answered with an error.
+        """
         found = _ASK_ID.fullmatch(request_id) if isinstance(request_id, str) else None
         if found is None:
             return False
         assert isinstance(request_id, str)
         if found[1] == self._bus.address:
             return self._deliver(session, request_id, answer)
-        raw = Delivery(session, request_id, msgspec.Raw(answer.result or _NULL), msgspec.Raw(answer.error or _NULL))
         try:
-            return await self._bus.post(found[1], KIND.encode() + b"\n" + encode(raw))
+            return await self._post(found[1], session, request_id, answer)
         except SessionsUnavailable:
             return False
+        except OurFault:
+            await self._post(found[1], session, request_id, TOO_LARGE)
+            raise
+
+    async def _post(self, address: str, session: str, ask_id: str, answer: Answer) -> bool:
+        delivery = Delivery(session, ask_id, msgspec.Raw(answer.result or _NULL), msgspec.Raw(answer.error or _NULL))
+        return await self._bus.post(address, KIND.encode() + b"\n" + encode(delivery))
 
     def _deliver(self, session: str, ask_id: str, answer: Answer) -> bool:
         pending = self._pending.get(ask_id)
