@@ -64,6 +64,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     call_timeout_s: float = 120.0
     connect_timeout_s: float = 5.0
     upstream_connections_max: int = 256
+    upstream_streams_max: int = 2_048  # of one server: streams that are listened to
+    upstream_session_idle_s: float = 1_800.0  # longer than any call: idle sessions are ended at their servers
+    upstream_failures_max: int = 10  # in a row; then a server is left alone for a while
+    paused_calls_max: int = 256  # of one server on one edge, that hold a stream open meanwhile
     drain_timeout_s: float = 20.0
     session_idle_s: float = 3_600.0
     session_window_s: float = 1_800.0  # idle window of a governance session derived for a modern client

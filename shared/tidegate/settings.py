@@ -40,8 +40,14 @@ class Server(Part, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()  # "sensitive", "egress", ...
     timeout_s: float = 0.0  # 0: limits.call_timeout_s
     era: Literal["auto", "modern", "legacy"] = "auto"  # auto: the server is asked
+    urls: tuple[str, ...] = ()  # replicas of one server, instead of `url`: sessions stay where they began
+    transport: Literal["auto", "http", "sse"] = "auto"  # of a URL; sse: the older HTTP+SSE; auto: found out
     process: Literal["shared", "per-principal"] = "shared"  # of a command: one for all, or one per subject and agent
     idle_s: float | None = None  # a process unused for so long ends; default: 900 per principal, 0 (never) shared
+
+    def __post_init__(self) -> None:
+        if self.urls and not self.url:
+            msgspec.structs.force_setattr(self, "url", self.urls[0])
 
 
 class Issuer(Part, frozen=True, kw_only=True):
@@ -366,8 +372,15 @@ def _check_server(name: str, server: Server, file: Path) -> None:
         raise ConfigFault(f"{where}: '{name}' is reserved (/mcp/{name}/…); choose another name")
     if bool(server.command) == bool(server.url):
         raise ConfigFault(f"{where}: give exactly one of command (a stdio server) and url (a streamable HTTP server)")
-    if server.url and urlsplit(server.url).scheme not in ("http", "https"):
-        raise ConfigFault(f"{where}.url: expected http:// or https://, got '{server.url}'")
+    for url in (server.url, *server.urls):
+        if url and urlsplit(url).scheme not in ("http", "https"):
+            raise ConfigFault(f"{where}.url: expected http:// or https://, got '{url}'")
+    if server.urls and (server.url != server.urls[0] or len(set(server.urls)) != len(server.urls)):
+        raise ConfigFault(f"{where}.urls: give url for one address or urls for several different ones, not both")
+    if server.command and server.transport != "auto":
+        raise ConfigFault(f"{where}: transport goes with url, not with command")
+    if len(server.urls) > 1 and server.transport == "sse":
+        raise ConfigFault(f"{where}.transport: sse is spoken with one url; its sessions live in one connection")
     if server.url and (server.env or server.cwd):
         raise ConfigFault(f"{where}: env and cwd go with command, not with url")
     if server.command and server.headers:

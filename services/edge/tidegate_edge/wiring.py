@@ -5,7 +5,7 @@ by `tidegate up`.
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -16,12 +16,14 @@ from tidegate.identity import open_verifier
 from tidegate.ids import now_us
 from tidegate.jwks import IssuerKeys
 from tidegate.lifecycle import background
+from tidegate.limits import Limits
 from tidegate.local_issuer import settings_issuer
 from tidegate.log.port import EventLog
 from tidegate.policy.signing import Trust
 from tidegate.secrets import ClusterSecrets
 from tidegate.sessions.port import SessionStore
 from tidegate.settings import Settings, host_port
+from tidegate_edge.announcements import Announcement
 from tidegate_edge.app import well_known_routes
 from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog
@@ -30,11 +32,16 @@ from tidegate_edge.desk import Desk
 from tidegate_edge.discovery import Discovery
 from tidegate_edge.edge import Edge
 from tidegate_edge.http_front import McpProtocol, protocol_class, sweep_connections
+from tidegate_edge.listening import ListChange
+from tidegate_edge.outlet import Outlets
 from tidegate_edge.records import Records, open_records
 from tidegate_edge.upstream.connection import Pool
-from tidegate_edge.upstream.http import HttpUpstream
+from tidegate_edge.upstream.http import HttpUpstream, Plan
 from tidegate_edge.upstream.port import Upstream
-from tidegate_edge.upstream.stdio import StdioUpstream
+from tidegate_edge.upstream.reaper import reap
+from tidegate_edge.upstream.replicas import Replica, Replicas
+from tidegate_edge.upstream.stdio import StdioUpstream, plan_of
+from tidegate_edge.upstream.stdio_kept import Room
 from tidegate_edge.watch import Watch
 
 
@@ -69,16 +76,23 @@ async def open_edge(
     async with contextlib.AsyncExitStack() as stack:
         keys = await stack.enter_async_context(IssuerKeys(issuers, settings.path(".")))
         records = await stack.enter_async_context(open_records(settings, log, place))
-        upstreams = {name: open_upstream(settings, name, sessions, edge_id) for name in settings.servers}
+        room = Room(settings.limits.processes_max, settings.limits.processes_per_principal_max)
+        upstreams = {name: open_upstream(settings, name, sessions, edge_id, room) for name in settings.servers}
         verifier = open_verifier(settings, secrets, keys, issuers)
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants)
         await watch.restore()
-        discovery = Discovery(settings, place, upstreams, records.recorder.record_all, watch.definitions)
+
+        def tell(server: str, kind: ListChange) -> None:
+            for tenant in tenants:  # one catalogue serves them all
+                edge.announcements.tell(Announcement(tenant, server, kind))
+
+        discovery = Discovery(settings, place, upstreams, records.recorder.record_all, watch.definitions, tell)
         stack.push_async_callback(_close_all, upstreams)
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
+        edge.discovery, edge.tasks = discovery, tasks
 
         def on_catalog(catalog: Catalog) -> None:
             watch.catalog_changed(catalog, discovery.server_labels)
@@ -90,8 +104,10 @@ async def open_edge(
         tasks.start(watch.run(), "watch the log")
         tasks.start(watch.advance(), "activate what is due")
         tasks.start(discover(), "discover tools")
+        tasks.start(reap(sessions, upstreams, settings.limits.upstream_session_idle_s), "end idle upstream sessions")
         desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
-        http = protocol_class(desk.serve, desk.knows, settings.limits)
+        outlets = Outlets(sessions, settings.limits.stream_kept_s)
+        http = protocol_class(desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining)
         registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records)))
 
         def awaiting() -> set[str]:
@@ -106,25 +122,47 @@ async def open_edge(
             tasks.start(sweep_connections(connections), "sweep connections")
 
         def degraded() -> set[str]:
-            return {f"tools of {name}" for name in discovery.troubles}
+            return discovery.degraded
 
         router = well_known_routes(settings, tuple(issuer.issuer for issuer in issuers))
         yield EdgeService(edge, http, router, awaiting, degraded, watch_connections)
 
 
-def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str) -> Upstream:
+def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str, room: Room) -> Upstream:
     """The adapter that the server's configuration asks for."""
+    if settings.servers[name].command:
+        return StdioUpstream(plan_of(settings, name, sessions.address), settings.tenant, room)
+    return open_http_upstream(settings, name, sessions, edge_id)
+
+
+def open_http_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str) -> HttpUpstream:
+    """A server behind a URL, or behind several as replicas of one."""
     server, limits = settings.servers[name], settings.limits
-    if server.command:
-        return StdioUpstream(name, server.command, server.env, str(settings.path(server.cwd)) if server.cwd else "")
-    pool = Pool(
-        name,
-        server.url,
-        connections_max=limits.upstream_connections_max,
-        body_bytes_max=limits.result_bytes_max,
-        connect_timeout_s=limits.connect_timeout_s,
+    plan = Plan(
+        settings.tenant,
+        edge_id,
+        server.era,
+        server.transport,
+        idle_s=limits.upstream_session_idle_s,
+        paused_s=limits.paused_s,
+        paused_max=limits.paused_calls_max,
+        failures_max=limits.upstream_failures_max,
     )
-    return HttpUpstream(name, pool, server.headers, sessions, tenant=settings.tenant, edge=edge_id)
+    replicas = [_replica(name, url, server.headers, limits) for url in server.urls or (server.url,)]
+    return HttpUpstream(name, Replicas(replicas), sessions, plan)
+
+
+def _replica(name: str, url: str, headers: Mapping[str, str], limits: Limits) -> Replica:
+    def pool(connections_max: int) -> Pool:
+        return Pool(
+            name,
+            url,
+            connections_max=connections_max,
+            body_bytes_max=limits.result_bytes_max,
+            connect_timeout_s=limits.connect_timeout_s,
+        )
+
+    return Replica(pool(limits.upstream_connections_max), pool(limits.upstream_streams_max), headers)
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:
