@@ -1,60 +1,44 @@
-"""The catalogue and what is made of it: names, definitions, lists, params and results of both eras."""
+"""The catalogue: what is read of servers' definitions, and what of it is found behind which door."""
 
 import json
 from typing import Any
 
-import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tests.parts.edge import modern_body
 
-from tidegate.claims import Principal
-from tidegate.inspection.rules import load_inspection
-from tidegate.inspection.scanner import Scanner
-from tidegate.policy.bundle import bundle_of
-from tidegate.policy.engine import Engine, ToolFacts
-from tidegate_edge import lists, translate
-from tidegate_edge.accept import Request
-from tidegate_edge.catalog import NAME_MAX, Catalog, Shelf, exposed_name, renamed, shelve
-from tidegate_edge.messages import decode_fields
-from tidegate_edge.ruling import Ruling
-from tidegate_edge.upstream.listing import drain_tools
-from tidegate_edge.upstream.port import Answer
+from tidegate.settings import Naming, SetTool, Toolset
+from tidegate_edge.catalog import Catalog, Plan, Shelf, renamed, shelve
+from tidegate_edge.upstream.port import Definitions
 
 OBJECT = {"type": "object"}
 
 
-def shelf(*definitions: Any, server: str = "up", **labels: tuple[str, ...]) -> Shelf:
-    raw = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in definitions]
-    return shelve(server, raw, labels, ())
+def raws(definitions: Any) -> tuple[bytes, ...]:
+    return tuple(one if isinstance(one, bytes) else json.dumps(one).encode() for one in definitions)
 
 
-# names
+def shelf(*tools: Any, server: str = "up", **labels: tuple[str, ...]) -> Shelf:
+    return shelve(server, Definitions(raws(tools)), labels, ())
 
 
-def test_a_short_name_is_the_servers_and_the_tools() -> None:
-    assert exposed_name("up", "echo") == "up__echo"
+def server(name: str, own: tuple[str, ...] = (), capabilities: Any = None, **lists: Any) -> Shelf:
+    whole: dict[str, Any] = {kind: raws(given) for kind, given in lists.items()}
+    return shelve(name, Definitions(**whole, capabilities=json.dumps(capabilities or {}).encode()), {}, own)
 
 
-def test_a_long_name_keeps_its_beginning_and_a_stable_hash() -> None:
-    name = "a" * 100
-    assert len(exposed_name("up", name)) == NAME_MAX
-    assert exposed_name("up", name) == exposed_name("up", name)
-    assert exposed_name("up", name) != exposed_name("up", name + "a")
+def catalog(*shelves: Shelf, **plan: Any) -> Catalog:
+    return Catalog({one.server: one for one in shelves}, Plan(**plan))
 
 
-@given(st.from_regex(r"[a-z][a-z0-9-]{0,11}", fullmatch=True), st.text(min_size=1, max_size=128))
-def test_an_exposed_name_is_within_the_budget_and_says_its_server(server: str, name: str) -> None:
-    exposed = exposed_name(server, name)
-    assert len(exposed) <= NAME_MAX
-    assert exposed.startswith(f"{server}__")
+def tool(name: str, **more: Any) -> Any:
+    return {"name": name, "inputSchema": OBJECT, **more}
 
 
-@given(st.lists(st.text(min_size=1, max_size=128), max_size=6, unique=True))
-def test_two_tools_of_a_server_never_share_an_exposed_name(names: list[str]) -> None:
-    tools = shelf(*[{"name": name, "inputSchema": OBJECT} for name in names if name.isprintable()]).tools
-    assert len({tool.exposed for tool in tools}) == len(tools)
+def resource(uri: str) -> Any:
+    return {"name": "r", "uri": uri}
+
+
+def template(uri: str) -> Any:
+    return {"name": "t", "uriTemplate": uri}
 
 
 # definitions
@@ -98,6 +82,8 @@ def test_a_definition_is_shown_byte_for_byte_but_for_its_name() -> None:
         b'{"name":"x","inputSchema":{"type":"object","properties":{"a":{"type":"object","x-mcp-header":"A"}}}}',
         b'{"name":"x","inputSchema":{"type":"object","properties":{"a":{"type":"string","x-mcp-header":"a b"}}}}',
         b'{"name":"' + b"n" * 129 + b'","inputSchema":{"type":"object"}}',
+        b'{"name":"prompts/get","inputSchema":{"type":"object"}}',
+        b'{"name":"resources/read","inputSchema":{"type":"object"}}',
     ],
 )
 def test_an_invalid_definition_is_left_out_and_the_others_stay(raw: bytes) -> None:
@@ -125,185 +111,178 @@ def test_the_first_of_two_tools_with_one_name_stands() -> None:
     assert bytes(tool.fields["title"]) == b'"one"'
 
 
-def test_no_two_tools_are_exposed_under_one_name() -> None:
-    long = "n" * 80
-    twin = exposed_name("up", long).removeprefix("up__")
-    tools = shelf({"name": long, "inputSchema": OBJECT}, {"name": twin, "inputSchema": OBJECT}).tools
-    assert [tool.name for tool in tools] == [long]
-
-
-# lists of an upstream
+@pytest.mark.parametrize("bad", [{}, {"name": 1}, {"name": ""}, {"name": "a\nb"}, [], b"{"])
+def test_an_invalid_prompt_is_left_out_and_the_others_stay(bad: Any) -> None:
+    assert [one.name for one in server("up", prompts=[bad, {"name": "good"}]).prompts] == ["good"]
 
 
 @pytest.mark.parametrize(
-    ("pages", "count", "partial"),
-    [
-        ({None: ([1, 2], "b"), "b": ([3], None)}, 3, False),
-        ({None: ([1], "a"), "a": ([2], "a")}, 2, True),  # a cycle
-        ({None: ([], None)}, 0, False),
-    ],
+    "bad", [{"name": "x"}, {"uri": "x://y"}, {"name": "x", "uri": ""}, {"name": "x", "uri": "a\rb"}]
 )
-async def test_all_pages_are_drained_and_a_cycle_is_noticed(pages: Any, count: int, partial: bool) -> None:
-    async def fetch(cursor: str | None) -> Answer:
-        tools, following = pages[cursor]
-        return Answer(result=json.dumps({"tools": tools, "nextCursor": following}).encode())
-
-    found = await drain_tools("up", fetch)
-    assert (len(found.tools), bool(found.partial)) == (count, partial)
+def test_an_invalid_resource_is_left_out_and_the_others_stay(bad: Any) -> None:
+    assert [one.name for one in server("up", resources=[bad, resource("x://good")]).resources] == ["x://good"]
+    bad = {("uriTemplate" if key == "uri" else key): value for key, value in bad.items()}
+    assert [one.name for one in server("up", templates=[bad, template("x://{y}")]).templates] == ["x://{y}"]
 
 
-async def test_an_endless_list_is_cut() -> None:
-    numbers = iter(range(10**6))
-
-    async def fetch(cursor: str | None) -> Answer:
-        return Answer(result=b'{"tools":[%b],"nextCursor":"%d"}' % (b",".join([b"{}"] * 500), next(numbers)))
-
-    found = await drain_tools("up", fetch)
-    assert len(found.tools) == 2_000
-    assert found.partial
-
-
-# what is listed is what can be called
-
-SERVERS = ("aa", "bb")
-TOOLS = ("one", "two")
-GROUPS = ("eng", "ops")
-heads = st.tuples(
-    st.sampled_from(["permit", "forbid"]),
-    st.sampled_from(["principal", *(f'principal in Group::"{group}"' for group in GROUPS)]),
-    st.sampled_from(
-        ["action", 'action in Action::"call"', *(f'action == Action::"{s}/{t}"' for s in SERVERS for t in TOOLS)]
-    ),
-    st.sampled_from(["resource", *(f'resource == Server::"{server}"' for server in SERVERS)]),
-    st.sampled_from(
-        [
-            "",
-            'when { context.args has path && context.args.path like "/srv/*" }',
-            'when { context.agent.id == "bot" }',
-            "when { false }",
-        ]
-    ),
-)
-policies = st.lists(
-    heads, min_size=1, max_size=5
-).map(  # a forbid on arguments may leave nothing: no partial look can tell
-    lambda rules: [rule for rule in rules if rule[0] == "permit" or "args" not in rule[4]]
-)
-ARGUMENTS: tuple[dict[str, Any], ...] = ({}, {"path": "/srv/a"}, {"path": "/etc"})
-
-
-def principal(groups: tuple[str, ...]) -> Principal:
-    return Principal(
-        tenant="t", issuer="i", subject="s", subject_id="sid", user="s", login="", agent="bot", agent_source="",
-        actors=(), groups=groups, scopes=(), token_id="", sid="", issued_us=0, expires_us=0, key=",".join(groups),
-    )  # type: ignore[arg-type]  # fmt: skip
-
-
-@settings(max_examples=120, deadline=None)
-@given(policies, st.sampled_from([(), ("eng",), ("eng", "ops")]), st.sampled_from(["", *SERVERS]), st.booleans())
-def test_a_listed_tool_is_callable_and_a_callable_tool_is_listed(
-    rules: Any, groups: tuple[str, ...], server: str, modern: bool
-) -> None:
-    texts = [
-        f'@id("r{n}") {effect} ({who}, {what}, {where}) {when};'
-        for n, (effect, who, what, where, when) in enumerate(rules)
+def test_prompts_and_resources_are_decided_on_as_actions_of_their_server() -> None:
+    shelf = server(
+        "up", ("sensitive",), prompts=[{"name": "p"}], resources=[resource("x://y")], templates=[template("x://{z}")]
+    )
+    assert [(one.action, one.labels) for one in (*shelf.prompts, *shelf.resources, *shelf.templates)] == [
+        ("prompts/get", ("prompt", "sensitive")),
+        ("resources/read", ("resource", "sensitive")),
+        ("resources/read", ("resource", "sensitive")),
     ]
-    catalog = Catalog()
-    for name in SERVERS:
-        catalog = catalog.with_shelf(shelf(*[{"name": tool, "inputSchema": OBJECT} for tool in TOOLS], server=name))
-    files = {"manifest.json": b'{"v": 1, "name": "x"}', "policies/p.cedar": "\n".join(texts).encode()}
-    facts = [ToolFacts(tool.server, tool.name, tool.labels) for tool in catalog.tools]
-    engine = Engine.build(bundle_of(files), facts, dict.fromkeys(SERVERS, ()))
-    ruling = Ruling(engine, Scanner(load_inspection(b"")), catalog, number=1, digest="d")
-    who = principal(groups)
-    listed = {one["name"] for one in json.loads(lists.tools_listed(ruling, who, server, modern))["tools"]}
-    callable_names = {
-        tool.name if server else tool.exposed
-        for tool in catalog.tools
-        if server in ("", tool.server)
-        and any(ruling.decide(who, tool, arguments).effect != "deny" for arguments in ARGUMENTS)
+
+
+# what is behind a door
+
+
+def test_a_tool_is_found_by_the_name_of_the_door() -> None:
+    here = catalog(shelf(tool("echo")), shelf(tool("echo"), server="other"))
+    found = here.find("", "up__echo")
+    assert found is not None
+    assert (found.server, found.name, found.exposed, found.action) == ("up", "echo", "up__echo", "echo")
+    assert [one and one.server for one in (here.find("up", "echo"), here.find("other", "echo"))] == ["up", "other"]
+    for door, name in (("", "echo"), ("up", "up__echo"), ("none", "echo"), ("sets/x", "echo")):
+        assert here.find(door, name) is None
+
+
+def test_prompts_are_named_as_tools_are() -> None:
+    here = catalog(
+        server("up", prompts=[{"name": "p"}]),
+        server("other", prompts=[{"name": "p"}, {"name": "q"}]),
+        naming=Naming(prefix="collision"),
+    )
+    assert [(name, one.server) for name, one in here.door("").prompts.items()] == [
+        ("other__p", "other"),
+        ("q", "other"),
+        ("up__p", "up"),
+    ]
+    assert here.find_prompt("up", "p") is not None
+    assert here.find_prompt("", "p") is None
+
+
+def test_a_name_that_another_server_keeps_is_said_to_be_missing() -> None:
+    naming, order = Naming(prefix="none"), ("up", "other")
+    here = catalog(shelf(tool("echo")), shelf(tool("echo"), server="other"), naming=naming, order=order)
+    found = here.find("", "echo")
+    assert found is not None
+    assert found.server == "up"
+    assert list(here.troubles) == ["tool other/echo"]
+    assert here.find("other", "echo") is not None
+
+
+def found(here: Catalog, door: str, uri: str) -> Any:
+    one = here.find_resource(door, uri)
+    return one and (one[0].server, one[0].kind, one[1])
+
+
+def test_resources_keep_their_uris_where_no_two_servers_share_them() -> None:
+    here = catalog(
+        server("a", resources=[resource("x://a")], templates=[template("t://a/{id}")]),
+        server("b", resources=[resource("x://b")], templates=[template("t://{kind}/{id}")]),
+    )
+    assert list(here.door("").resources) == ["x://a", "x://b"]
+    assert found(here, "", "x://a") == ("a", "resource", "x://a")
+    assert found(here, "", "t://a/1") == ("a", "template", "t://a/1")  # the more exact one
+    assert found(here, "", "t://c/1") == ("b", "template", "t://c/1")
+    assert found(here, "", "y://unlisted") is None
+    assert found(here, "nowhere", "x://a") is None
+
+
+def test_what_two_servers_share_is_shown_with_a_mark_and_found_by_it_alone() -> None:
+    both: dict[str, Any] = {"resources": [resource("ui://app/x")], "templates": [template("t://{id}")]}
+    here = catalog(server("a", **both), server("b", **both))
+    assert list(here.door("").resources) == ["ui://a~app/x", "ui://b~app/x"]
+    assert list(here.door("").templates) == ["t://a~{id}", "t://b~{id}"]
+    assert found(here, "", "ui://b~app/x") == ("b", "resource", "ui://app/x")
+    assert found(here, "", "t://b~7") == ("b", "template", "t://7")
+    assert found(here, "", "y://b~unlisted") == ("b", "resource", "y://unlisted")
+    for bare in ("ui://app/x", "t://7", "ui://c~app/x"):
+        assert found(here, "", bare) is None
+    assert found(here, "b", "ui://app/x") == ("b", "resource", "ui://app/x")
+
+
+def test_a_uri_that_looks_marked_gets_a_mark_of_its_own() -> None:
+    here = catalog(
+        server("a", resources=[resource("x://b~y"), resource("x://y")]), server("b", resources=[resource("x://y")])
+    )
+    assert list(here.door("").resources) == ["x://a~b~y", "x://a~y", "x://b~y"]
+    assert found(here, "", "x://a~b~y") == ("a", "resource", "x://b~y")
+    assert found(here, "", "x://b~y") == ("b", "resource", "x://y")
+
+
+def test_where_one_server_has_resources_every_uri_is_its_own() -> None:
+    here = catalog(shelf(tool("echo")), server("b", ("sensitive",), {"resources": {}}))
+    one = here.find_resource("", "any://thing")
+    assert one is not None
+    assert (one[0].server, one[0].action, one[0].labels) == ("b", "resources/read", ("resource", "sensitive"))
+    assert found(here, "up", "any://thing") is None
+
+
+# sets
+
+SCHEMA = (
+    b'{"type":"object","properties":{"path":{"type":"string"},"mode":{"enum":[1.50]}},'
+    b'"required":["path","mode"],"$defs":{"a": 1}}'
+)
+
+
+def a_set(**more: Any) -> Catalog:
+    raw = b'{"name":"read","inputSchema":' + SCHEMA + b"}"
+    chosen = Toolset(
+        tools=(
+            SetTool(server="files", tool="read", name="read_log", arguments={"path": "/var/log/x", "deep": {"a": [1]}}),
+            SetTool(server="files", tool="read"),
+            SetTool(server="files", tool="gone"),
+            SetTool(server="late", tool="x"),
+        ),
+        **more,
+    )
+    both: dict[str, Any] = {"prompts": [{"name": "p"}], "resources": [resource("x://y")]}
+    return catalog(server("files", tools=[raw, tool("other")], **both), server("wiki", **both), sets={"ops": chosen})
+
+
+def test_a_set_has_what_it_names_and_says_what_is_missing() -> None:
+    here = a_set()
+    assert list(here.door("sets/ops").tools) == ["read", "read_log"]
+    assert here.find("sets/ops", "other") is None
+    assert sorted(here.troubles) == ["tool files/gone of set ops", "tool late/x of set ops"]
+    assert not here.door("sets/ops").prompts
+    assert found(here, "sets/ops", "x://y") is None
+
+
+def test_fixed_arguments_are_not_in_the_schema_and_all_else_is() -> None:
+    one = a_set().find("sets/ops", "read_log")
+    assert one is not None
+    assert (one.server, one.name, one.action) == ("files", "read", "read")
+    assert bytes(one.fields["inputSchema"]) == (
+        b'{"type":"object","properties":{"mode":{"enum":[1.50]}},"required":["mode"],"$defs":{"a": 1}}'
+    )
+    assert {key: json.loads(bytes(value)) for key, value in one.fixed.items()} == {
+        "path": "/var/log/x",
+        "deep": {"a": [1]},
     }
-    assert callable_names <= listed
-    if not any(
-        "args" in when for *_, when in rules
-    ):  # conditions on arguments may exclude each other: no list can tell
-        assert listed == callable_names
-    for name in listed:
-        assert catalog.find(server, name) is not None
+    plain = a_set().find("sets/ops", "read")
+    assert plain is not None
+    assert bytes(plain.fields["inputSchema"]) == SCHEMA
+    assert not plain.fixed
 
 
-# between the eras
+def test_the_last_required_argument_that_is_fixed_takes_the_list_with_it() -> None:
+    raw = {"type": "object", "properties": {"a": {"type": "string", "x-mcp-header": "A"}}, "required": ["a"]}
+    chosen = Toolset(tools=(SetTool(server="up", tool="x", arguments={"a": "1"}),))
+    one = catalog(shelf({"name": "x", "inputSchema": raw}), sets={"s": chosen}).find("sets/s", "x")
+    assert one is not None
+    assert json.loads(bytes(one.fields["inputSchema"])) == {"type": "object", "properties": {}}
+    assert one.input_schema is None  # the client sends no header for it
+    assert one.param_headers == {("a",): "A"}  # the upstream still gets it
 
 
-def request(modern: bool, params: dict[str, Any]) -> Request:
-    raw = json.dumps(params).encode()
-    return Request("tools/call", 1, params, raw, modern, "2026-07-28" if modern else "2025-11-25")
-
-
-def sent(modern_client: bool, modern_upstream: bool, params: dict[str, Any]) -> Any:
-    one = request(modern_client, params)
-    fields = decode_fields(one.raw_params)
-    name, arguments = msgspec.Raw(b'"echo"'), b'{"as":"decided"}'
-    return json.loads(translate.params_for_upstream(one, fields, name, arguments, modern_upstream))
-
-
-PREFIX = "io.modelcontextprotocol/"
-MODERN_META = json.loads(modern_body("x"))["params"]["_meta"]
-
-
-@pytest.mark.parametrize("modern_client", [True, False])
-@pytest.mark.parametrize("modern_upstream", [True, False])
-def test_params_arrive_in_the_upstreams_era_with_the_arguments_as_decided(
-    modern_client: bool, modern_upstream: bool
-) -> None:
-    meta = {**(MODERN_META if modern_client else {}), "progressToken": 1, "traceparent": "00-1"}
-    params: dict[str, Any] = {"name": "up__echo", "arguments": {"a": 1}, "_meta": meta}
-    if modern_client:
-        params |= {"requestState": "s", "inputResponses": {}}
-    got = sent(modern_client, modern_upstream, params)
-    assert (got["name"], got["arguments"]) == ("echo", {"as": "decided"})
-    assert got["_meta"]["traceparent"] == "00-1"
-    assert (PREFIX + "protocolVersion" in got["_meta"]) == modern_upstream
-    assert ("requestState" in got) == (modern_client and modern_upstream)
-    if not (modern_client and modern_upstream):
-        assert "progressToken" not in got["_meta"]
-
-
-def test_params_without_arguments_stay_without() -> None:
-    assert sent(False, False, {"name": "x"}) == {"name": "echo"}
-
-
-@pytest.mark.parametrize(
-    ("raw", "modern", "expected"),
-    [
-        (b"{}", True, {"resultType": "complete"}),
-        (b"{ }", True, {"resultType": "complete"}),
-        (b'{"content":[]}', True, {"resultType": "complete", "content": []}),
-        (b'{"content":[],"resultType":"x"}', True, {"content": [], "resultType": "x"}),
-        (b'{"content":["\\"resultType\\""]}', True, {"content": ['"resultType"'], "resultType": "complete"}),
-        (b'{"content":[{"resultType":1}]}', True, {"content": [{"resultType": 1}], "resultType": "complete"}),
-        (b'{"content":[]}', False, {"content": []}),
-        (b'{"content":[],"resultType":"complete","ttlMs":1,"cacheScope":"x","k":1}', False, {"content": [], "k": 1}),
-        (b'{"content":[{"resultType":1}],"ttlMs":5}', False, {"content": [{"resultType": 1}]}),
-    ],
-)
-def test_results_go_out_in_the_clients_era(raw: bytes, modern: bool, expected: Any) -> None:
-    assert json.loads(translate.result_for_client(raw, modern)) == expected
-
-
-def test_a_result_of_the_clients_era_is_not_touched() -> None:
-    legacy = b'{ "content" : [ ] , "x":1.50 }'
-    assert translate.result_for_client(legacy, False) is legacy
-
-
-@pytest.mark.parametrize(
-    ("raw", "asks"),
-    [
-        (b'{"resultType":"input_required"}', True),
-        (b'{"resultType" : "input_required"}', True),
-        (b'{"a":"input_required"}', False),
-        (b'{"a":{"resultType":"input_required"}}', False),
-    ],
-)
-def test_a_request_for_input_is_recognised(raw: bytes, asks: bool) -> None:
-    assert translate.asks_for_input(raw) == asks
+def test_a_set_may_have_whole_servers_prompts_and_resources() -> None:
+    here = a_set(prompts=("files", "wiki"), resources=("wiki",))
+    assert list(here.door("sets/ops").prompts) == ["files__p", "wiki__p"]
+    assert found(here, "sets/ops", "x://y") == ("wiki", "resource", "x://y")
+    assert here.door("sets/ops").servers == ("files", "wiki")

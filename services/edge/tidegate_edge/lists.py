@@ -38,7 +38,7 @@ LIST_TTL_MS: Final = 5_000
 DEGRADED_TTL_MS: Final = 1_000  # a server is in trouble: the list may soon be another
 DISCOVER_TTL_MS: Final = 60_000
 TASKS: Final = "io.modelcontextprotocol/tasks"
-TASKS_ROUTED: Final = False  # whether tasks/get, tasks/update and tasks/cancel lead to the server that has the task
+TASKS_ROUTED: Final = True  # tasks/get, tasks/update and tasks/cancel lead to the server that has the task
 LISTS_KEPT_MAX: Final = 2_000
 MEMBERS: Final[dict[Kind, str]] = {
     "tool": "tools",

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from tidegate_edge.catalog import Catalog
-from tidegate_edge.messages import decode_fields, encode
+from tidegate_edge.messages import careful, decode_fields, encode
 from tidegate_edge.uris import marked
 
 Raw = msgspec.Raw
@@ -18,8 +18,8 @@ Change = Callable[[Raw], Raw]
 _LINK: Final = b"resource_link"
 _EMBEDDING: Final = frozenset({"tools/call", "prompts/get", "tasks/get"})
 _UI_FLAT: Final = "ui/resourceUri"  # an older spelling of `_meta.ui.resourceUri` (MCP Apps)
-_decode_text: Final = msgspec.json.Decoder(str).decode
-_decode_list: Final = msgspec.json.Decoder(list[Raw]).decode
+_decode_text: Final = careful(msgspec.json.Decoder(str).decode)
+_decode_list: Final = careful(msgspec.json.Decoder(list[Raw]).decode)
 
 
 def uri(catalog: Catalog, door: str, server: str, uri: str) -> str:
@@ -42,10 +42,12 @@ def result(catalog: Catalog, door: str, server: str, method: str, raw: bytes) ->
         return raw
     if method in _EMBEDDING and not here.shared and _LINK not in raw:
         return raw
+    given = Raw(raw)
     try:
-        return bytes(change(_Uris(catalog, door, server), Raw(raw)))
+        changed = change(_Uris(catalog, door, server), given)
     except msgspec.DecodeError:
         return raw  # not of the shape that has URIs: nothing to lead back
+    return raw if changed is given else bytes(changed)
 
 
 def tool_meta(catalog: Catalog, door: str, server: str, raw: Raw) -> Raw:
@@ -71,13 +73,17 @@ class _Uris:
 
     def link(self, raw: Raw) -> Raw:
         """A URI to be followed."""
-        text = _decode_text(raw)
+        text = _text(raw)
+        if text is None:
+            return raw
         shown = uri(self._catalog, self._door, self._server, text)
         return raw if shown == text else Raw(encode(shown))
 
     def told(self, raw: Raw) -> Raw:
         """A URI that names what is there; only one that would lead elsewhere changes."""
-        text = _decode_text(raw)
+        text = _text(raw)
+        if text is None:
+            return raw
         here = self._catalog.door(self._door)
         leads_nowhere = text not in here.shared and self._catalog.find_resource(self._door, text) is None
         return raw if leads_nowhere and not self._is_of_shared_template(text) else self.link(raw)
@@ -112,8 +118,7 @@ class _Uris:
 
     def block(self, raw: Raw) -> Raw:
         """A content block: a link, or an embedded resource."""
-        fields = _fields(raw)
-        kind = fields.get("type")
+        kind = bytes(_fields(raw).get("type", b""))
         if kind == b'"resource_link"':
             return _member(raw, "uri", self.link)
         if kind == b'"resource"':
@@ -128,6 +133,13 @@ _CHANGES: Final[dict[str, Callable[[_Uris, Raw], Raw]]] = {
     "tasks/get": _Uris.task,
     "notifications/resources/updated": _Uris.updated,
 }
+
+
+def _text(raw: Raw) -> str | None:
+    try:
+        return _decode_text(raw)
+    except msgspec.DecodeError:
+        return None
 
 
 def _opens(raw: Raw, bracket: bytes) -> bool:

@@ -90,7 +90,7 @@ def offered(capabilities: bytes) -> list[ListKind]:
         declared = decode_fields(capabilities)
     except msgspec.DecodeError:
         declared = {}
-    kinds = [kind for kind, capability in _CAPABILITY.items() if declared.get(capability, b"null") != b"null"]
+    kinds = [kind for kind, capability in _CAPABILITY.items() if bytes(declared.get(capability, b"null")) != b"null"]
     return kinds or ["tools"]
 
 
