@@ -41,6 +41,7 @@ SESSIONS_CACHED_MAX: Final = 50_000
 SESSION_RECORD_BYTES_MAX: Final = 16 * 1024
 BUS_MESSAGE_BYTES_MAX: Final = 5 * 1024 * 1024  # above a whole request body: answers travel between edges
 BUS_OUTBOX_MAX: Final = 10_000  # messages on their way to Redis
+BUS_OUTBOX_BYTES_MAX: Final = 64 * 1024 * 1024
 KEPT_EVENTS_MAX: Final = 1_000  # of one stream, for clients that come back for them
 KEPT_STREAM_BYTES_MAX: Final = 8 * 1024 * 1024
 KEPT_WAITERS_MAX: Final = 10_000  # readers of kept streams that wait for the next event, on one edge

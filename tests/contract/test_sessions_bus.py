@@ -9,8 +9,9 @@ from tests.parts.session_stores import Edges, until
 from tests.parts.valkey import Valkey
 
 from tidegate.errors import OurFault
-from tidegate.limits import BUS_MESSAGE_BYTES_MAX
+from tidegate.limits import BUS_MESSAGE_BYTES_MAX, BUS_OUTBOX_BYTES_MAX
 from tidegate.sessions.port import SessionStore, SessionsUnavailable
+from tidegate.sessions.redis import RedisSessions
 
 
 def mailbox(edge: SessionStore, kind: str = "answer") -> list[bytes]:
@@ -33,8 +34,12 @@ async def test_an_edge_reaches_itself(edges: Edges) -> None:
     await until(lambda: at_a == [b"1"])
 
 
-async def test_who_posts_to_nobody_is_told(edges: Edges) -> None:
-    assert not await edges.a.post("0" * 32, b"answer\n1")
+@pytest.mark.parametrize("address", ["0" * 32, "", "all", "*", "x\n", "\ud800", "9" * 33, "Ａ" * 32])
+async def test_who_posts_to_nobody_is_told(edges: Edges, address: str) -> None:
+    at_b = mailbox(edges.b)
+    assert not await edges.a.post(address, b"answer\n1")
+    assert await edges.a.post(edges.b.address, b"answer\n2")
+    await until(lambda: at_b == [b"2"])
 
 
 async def test_an_address_is_safe_within_ids(edges: Edges) -> None:
@@ -140,6 +145,44 @@ async def test_a_message_to_a_silent_server_fails_in_time_and_never_comes_after_
     assert await pair.a.post(pair.b.address, b"answer\n9")
     await until(lambda: at_b[-1:] == [b"9"])
     assert at_b == sorted(set(at_b)), "in order, none twice"
+
+
+@pytest.mark.redis
+async def test_more_bytes_than_may_wait_for_a_silent_server_are_refused_at_once(pair: Edges, valkey: Valkey) -> None:
+    large = b"answer\n" + b"x" * (BUS_MESSAGE_BYTES_MAX - 7)
+    most = BUS_OUTBOX_BYTES_MAX // len(large)
+    valkey.pause()
+    try:
+        posts = [asyncio.create_task(pair.a.post(pair.b.address, large)) for _ in range(most + 2)]
+        await asyncio.wait(posts, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+        refused = [post for post in posts if post.done()]
+        assert refused
+        assert refused == posts[-len(refused) :], "the first ones wait on"
+        assert "wait already" in str(refused[-1].exception())
+        for post in posts:
+            post.cancel()
+        await asyncio.wait(posts)
+    finally:
+        valkey.resume()
+    await until(lambda: not pair.a.awaiting and not pair.b.awaiting)
+    assert await pair.a.post(pair.b.address, b"answer\n1"), "there is room again"
+
+
+@pytest.mark.redis
+async def test_what_waits_when_the_edge_stops_is_told_so(valkey: Valkey) -> None:
+    store = RedisSessions(valkey.url, per_subject_max=1)
+    await store.start()
+    await until(lambda: not store.awaiting)
+    valkey.pause()
+    try:
+        posts = [asyncio.create_task(store.tell_all(b"answer\n1")) for _ in range(100)]
+        await asyncio.wait(posts, timeout=0.05)
+        await store.stop()
+        done, waiting = await asyncio.wait(posts, timeout=0.5)
+        assert not waiting
+        assert all(isinstance(post.exception(), SessionsUnavailable) for post in done)
+    finally:
+        valkey.resume()
 
 
 @pytest.mark.redis

@@ -5,15 +5,17 @@ One task sends, so that messages keep their order; what waits meanwhile goes out
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from tidegate.limits import BUS_OUTBOX_MAX
+from tidegate.limits import BUS_OUTBOX_BYTES_MAX, BUS_OUTBOX_MAX
 from tidegate.sessions.hearing import Hearing
 from tidegate.sessions.port import SessionsUnavailable
 from tidegate.sessions.redis_link import Link
 from tidegate.sessions.takers import Takers, check_message
 
+_ADDRESS: Final = re.compile(r"[0-9a-f]{32}")
 _SENDERS_MAX: Final = 1_000  # edges whose last number is remembered
 _DIGITS_MAX: Final = 18
 _SENT_AT_ONCE_MAX: Final = 64
@@ -32,6 +34,7 @@ class RedisBus:
         self.address = hearing.instance
         self._takers = Takers()
         self._outbox: asyncio.Queue[_Letter] = asyncio.Queue(BUS_OUTBOX_MAX)
+        self._outbox_bytes = 0
         self._number = 0
         self._heard: dict[bytes, int] = {}
         self._task: asyncio.Task[None] | None = None
@@ -46,12 +49,16 @@ class RedisBus:
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
+        while not self._outbox.empty():
+            _fail([self._outbox.get_nowait()], "this edge stops")
 
     async def post(self, address: str, message: bytes) -> bool:
         check_message(message)
         if address == self.address:
             asyncio.get_running_loop().call_soon(self._takers.take, message)
             return True
+        if _ADDRESS.fullmatch(address) is None:
+            return False  # it may have come back from a client
         return await self._send(address, message) > 0
 
     async def tell_all(self, message: bytes) -> None:
@@ -65,12 +72,10 @@ class RedisBus:
         self._number += 1
         body = b"%b %d\n%b" % (self.address.encode(), self._number, message)
         letter = _Letter(self._channels + to, body, asyncio.get_running_loop().create_future())
-        try:
-            self._outbox.put_nowait(letter)
-        except asyncio.QueueFull:
-            raise SessionsUnavailable(
-                f"{BUS_OUTBOX_MAX} messages to other edges wait already; is Redis slow?"
-            ) from None
+        if self._outbox.full() or self._outbox_bytes + len(body) > BUS_OUTBOX_BYTES_MAX:
+            raise SessionsUnavailable(f"{self._outbox.qsize()} messages to other edges wait already; is Redis slow?")
+        self._outbox.put_nowait(letter)
+        self._outbox_bytes += len(body)
         async with self._link.asked():
             return await letter.receivers
 
@@ -81,6 +86,7 @@ class RedisBus:
             while len(letters) < _SENT_AT_ONCE_MAX and size < _SENT_AT_ONCE_BYTES and not self._outbox.empty():
                 letters.append(self._outbox.get_nowait())
                 size += len(letters[-1].body)
+            self._outbox_bytes -= size
             wanted = [letter for letter in letters if not letter.receivers.done()]
             if wanted:
                 await self._exchange(wanted)
@@ -93,10 +99,11 @@ class RedisBus:
                     pipeline.publish(letter.channel, letter.body)
                 receivers = await pipeline.execute()
         except SessionsUnavailable as error:
-            for letter in letters:
-                if not letter.receivers.done():
-                    letter.receivers.set_exception(SessionsUnavailable(error.sentence))
+            _fail(letters, error.sentence)
             return
+        except asyncio.CancelledError:
+            _fail(letters, "this edge stops")
+            raise
         for letter, count in zip(letters, receivers, strict=True):
             if not letter.receivers.done():
                 letter.receivers.set_result(int(count))
@@ -114,3 +121,9 @@ class RedisBus:
         self._heard[sender] = max(last, number)
         if number > last:
             self._takers.take(message)
+
+
+def _fail(letters: list[_Letter], sentence: str) -> None:
+    for letter in letters:
+        if not letter.receivers.done():
+            letter.receivers.set_exception(SessionsUnavailable(sentence))
