@@ -113,6 +113,7 @@ async def act(name) -> None:
                 if token is not None:
                     await session.send_progress_notification(token, done, 100, None, context.request_id)
         case "test_reconnection" if context.close_sse_stream is not None:
+            await anyio.sleep(PAUSE_S)  # so that the stream has begun
             await context.close_sse_stream()
             await anyio.sleep(PAUSE_S * 2)
         case "test_trigger_tool_change":

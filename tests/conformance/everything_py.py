@@ -99,6 +99,7 @@ async def act(context: Context, name: str) -> None:
                 await anyio.sleep(PAUSE_S if done else 0)
                 await session.report_progress(done, 100)
         case "test_reconnection" if context.close_sse_stream is not None:
+            await anyio.sleep(PAUSE_S)  # so that the stream has begun
             await context.close_sse_stream()
             await anyio.sleep(PAUSE_S * 2)
         case "test_trigger_tool_change":

@@ -121,6 +121,7 @@ async function act(name, context, changed) {
         }
     }
     if (name === 'test_reconnection' && context.http?.closeSSE) {
+        await sleep(PAUSE_MS); // so that the stream has begun
         context.http.closeSSE();
         await sleep(PAUSE_MS * 2);
     }
