@@ -37,8 +37,7 @@ SUPPORTED: Final = [*sorted(LEGACY_VERSIONS), *MODERN_PROTOCOL_VERSIONS]
 LIST_TTL_MS: Final = 5_000
 DEGRADED_TTL_MS: Final = 1_000  # a server is in trouble: the list may soon be another
 DISCOVER_TTL_MS: Final = 60_000
-TASKS: Final = "io.modelcontextprotocol/tasks"
-TASKS_ROUTED: Final = True  # tasks/get, tasks/update and tasks/cancel lead to the server that has the task
+TASKS: Final = "io.modelcontextprotocol/tasks"  # of 2026-07-28 alone
 LISTS_KEPT_MAX: Final = 2_000
 MEMBERS: Final[dict[Kind, str]] = {
     "tool": "tools",
@@ -177,7 +176,7 @@ def initialized(ruling: Ruling | None, principal: Principal, door: str, requeste
     version = requested if isinstance(requested, str) and requested in LEGACY_VERSIONS else LATEST_LEGACY
     head = {
         "protocolVersion": version,
-        "capabilities": _capabilities(ruling, principal, door),
+        "capabilities": _capabilities(ruling, principal, door, modern=False),
         "serverInfo": SERVER_INFO,
     }
     return version, encode({**head, **_instructions(ruling, principal, door)})
@@ -185,7 +184,7 @@ def initialized(ruling: Ruling | None, principal: Principal, door: str, requeste
 
 def discovered(ruling: Ruling | None, principal: Principal, door: str) -> bytes:
     """DiscoverResult (2026-07-28 server/discover)."""
-    head = {"supportedVersions": SUPPORTED, "capabilities": _capabilities(ruling, principal, door)}
+    head = {"supportedVersions": SUPPORTED, "capabilities": _capabilities(ruling, principal, door, modern=True)}
     return encode({**head, **_instructions(ruling, principal, door)})[:-1] + _MODERN_TAIL % (DISCOVER_TTL_MS, _OWN_META)
 
 
@@ -195,7 +194,7 @@ def _visible_shelves(ruling: Ruling | None, principal: Principal, door: str) -> 
     return [ruling.catalog.shelves[server] for server in sorted(visible_servers(ruling, principal, door))]
 
 
-def _capabilities(ruling: Ruling | None, principal: Principal, door: str) -> dict[str, Any]:
+def _capabilities(ruling: Ruling | None, principal: Principal, door: str, *, modern: bool) -> dict[str, Any]:
     """What really works here, for this principal. Changes of lists are told also where a server does not tell them:
     the gateway finds them.
     """
@@ -217,7 +216,7 @@ def _capabilities(ruling: Ruling | None, principal: Principal, door: str) -> dic
     for name, servers in (("completions", prompting | readers), ("logging", {shelf.server for shelf in shelves})):
         if any(isinstance(shelf.capabilities.get(name), dict) for shelf in shelves if shelf.server in servers):
             found[name] = {}
-    extensions = _extensions(shelves)
+    extensions = _extensions(shelves, modern=modern)
     return {**found, **({"extensions": extensions} if extensions else {})}
 
 
@@ -226,14 +225,14 @@ def _says(shelf: Shelf, capability: str, what: str) -> bool:
     return isinstance(given, dict) and given.get(what) is True
 
 
-def _extensions(shelves: Iterable[Shelf]) -> dict[str, Any]:
+def _extensions(shelves: Iterable[Shelf], *, modern: bool) -> dict[str, Any]:
     """All that a server speaks; of two servers' settings those of the first."""
     found: dict[str, Any] = {}
     for shelf in shelves:
         given = shelf.capabilities.get("extensions")
         if isinstance(given, dict):
             found = {**given, **found}
-    if not TASKS_ROUTED:
+    if not modern:
         found.pop(TASKS, None)
     return found
 

@@ -193,14 +193,14 @@ class Watch:
     async def _rule(self, tenant: str, bundle: Bundle, number: int) -> None:
         """Let the bundle rule over the catalogue as it stands. Parsed and compiled in a thread: calls go on."""
         engine, scanner = await asyncio.to_thread(_prepared, bundle)
-        engine = engine.with_tools(_facts(self._catalog), self._server_labels)
+        engine = engine.with_tools(facts_of(self._catalog), self._server_labels)
         self._edge.rulings[tenant] = Ruling(engine, scanner, self._catalog, number=number, digest=bundle.digest)
 
     def catalog_changed(self, catalog: Catalog, server_labels: dict[str, tuple[str, ...]]) -> None:
         """The same bundles over another catalogue, swapped whole."""
         self._catalog, self._server_labels = catalog, server_labels
         for tenant, ruling in self._edge.rulings.items():
-            engine = ruling.engine.with_tools(_facts(catalog), server_labels)
+            engine = ruling.engine.with_tools(facts_of(catalog), server_labels)
             self._edge.rulings[tenant] = Ruling(
                 engine, ruling.scanner, catalog, number=ruling.number, digest=ruling.digest
             )
@@ -211,7 +211,7 @@ def _prepared(bundle: Bundle) -> tuple[Engine, Scanner]:
     return engine, Scanner(load_inspection(bundle.files.get(INSPECTION, b"")))
 
 
-def _facts(catalog: Catalog) -> list[ToolFacts]:
+def facts_of(catalog: Catalog) -> list[ToolFacts]:
     """One per tool; one for all prompts of a server, and one for all its resources."""
     items = list(catalog.tools)
     for shelf in catalog.shelves.values():

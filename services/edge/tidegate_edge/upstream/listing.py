@@ -174,8 +174,3 @@ def _code(error: bytes) -> int:
         return decode_error(error).code
     except msgspec.DecodeError:
         return 0
-
-
-async def drain_tools(name: str, fetch: Callable[[str | None], Awaitable[Answer]]) -> Definitions:
-    """Tools alone."""
-    return await drain(name, lambda _, cursor: fetch(cursor))
