@@ -65,9 +65,9 @@ class Request(msgspec.Struct, frozen=True):
     modern: bool
     version: str  # protocol revision; for `initialize` the header's or the assumed one
     session: str = ""  # MCP-Session-Id as sent (legacy only)
-    in_batch: bool = False
     client_info: Any = None
     headers: dict[bytes, bytes] = {}  # of a modern request: Mcp-Param-* are judged once the tool is known
+    in_batch: bool = False
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -156,15 +156,16 @@ def _response(value: dict[str, Any], body: bytes, headers: dict[bytes, bytes], v
     request_id = _id_of(value)
     if version in MODERN_VERSIONS:  # 2026-07-28 basic/transports: clients answer by sending the request again
         return refuse(400, INVALID_REQUEST, "method is missing; responses are not taken on this revision", request_id)
-    wire = messages.decode_wire(body)
-    if request_id is None or (wire.result is msgspec.UNSET) == (wire.error is msgspec.UNSET):
+    if request_id is None or "method" in value or ("result" in value) == ("error" in value):
         return refuse(400, INVALID_REQUEST, "expected a method, or an id with one of result and error", request_id)
     session = headers.get(b"mcp-session-id", b"").decode("latin-1")
     if not session:
         return refuse(400, INVALID_REQUEST, "Mcp-Session-Id is missing: send initialize first", request_id)
+    wire = messages.decode_wire(body)
     if wire.result is not msgspec.UNSET:
         return Response(request_id, session, result=bytes(wire.result))
-    return Response(request_id, session, error=bytes(wire.error))  # type: ignore[arg-type]
+    assert wire.error is not msgspec.UNSET
+    return Response(request_id, session, error=bytes(wire.error))
 
 
 def _modern(

@@ -47,7 +47,7 @@ async def serve(edge: Edge, principal: Principal, door: str, request: Request, e
 
 
 async def _governed(edge: Edge, visit: Visit, request: Request) -> Reply:
-    if (wrong := _misnamed(request)) is not None:
+    if wrong := _misnamed(request):
         return _invalid(request, wrong)
     if request.modern:
         return await spine.call(edge, visit, request)

@@ -103,7 +103,7 @@ def _answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
     raw = given.result
     if request.modern and call.result_type == "input_required":
         return Reply(200, result_body(request.id, bridge.seal_state(edge, call, raw)))
-    if not request.modern or not call.upstream_modern:
+    if not request.modern or not call.upstream_modern or b'"resultType"' not in raw:
         raw = translate.result_for_client(raw, request.modern, call.method)
     if call.result_type == "task" or call.method in targets.TASKS:
         raw = tasks.shown(edge, call, raw)
