@@ -67,6 +67,10 @@ class ClusterSecrets:
         """The tenant's own key for content fingerprints."""
         return _derive(self._fingerprint, "content-fingerprint", tenant)
 
+    def peer_key(self) -> bytes:
+        """With which the edges of a cluster know each other."""
+        return _derive(self._fingerprint, "edge-to-edge", "")
+
     def sealer(self) -> Sealer:
         return Sealer(self.sealing_keys)
 

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
@@ -34,15 +35,22 @@ from tidegate_edge.edge import Edge
 from tidegate_edge.http_front import McpProtocol, protocol_class, sweep_connections
 from tidegate_edge.listening import ListChange
 from tidegate_edge.outlet import Outlets
+from tidegate_edge.peers import PeerDoor
 from tidegate_edge.records import Records, open_records
 from tidegate_edge.upstream.connection import Pool
 from tidegate_edge.upstream.http import HttpUpstream, Plan
+from tidegate_edge.upstream.owned import OwnedUpstream
+from tidegate_edge.upstream.owners import Owners, Peer
+from tidegate_edge.upstream.peer_frames import PeerSeal
+from tidegate_edge.upstream.peers import Peers
 from tidegate_edge.upstream.port import Upstream
 from tidegate_edge.upstream.reaper import reap
 from tidegate_edge.upstream.replicas import Replica, Replicas
 from tidegate_edge.upstream.stdio import StdioUpstream, plan_of
 from tidegate_edge.upstream.stdio_kept import Room
 from tidegate_edge.watch import Watch
+
+PEER_BYTES_BESIDE: Final = 1024 * 1024  # what may go between edges beside a body or a result
 
 
 @dataclass
@@ -76,10 +84,11 @@ async def open_edge(
     async with contextlib.AsyncExitStack() as stack:
         keys = await stack.enter_async_context(IssuerKeys(issuers, settings.path(".")))
         records = await stack.enter_async_context(open_records(settings, log, place))
-        room = Room(settings.limits.processes_max, settings.limits.processes_per_principal_max)
-        upstreams = {name: open_upstream(settings, name, sessions, edge_id, room) for name in settings.servers}
+        peering = await stack.enter_async_context(open_peering(settings, sessions, secrets))
+        upstreams = {name: open_upstream(settings, name, sessions, edge_id, peering) for name in settings.servers}
         verifier = open_verifier(settings, secrets, keys, issuers)
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
+        edge.peers = peering.peers
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants)
         await watch.restore()
@@ -125,13 +134,55 @@ async def open_edge(
             return discovery.degraded
 
         router = well_known_routes(settings, tuple(issuer.issuer for issuer in issuers))
+        if peering.owners is not None:
+            room = settings.limits.body_bytes_max + PEER_BYTES_BESIDE
+            door = PeerDoor(peering.seal, sessions.address, upstreams, body_bytes_max=room, draining=edge.draining)
+            router.include_router(door.routes())
         yield EdgeService(edge, http, router, awaiting, degraded, watch_connections)
 
 
-def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str, room: Room) -> Upstream:
+@dataclass
+class Peering:
+    """What the upstreams that are processes share: how many there may be, who owns them, and the way to other edges."""
+
+    room: Room
+    owners: Owners | None  # None: this edge is alone, and owns them all
+    seal: PeerSeal
+    peers: Peers
+
+
+@contextlib.asynccontextmanager
+async def open_peering(settings: Settings, sessions: SessionStore, secrets: ClusterSecrets) -> AsyncIterator[Peering]:
+    """Leave it after the upstreams are closed: then what this edge owned is free."""
+    limits = settings.limits
+    owners = None
+    if settings.sessions != "memory":
+        owners = Owners(sessions, Peer(sessions.address, peer_address(settings)))
+        owners.start()
+    seal = PeerSeal(secrets.peer_key())
+    peers = Peers(seal, owners, frame_bytes_max=limits.result_bytes_max + PEER_BYTES_BESIDE)
+    await peers.start()
+    try:
+        yield Peering(Room(limits.processes_max, limits.processes_per_principal_max), owners, seal, peers)
+    finally:
+        await peers.stop()
+        if owners is not None:
+            await owners.stop()
+
+
+def peer_address(settings: Settings) -> str:
+    """The base URL at which other edges reach this one; of a wildcard address, under the host's own name."""
+    if settings.edge.address:
+        return settings.edge.address
+    host, port = host_port(settings.listen)
+    return f"http://{socket.gethostname()}:{port}" if host in ("0.0.0.0", "::") else f"http://{settings.listen}"
+
+
+def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str, peering: Peering) -> Upstream:
     """The adapter that the server's configuration asks for."""
     if settings.servers[name].command:
-        return StdioUpstream(plan_of(settings, name, sessions.address), settings.tenant, room)
+        local = StdioUpstream(plan_of(settings, name, sessions.address), settings.tenant, peering.room)
+        return local if peering.owners is None else OwnedUpstream(local, peering.owners, peering.peers)
     return open_http_upstream(settings, name, sessions, edge_id)
 
 

@@ -112,6 +112,10 @@ class StdioUpstream:
         if kept is not None:
             await asyncio.wait([self._give_up(kept, why)])
 
+    def is_absent(self, key: ProcessKey) -> bool:
+        """Whether there is no process of this key, nor one that has not ended yet."""
+        return key not in self._kept and key not in self._leaving
+
     def running(self) -> dict[ProcessKey, Kept]:
         """What is kept here now."""
         return {key: kept for key, kept in self._kept.items() if not kept.ended}

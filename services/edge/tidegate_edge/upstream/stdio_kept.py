@@ -232,12 +232,12 @@ class Room:
     def __init__(self, most: int, most_per_principal: int) -> None:
         self._most = most
         self._most_per_principal = most_per_principal
-        self._kept: dict[Kept, Callable[[Kept], None]] = {}
+        self._kept: dict[Kept, Callable[[Kept], object]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def take(self, kept: Kept, give_up: Callable[[Kept], None]) -> None:
+    def take(self, kept: Kept, give_up: Callable[[Kept], object]) -> None:
         """Give it a place; `give_up` is called when it must make room. Raises UpstreamFault `upstream-busy`."""
         name, mine = kept.plan.name, kept.key[:2]
         leaving = []
