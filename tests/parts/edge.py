@@ -274,8 +274,9 @@ class Speaker:
     async def call(self, name: str, arguments: Any = None, *, path: str = "/mcp") -> Answer:
         return await self.ask(self.calling(name, arguments, path=path))
 
-    async def initialize(self, version: str = LEGACY) -> Answer:
-        params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "tests", "version": "1"}}
+    async def initialize(self, version: str = LEGACY, capabilities: dict[str, Any] | None = None) -> Answer:
+        info = {"name": "tests", "version": "1"}
+        params = {"protocolVersion": version, "capabilities": capabilities or {}, "clientInfo": info}
         answer = await self.ask(self.request(legacy_body("initialize", params)))
         self.session = answer.headers.get("mcp-session-id", "")
         return answer
