@@ -140,20 +140,22 @@ def test_a_number_is_read_in_one_way_only(text: str) -> None:
 async def test_waiting_readers_hold_no_connection(pair: Edges, valkey: Valkey) -> None:
     number = await pair.a.keep("acme|s-1", "x", b"", 60)
     client = redis.asyncio.Redis.from_url(valkey.url)
-    waiting = [asyncio.create_task(pair.b.kept_after("acme|s-1", "x", number, 20)) for _ in range(300)]
+    assert await pair.b.kept_after("acme|s-1", "x", number, 0) == [], "the server has the script now"
 
     async def commands() -> int:
         stats = await client.info("commandstats")
         return int(stats["cmdstat_evalsha"]["calls"])
 
-    async def all_wait() -> bool:
-        return await commands() >= 300
+    asked = await commands() + 300
+    waiting = [asyncio.create_task(pair.b.kept_after("acme|s-1", "x", number, 20)) for _ in range(300)]
 
-    await until(all_wait)
-    before = await commands()
+    async def all_have_asked() -> bool:
+        return await commands() >= asked
+
+    await until(all_have_asked)
     assert await pair.b.get("acme", "s-1") is None, "the pool is free"
     assert await asyncio.wait(waiting, timeout=0.3, return_when=asyncio.FIRST_COMPLETED) == (set(), set(waiting))
-    assert await commands() == before, "nobody polls"
+    assert await commands() == asked, "nobody polls"
     following = await pair.a.keep("acme|s-1", "x", b"1", 60)
     assert await asyncio.gather(*waiting) == [[(following, b"1")]] * 300
     await client.aclose()
