@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.claims import Principal
+from tidegate.ids import SubjectId
 from tidegate.inspection.rules import load_inspection
 from tidegate.inspection.scanner import Scanner
 from tidegate.limits import INSTRUCTIONS_CHARS_MAX, Limits
@@ -52,10 +53,10 @@ def ruling_of(*shelves: Shelf, rules: str = EVERYTHING, **plan: Any) -> Ruling:
 
 def principal(*groups: str, subject: str = "s") -> Principal:
     return Principal(
-        tenant="t", issuer="i", subject=subject, subject_id=subject, user=subject, login="", agent="bot",
+        tenant="t", issuer="i", subject=subject, subject_id=SubjectId(subject), user=subject, login="", agent="bot",
         agent_source="", actors=(), groups=groups, scopes=(), token_id="", sid="", issued_us=0, expires_us=0,
         key=f"{subject}|{','.join(groups)}",
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def edge_of(page_size: int = 500, **troubles: str) -> Any:

@@ -8,12 +8,13 @@ its own last lists standing.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 import msgspec
 
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.events import AnyEvent, ServerRegistered, ToolDefined, ToolWithdrawn
+from tidegate.sessions.port import Bus
 from tidegate.settings import Settings
 from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog, Item, Plan, Shelf, shelve
@@ -29,9 +30,21 @@ DEBOUNCE_S: Final = 0.05  # a server that changes three lists says so three time
 PACE_S: Final = 0.5  # a server that says so all the time is not asked more often
 CHANGES: Final = frozenset(get_args(ListChange))
 
+BUS_KIND: Final = "list-change"
+
 _log = logging.getLogger(__name__)
 Append = Callable[[Sequence[AnyEvent]], Awaitable[None]]
 Tell = Callable[[str, ListChange], None]
+
+
+class _Change(msgspec.Struct, frozen=True):
+    """On the bus."""
+
+    server: str
+    kinds: list[ListChange]
+
+
+_decode_change: Final = msgspec.json.Decoder(_Change).decode
 
 
 class Discovery:
@@ -47,6 +60,7 @@ class Discovery:
         append: Append,
         recorded: Mapping[tuple[str, str], str],
         tell: Tell = lambda server, kind: None,
+        bus: Bus | None = None,
     ) -> None:
         self._settings = settings
         self._place = place
@@ -54,6 +68,7 @@ class Discovery:
         self._append = append
         self._recorded = recorded
         self._tell = tell
+        self._bus = bus
         self._tool_labels: dict[str, dict[str, tuple[str, ...]]] = {}
         self.server_labels = {name: server.labels for name, server in settings.servers.items()}
         for rule in settings.rules:
@@ -66,6 +81,7 @@ class Discovery:
         self.awaiting = set(upstreams)  # servers that were not tried yet
         self._warned: set[str] = set()
         self._heard: dict[str, set[ListChange]] = {name: set() for name in upstreams}
+        self._unshared: dict[str, set[ListChange]] = {name: set() for name in upstreams}
         self._stirred = {name: asyncio.Event() for name in upstreams}
         self._shelved = {name: asyncio.Event() for name in upstreams}  # what a server offers is known
 
@@ -75,14 +91,39 @@ class Discovery:
         return {f"tools of {name}" for name in self.troubles} | set(self.catalog.troubles)
 
     def heard(self, server: str, kind: str) -> None:
-        """A server said, on some stream, that its `tools`, `prompts` or `resources` have changed."""
-        heard = self._heard.get(server)
-        if heard is not None and kind in CHANGES:
-            heard.add(kind)  # type: ignore[arg-type]  # of CHANGES
-            self._stirred[server].set()
+        """A server said, on a client's stream, that its `tools`, `prompts` or `resources` have changed. Other edges may
+        have no stream on which it says so: they are told.
+        """
+        if server in self._unshared and kind in CHANGES:
+            self._unshared[server].add(cast(ListChange, kind))
+            self._stir(server, cast(ListChange, kind))
+
+    def _stir(self, server: str, kind: ListChange) -> None:
+        self._heard[server].add(kind)
+        self._stirred[server].set()
+
+    def _heard_elsewhere(self, message: bytes) -> None:
+        """What another edge has heard is not passed on."""
+        try:
+            change = _decode_change(message)
+        except msgspec.DecodeError:
+            return  # a newer edge's
+        if change.server in self._heard:
+            for kind in change.kinds:
+                self._stir(change.server, kind)
+
+    async def _share(self, name: str) -> None:
+        kinds, self._unshared[name] = self._unshared[name], set()
+        if kinds and self._bus is not None:
+            try:
+                await self._bus.tell_all(BUS_KIND.encode() + b"\n" + encode(_Change(name, sorted(kinds))))
+            except Fault as fault:  # the others ask from time to time
+                _log.warning("%s", fault.sentence)
 
     async def run(self, on_change: Callable[[Catalog], None]) -> None:
         """Until cancelled; `on_change` gets each new catalogue, after its events are durable."""
+        if self._bus is not None:
+            self._bus.on_message(BUS_KIND, self._heard_elsewhere)
         async with asyncio.TaskGroup() as tasks:
             for name, upstream in self._upstreams.items():
                 tasks.create_task(self._watch(name, on_change), name=f"discover {name}")
@@ -104,7 +145,7 @@ class Discovery:
             upstream,
             self._settings.tenant,
             lambda: self.catalog.shelves[name].capabilities,
-            lambda kind: self.heard(name, kind),
+            lambda kind: self._stir(name, kind),
         )
 
     async def _watch(self, name: str, on_change: Callable[[Catalog], None]) -> None:
@@ -112,6 +153,7 @@ class Discovery:
         while True:
             heard = set(self._heard[name])
             self._heard[name].clear()
+            await self._share(name)
             try:
                 changed = await self._refresh(name, on_change)
                 failures = 0

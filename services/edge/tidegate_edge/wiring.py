@@ -97,7 +97,8 @@ async def open_edge(
             for tenant in tenants:  # one catalogue serves them all
                 edge.announcements.tell(Announcement(tenant, server, kind))
 
-        discovery = Discovery(settings, place, upstreams, records.recorder.record_all, watch.definitions, tell)
+        append = records.recorder.record_all
+        discovery = Discovery(settings, place, upstreams, append, watch.definitions, tell, sessions)
         stack.push_async_callback(_close_all, upstreams)
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
