@@ -13,9 +13,7 @@ from tidegate_edge.messages import encode
 from tidegate_edge.shelves import DEFINITION_BYTES_MAX, Item, Kind, Shelf, made_up, shelve
 from tidegate_edge.uris import parted
 
-__all__ = ["DEFINITION_BYTES_MAX", "Catalog", "Door", "Item", "Kind", "Plan", "Shelf", "Tool", "renamed", "shelve"]
-
-Tool = Item
+__all__ = ["DEFINITION_BYTES_MAX", "Catalog", "Door", "Item", "Kind", "Plan", "Shelf", "renamed", "shelve"]
 
 
 class Catalog:
