@@ -15,9 +15,8 @@ from tidegate.errors import Fault
 from tidegate.sessions.port import Leases
 
 LEASE_S: Final = 5.0
-RENEW_S: Final = 1.0
+RENEWALS: Final = 5  # within the life of a lease
 ELSEWHERE_MAX: Final = 10_000
-NAMES_PER_RENEWAL: Final = 500
 _ABSENT: Final = "absent"
 
 _log = logging.getLogger(__name__)
@@ -48,8 +47,9 @@ class _Held(NamedTuple):
 class Owners:
     """What this edge owns, and what it knows of others."""
 
-    def __init__(self, leases: Leases, me: Peer) -> None:
+    def __init__(self, leases: Leases, me: Peer, *, lease_s: float = LEASE_S) -> None:
         self.me = me
+        self._lease_s = lease_s
         self._leases = leases
         self._held: dict[str, _Held] = {}
         self._elsewhere: dict[str, Peer] = {}
@@ -72,7 +72,7 @@ class Owners:
 
     def holds(self, name: str) -> bool:
         held = self._held.get(name)
-        return held is not None and asyncio.get_running_loop().time() - held.renewed_s < LEASE_S
+        return held is not None and asyncio.get_running_loop().time() - held.renewed_s < self._lease_s
 
     async def owner_of(self, name: str, lost: Lost) -> Peer | None:
         """None: this edge, from now on if nobody did; `lost` is called when it does no more. Raises
@@ -85,7 +85,7 @@ class Owners:
             return known
         async with self._turn(name):
             asked_s = asyncio.get_running_loop().time()
-            standing = Peer.of(await self._leases.take(name, self.me.value, LEASE_S))
+            standing = Peer.of(await self._leases.take(name, self.me.value, self._lease_s))
             if standing == self.me:
                 self._held[name] = _Held(asked_s, lost)
                 return None
@@ -108,7 +108,7 @@ class Owners:
         known = self._elsewhere.get(name)
         if known is not None:
             return known
-        value = await self._leases.take(name, _ABSENT, LEASE_S)
+        value = await self._leases.take(name, _ABSENT, self._lease_s)
         if value == _ABSENT:
             await self._leases.give_up(name, _ABSENT)
             return None
@@ -131,31 +131,31 @@ class Owners:
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
+        renew_s = self._lease_s / RENEWALS
         while True:
             began_s = loop.time()
             try:
-                await self._leases.take(_edge(self.me.bus), self.me.value, LEASE_S)
-                await self._renew()
+                await self._leases.take(_edge(self.me.bus), self.me.value, self._lease_s)
+                if self._held:
+                    await self._renew()
             except Fault as fault:
                 _log.debug("leases were not renewed: %s", fault)
             now_s = loop.time()
             for name, held in list(self._held.items()):
-                if now_s - held.renewed_s >= LEASE_S - RENEW_S:
+                if now_s - held.renewed_s >= self._lease_s - renew_s:
                     self._lose(name, "could not be renewed")
-            await asyncio.sleep(max(0.0, RENEW_S - (now_s - began_s)))
+            await asyncio.sleep(max(0.0, renew_s - (now_s - began_s)))
 
     async def _renew(self) -> None:
         names = list(self._held)
-        for first in range(0, len(names), NAMES_PER_RENEWAL):
-            part = names[first : first + NAMES_PER_RENEWAL]
-            asked_s = asyncio.get_running_loop().time()
-            still = await self._leases.renew(part, self.me.value, LEASE_S)
-            for name in part:
-                held = self._held.get(name)
-                if held is not None and name in still:
-                    self._held[name] = held._replace(renewed_s=asked_s)
-                elif held is not None and held.renewed_s < asked_s:
-                    self._lose(name, "is another edge's now")
+        asked_s = asyncio.get_running_loop().time()
+        still = await self._leases.renew(names, self.me.value, self._lease_s)
+        for name in names:
+            held = self._held.get(name)
+            if held is not None and name in still:
+                self._held[name] = held._replace(renewed_s=asked_s)
+            elif held is not None and held.renewed_s < asked_s:
+                self._lose(name, "is another edge's now")
 
     def _lose(self, name: str, why: str) -> None:
         held = self._held.pop(name)
