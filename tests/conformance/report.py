@@ -43,10 +43,15 @@ class Measured:
     def failures(self) -> Iterator[str]:
         """What failed where only one side was asked."""
         asked = self.through if self.direct is None else self.direct if self.through is None else {}
-        for scenario, checks in (asked or {}).items():
-            for check in checks:
-                if check.status == "FAILURE":
-                    yield f"{scenario}: {check.id}: {check.message}"
+        yield from failures(asked or {})
+
+
+def failures(outcome: Outcome) -> Iterator[str]:
+    """`scenario: check: why`, of each check that failed."""
+    for scenario, checks in outcome.items():
+        for check in checks:
+            if check.status == "FAILURE":
+                yield f"{scenario}: {check.id}: {check.message}"
 
 
 def score(outcome: Outcome | None, scenario: str = "") -> str:
