@@ -14,6 +14,7 @@ from tests.parts.scripted import Scripted, Seen, http, result, scripted, text, t
 
 from tidegate.events import CallCompleted, CallRequested
 from tidegate.sessions.port import SessionsUnavailable
+from tidegate_edge.upstream.http import HttpUpstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Writer = asyncio.StreamWriter
@@ -312,8 +313,11 @@ async def test_a_server_that_is_not_there_was_not_called(tmp_path: Path) -> None
         async with running_edge(tmp_path, servers) as edge:
             speaker = edge.place.speaker()
             assert (await speaker.call("up__echo")).status == 200
-            edge.edge.upstreams["up"]._pool._port = 1  # type: ignore[attr-defined]
-            edge.edge.upstreams["up"]._pool.close()  # type: ignore[attr-defined]
+            upstream = edge.edge.upstreams["up"]
+            assert isinstance(upstream, HttpUpstream)
+            for replica in upstream.replicas:
+                replica.pool._port = 1
+                replica.pool.close()
             failed, sentence = told_to(await speaker.call("up__echo", {"nonce": "absent"}))
             assert failed
             assert "It was not carried out" in sentence
@@ -448,19 +452,12 @@ async def test_a_malformed_initialize_is_a_fault_of_the_server_and_the_call_was_
     assert sighted(up, user) == 0
 
 
-async def test_a_legacy_client_is_told_that_it_cannot_give_input(
-    edge: RunningEdge, up: Scripted, speaker: Speaker
-) -> None:
+async def test_a_modern_server_s_question_reaches_a_modern_client(up: Scripted, speaker: Speaker) -> None:
     async def asks(server: Scripted, seen: Seen, writer: Writer) -> None:
         writer.write(http(result(seen, {"resultType": "input_required", "inputRequests": {}, "requestState": "s"})))
 
     up.behaviours["echo"] = asks
-    modern = await speaker.call("up__echo")
-    assert modern.result["resultType"] == "input_required"
-    await speaker.initialize()
-    legacy = await speaker.ask(speaker.legacy("tools/call", {"name": "up__echo", "arguments": {}}))
-    assert told_to(legacy)[0]
-    assert "input" in legacy.text
+    assert (await speaker.call("up__echo")).result["resultType"] == "input_required"
 
 
 async def test_arguments_that_a_tool_wants_in_headers_are_sent_there(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ again and again is left alone for a while, and its callers are told so at once.
 """
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Final, Literal
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -17,6 +18,7 @@ from tidegate_edge.upstream.answers import Unanswered, error_code, nothing_sent
 from tidegate_edge.upstream.breaker import Breaker
 from tidegate_edge.upstream.era import Era, Eras, doubtful, read_discovery
 from tidegate_edge.upstream.errands import Errands
+from tidegate_edge.upstream.http_sse import HttpSse
 from tidegate_edge.upstream.legacy import Legacy
 from tidegate_edge.upstream.legacy_sessions import InitializeRefused, Introduction, LegacySessions, introduction_in
 from tidegate_edge.upstream.listing import drain
@@ -26,6 +28,7 @@ from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Definitions, Ou
 from tidegate_edge.upstream.replicas import Replicas
 
 Transport = Literal["auto", "http", "sse"]
+T = TypeVar("T")
 _UNSUPPORTED_VERSION: Final = -32022
 _TRANSPORT_FAULTS: Final = ("upstream-unreachable", "upstream-timeout", "upstream-broken")
 
@@ -43,6 +46,24 @@ class Plan(msgspec.Struct, frozen=True):
     failures_max: int = 10
 
 
+class Handshake(Protocol):
+    """What either transport of the handshake era offers."""
+
+    async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused: ...
+
+    async def resume(
+        self, ticket: bytes, answers: Mapping[str, Answer], caller: Caller, talk: Talk, timeout_s: float
+    ) -> Answer | Paused: ...
+
+    async def notify(self, method: str, params: bytes, caller: Caller) -> None: ...
+
+    async def listen(self, wanted: Wanted, caller: Caller, talk: Talk) -> None: ...
+
+    async def introduce(self, caller: Caller, timeout_s: float) -> Introduction: ...
+
+    async def end(self, caller: Caller) -> None: ...
+
+
 class HttpUpstream:
     """One server."""
 
@@ -54,12 +75,22 @@ class HttpUpstream:
         self.parks = Parks(self.errands, calls_max=plan.paused_max, kept_s=plan.paused_s)
         self._loop = asyncio.get_running_loop()
         self._owner = Caller(plan.tenant, "gateway", "tidegate")
-        self._eras = Eras(plan.era, self._loop.time)
+        self._eras = Eras("legacy" if plan.transport == "sse" else plan.era, self._loop.time)
         self._breaker = Breaker(plan.failures_max)
         self._asking = asyncio.Lock()
         self._modern = Modern(name, replicas)
         self._sessions = LegacySessions(name, replicas, store, edge=plan.edge, idle_s=plan.idle_s)
-        self._legacy = Legacy(self._sessions, self.parks, self.errands, lambda: store.address)
+        self._streamable = Legacy(self._sessions, self.parks, self.errands, lambda: store.address)
+        self._older = HttpSse(
+            name,
+            next(iter(replicas)),
+            self.errands,
+            lambda: store.address,
+            idle_s=plan.idle_s,
+            paused_s=plan.paused_s,
+            paused_max=plan.paused_max,
+        )
+        self._legacy: Handshake = self._older if plan.transport == "sse" else self._streamable
 
     async def start(self) -> None:
         """Nothing to do: connections open with the first request."""
@@ -103,7 +134,7 @@ class HttpUpstream:
 
     async def _try_handshake(self, timeout_s: float) -> bool:
         try:
-            await self._legacy.try_handshake(timeout_s)
+            await self._streamable.try_handshake(timeout_s)
             self._eras.found_handshake(True)
             return True
         except InitializeRefused:
@@ -125,7 +156,7 @@ class HttpUpstream:
                 if answer.error and error_code(answer) == _UNSUPPORTED_VERSION:
                     self._eras.forget()
             else:
-                answer = await self._legacy.request(outgoing, talk)
+                answer = await self._in_transport(lambda legacy: legacy.request(outgoing, talk))
         except UpstreamFault as fault:
             self._failed(fault)
             if isinstance(fault, InitializeRefused) or (
@@ -140,6 +171,26 @@ class HttpUpstream:
             breaker.succeeded()
         return answer
 
+    async def _in_transport(self, work: Callable[[Handshake], Awaitable[T]]) -> T:
+        """In the transport that the server speaks. One that refuses a POST of `initialize` may speak the older one."""
+        try:
+            return await work(self._legacy)
+        except InitializeRefused as refused:
+            if not 400 <= refused.status < 500 or not await self._speaks_the_older():
+                raise
+        return await work(self._legacy)
+
+    async def _speaks_the_older(self) -> bool:
+        """Source: specification 2025-11-25, basic/transports, "Backwards Compatibility"."""
+        if self.plan.transport != "auto" or self._legacy is self._older:
+            return False
+        try:
+            await self._older.session(self._owner)
+        except UpstreamFault:
+            return False
+        self._legacy = self._older
+        return True
+
     async def resume(
         self, ticket: bytes, answers: Mapping[str, Answer], caller: Caller, talk: Talk, timeout_s: float
     ) -> Answer | Paused:
@@ -152,12 +203,15 @@ class HttpUpstream:
         if modern:
             await self._modern.listen(wanted, talk)
         else:
-            await self._legacy.listen(wanted, caller, talk)
+            with contextlib.suppress(InitializeRefused):
+                await self._in_transport(lambda legacy: legacy.listen(wanted, caller, talk))
 
     async def definitions(self, timeout_s: float) -> Definitions:
         modern = await self.era(True, timeout_s)
-        said = await (self._discover(timeout_s) if modern else self._legacy.introduce(self._owner, timeout_s))
-        said = said or Introduction()
+        if modern:
+            said = await self._discover(timeout_s) or Introduction()
+        else:
+            said = await self._in_transport(lambda legacy: legacy.introduce(self._owner, timeout_s))
 
         async def fetch(method: str, cursor: str | None) -> Answer:
             params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
@@ -187,6 +241,7 @@ class HttpUpstream:
     async def close(self) -> None:
         """Close the connections. Sessions live on: other edges use them, and what is idle is ended by any of them."""
         self.parks.close()
+        await self._older.close()
         await self.errands.close()
         self.replicas.close()
 

@@ -5,6 +5,7 @@ Counterparts: `legacy_sessions.py`, `legacy_call.py`, `legacy_listen.py`.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -16,11 +17,12 @@ from tidegate.sessions.port import UpstreamKey, UpstreamSession
 from tidegate_edge.messages import RequestId, encode
 from tidegate_edge.upstream.answers import fields_of, nothing_sent
 from tidegate_edge.upstream.errands import Errands
-from tidegate_edge.upstream.legacy_call import LegacyCall, Pending, SessionGone, Where
+from tidegate_edge.upstream.legacy_call import LegacyCall, SessionGone, Where
 from tidegate_edge.upstream.legacy_listen import Listening
 from tidegate_edge.upstream.legacy_sessions import LEVELS, Introduction, LegacySessions
 from tidegate_edge.upstream.parks import Parks
 from tidegate_edge.upstream.port import SILENCE, Answer, Asked, Caller, Outgoing, Paused, Talk, Wanted
+from tidegate_edge.upstream.server_asks import Pending
 
 NOTIFY_TIMEOUT_S: Final = 5.0
 TICKET_PARAMS_BYTES_MAX: Final = 8 * 1024
@@ -232,8 +234,8 @@ def _questions(pending: Mapping[str, Pending]) -> dict[str, Question]:
 
 
 def _owner(key: UpstreamKey) -> str:
-    """Who may go on with a paused call."""
-    return encode(key).decode()
+    """Who may go on with a paused call; what the client declares then is another matter."""
+    return hashlib.sha256(encode(key[:-1])).hexdigest()[:32]
 
 
 def _is_more_verbose(level: str, session: UpstreamSession) -> bool:

@@ -13,12 +13,11 @@ import msgspec
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.sessions.port import UpstreamSession
 from tidegate_edge import messages
-from tidegate_edge.messages import INTERNAL_ERROR, METHOD_NOT_FOUND, RequestId, RpcError, Wire, encode
+from tidegate_edge.messages import INTERNAL_ERROR, METHOD_NOT_FOUND, RequestId, Wire, encode
 from tidegate_edge.upstream.answers import (
     answer_in,
     answer_of,
     error_code,
-    fields_of,
     params_of,
     read_wire,
     response_body,
@@ -29,19 +28,13 @@ from tidegate_edge.upstream.legacy_sessions import LegacySessions
 from tidegate_edge.upstream.patience import Patience
 from tidegate_edge.upstream.port import SILENCE, Answer, Asked, Caller, Talk
 from tidegate_edge.upstream.replicas import Replica
+from tidegate_edge.upstream.server_asks import GATHER_S, Pending, own_answer, refusal
 from tidegate_edge.upstream.sse import Event
 
-GATHER_S: Final = 0.03  # what a server asks at once is put to the client at once
-ASKED_MAX: Final = 16  # of a client at a time, by one request
 POST_TIMEOUT_S: Final = 10.0
 RETRY_S_DEFAULT: Final = 1.0
 RETRY_S_MAX: Final = 30.0
 RETURNS_MAX: Final = 6  # to a stream that tells nothing new
-CAPABILITY_OF: Final = {
-    "elicitation/create": "elicitation",
-    "sampling/createMessage": "sampling",
-    "roots/list": "roots",
-}
 
 
 class SessionGone(UpstreamFault):
@@ -61,25 +54,6 @@ class Where(msgspec.Struct, frozen=True):
     caller: Caller
     owner: str  # who may go on with it after a pause
     errands: Errands
-
-
-class Pending(msgspec.Struct, frozen=True):
-    """A server's question that waits for the client's answer."""
-
-    server_id: RequestId
-    asked: Asked
-
-    @property
-    def is_bare(self) -> bool:
-        """Its params were too large to be kept in a ticket: it cannot be asked again."""
-        return not self.asked.params
-
-    @property
-    def withdrawal(self) -> Answer:
-        """What the server is told when the client does not answer."""
-        if self.asked.method == "elicitation/create":
-            return Answer(result=b'{"action":"cancel"}')
-        return refusal(-1, "the client went away")
 
 
 class LegacyCall:
@@ -292,7 +266,8 @@ class LegacyCall:
         assert isinstance(wire.method, str)
         server_id: RequestId = wire.id  # type: ignore[assignment]
         asked = Asked(wire.method, params_of(wire))
-        known = self._own_answer(asked.method)
+        waiting = len(self.pending) + len(self._relaying)
+        known = own_answer(asked.method, self.where.caller.capabilities, waiting)
         if known is not None:
             self._send_off(self._tell(server_id, known), f"answer {asked.method}")
         elif self._is_parked or self._talk.pausable:
@@ -302,17 +277,6 @@ class LegacyCall:
                 self._gathering = self._loop.call_later(GATHER_S, self._gathered)
         else:
             self._relay(server_id, asked)
-
-    def _own_answer(self, method: str) -> Answer | None:
-        """What the client need not be asked for."""
-        if method == "ping":
-            return Answer(result=b"{}")
-        capability = CAPABILITY_OF.get(method)
-        if capability is None or capability not in fields_of(self.where.caller.capabilities):
-            return refusal(METHOD_NOT_FOUND, "the client declared no such capability")
-        if len(self.pending) + len(self._relaying) >= ASKED_MAX:
-            return refusal(INTERNAL_ERROR, f"more than {ASKED_MAX} questions at once")
-        return None
 
     def _gathered(self) -> None:
         self._gathering = None
@@ -379,7 +343,3 @@ class LegacyCall:
 
     def _send_off(self, errand: Coroutine[Any, Any, None], what: str) -> None:
         self.where.errands.start(errand, what)
-
-
-def refusal(code: int, message: str) -> Answer:
-    return Answer(error=encode(RpcError(code, message)))

@@ -10,15 +10,16 @@ import msgspec
 
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.sessions.port import UpstreamKey, UpstreamSession
-from tidegate_edge.messages import INTERNAL_ERROR, METHOD_NOT_FOUND, RequestId, encode
-from tidegate_edge.upstream.answers import fields_of, params_of, read_wire, response_body
+from tidegate_edge.messages import INTERNAL_ERROR, RequestId, encode
+from tidegate_edge.upstream.answers import params_of, read_wire, response_body
 from tidegate_edge.upstream.connection import FOREVER, Exchange, Response
 from tidegate_edge.upstream.errands import Errands
-from tidegate_edge.upstream.legacy_call import ASKED_MAX, CAPABILITY_OF, POST_TIMEOUT_S, SessionGone, refusal
-from tidegate_edge.upstream.legacy_sessions import LegacySessions
+from tidegate_edge.upstream.legacy_call import POST_TIMEOUT_S, SessionGone
+from tidegate_edge.upstream.legacy_sessions import InitializeRefused, LegacySessions
 from tidegate_edge.upstream.patience import Patience
 from tidegate_edge.upstream.port import Answer, Caller, Talk, Wanted
 from tidegate_edge.upstream.replicas import Replica
+from tidegate_edge.upstream.server_asks import own_answer, refusal
 from tidegate_edge.upstream.sse import Event
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Listening:
         self._subscribed: dict[str, frozenset[str]] = {}  # by session: the URIs asked for on this edge
 
     async def run(self, wanted: Wanted, caller: Caller, talk: Talk) -> None:
-        """Until cancelled, or the server offers nothing of the kind."""
+        """Until cancelled, or the server offers nothing of the kind. Raises InitializeRefused."""
         stream = _Stream(self._sessions, caller, talk, self._errands)
         while True:
             try:
@@ -50,6 +51,8 @@ class Listening:
                     return
             except SessionGone as gone:
                 await self._gone(stream.key, gone.session)
+            except InitializeRefused:
+                raise
             except UpstreamFault as fault:
                 _log.debug("%s", fault.sentence)
             except Fault as fault:
@@ -174,13 +177,9 @@ class _Stream:
         await replica.pool.send(head, response_body(server_id, answer), timeout_s=POST_TIMEOUT_S)
 
     async def _answer_to(self, method: str, params: bytes) -> Answer:
-        if method == "ping":
-            return Answer(result=b"{}")
-        capability = CAPABILITY_OF.get(method)
-        if capability is None or capability not in fields_of(self.caller.capabilities):
-            return refusal(METHOD_NOT_FOUND, "the client declared no such capability")
-        if len(self._asking) > ASKED_MAX:
-            return refusal(INTERNAL_ERROR, f"more than {ASKED_MAX} questions at once")
+        known = own_answer(method, self.caller.capabilities, len(self._asking) - 1)
+        if known is not None:
+            return known
         try:
             return await self._talk.asked(method, params)
         except Fault as fault:

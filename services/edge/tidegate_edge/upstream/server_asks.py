@@ -1,0 +1,54 @@
+"""What a server of the handshake era asks of its client: what is answered here, what is put to the client, and what the
+server is told when the client does not answer. Pure.
+"""
+
+from typing import Final
+
+import msgspec
+
+from tidegate_edge.messages import INTERNAL_ERROR, METHOD_NOT_FOUND, RequestId, RpcError, encode
+from tidegate_edge.upstream.answers import fields_of
+from tidegate_edge.upstream.port import Answer, Asked
+
+GATHER_S: Final = 0.03  # what a server asks at once is put to the client at once
+ASKED_MAX: Final = 16  # of a client at a time, by one request
+CAPABILITY_OF: Final = {
+    "elicitation/create": "elicitation",
+    "sampling/createMessage": "sampling",
+    "roots/list": "roots",
+}
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A server's question that waits for the client's answer."""
+
+    server_id: RequestId
+    asked: Asked
+
+    @property
+    def is_bare(self) -> bool:
+        """Its params were too large to be kept in a ticket: it cannot be asked again."""
+        return not self.asked.params
+
+    @property
+    def withdrawal(self) -> Answer:
+        """What the server is told when the client does not answer."""
+        if self.asked.method == "elicitation/create":
+            return Answer(result=b'{"action":"cancel"}')
+        return refusal(-1, "the client went away")
+
+
+def own_answer(method: str, capabilities: bytes, waiting: int) -> Answer | None:
+    """What the client need not be asked for: it declared `capabilities`, and `waiting` questions are put to it."""
+    if method == "ping":
+        return Answer(result=b"{}")
+    capability = CAPABILITY_OF.get(method)
+    if capability is None or capability not in fields_of(capabilities):
+        return refusal(METHOD_NOT_FOUND, "the client declared no such capability")
+    if waiting >= ASKED_MAX:
+        return refusal(INTERNAL_ERROR, f"more than {ASKED_MAX} questions at once")
+    return None
+
+
+def refusal(code: int, message: str) -> Answer:
+    return Answer(error=encode(RpcError(code, message)))
