@@ -8,7 +8,7 @@ from tests.parts.session_stores import Edges, until, upstream
 from tests.parts.valkey import Valkey
 
 SESSIONS = 2_000
-AT_ONCE = 100
+AT_ONCE = 20
 
 
 async def one_life(edges: Edges, number: int) -> None:
@@ -28,7 +28,7 @@ async def one_life(edges: Edges, number: int) -> None:
     if number % 4:  # the others vanish, and their upstream sessions are claimed
         for one, session in await there.sessions_of("acme", session_id):
             await there.drop_upstream(one, session.session_id)
-    assert await there.end("acme", session_id, 5)
+    assert await there.end("acme", session_id, 10)
     assert here.known("acme", session_id) is None
 
 
