@@ -1,0 +1,211 @@
+"""Two edges on one Valkey and one Kafka share the processes of stdio servers: one owner each, everybody's calls."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.parts.asking import get
+from tests.parts.books import nonce_of
+from tests.parts.clients.raw import MODERN, Raw, Told, http_client
+from tests.parts.cluster import ROOT, Cluster, Service, running_cluster, telling
+from tests.parts.kafka import Kafka
+from tests.parts.lab_policy import lab_bundle
+from tests.parts.stdio_calls import heard, until
+from tests.parts.valkey import running_valkey_server
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
+
+TYPED = {
+    "who": "{ nonce?: String }",
+    "hold": "{ until: String, nonce?: String }",
+    "ask": "{ words?: String, nonce?: String }",
+}
+
+
+class Place:
+    """The cluster, and where its two servers write down what they hear: `one` is shared, `own` is per principal."""
+
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
+        self.cluster = cluster
+        self.one = directory / "one"
+        self.own = directory / "own"
+        self.edges = cluster.edges
+        self.bases = [edge.base for edge in cluster.edges]
+
+    def owner_of(self, directory: Path) -> tuple[Service, Service]:
+        """The edge whose child the last process is, and the other one."""
+        parent = parent_of(alive(directory)[-1])
+        first, second = self.edges
+        return (first, second) if first.pid == parent else (second, first)
+
+
+def pids(directory: Path) -> list[int]:
+    path = directory / "pids"
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def alive(directory: Path) -> list[int]:
+    return [pid for pid in pids(directory) if Path(f"/proc/{pid}").exists()]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+def server(directory: Path, **more: Any) -> dict[str, Any]:
+    directory.mkdir()
+    command = [sys.executable, "-m", "tests.parts.stdio_servers", "talker", str(directory)]
+    return {"command": command, "cwd": str(ROOT), **more}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Iterator[Place]:
+    directory = tmp_path_factory.mktemp("stdio-cluster")
+    servers = {
+        "one": server(directory / "one"),
+        "own": server(directory / "own", process="per-principal", idle_s=4.0),
+    }
+    more = {f"{name}/{tool}": typed for name in servers for tool, typed in TYPED.items()}
+    with (
+        running_valkey_server() as valkey,
+        running_cluster(
+            directory / "cluster",
+            kafka.bootstrap,
+            servers=servers,
+            bundle=lab_bundle(tuple(servers), more=more),
+            sessions=valkey.url,
+            limits={"processes_max": 8},
+        ) as cluster,
+    ):
+        yield Place(cluster, directory)
+    assert alive(directory / "one") == alive(directory / "own") == []
+
+
+@pytest.fixture
+def place(running: Place) -> Iterator[Place]:
+    with telling(running.cluster):
+        yield running
+
+
+def value(told: Told) -> Any:
+    assert told.is_ok, told
+    return json.loads(told.text)
+
+
+async def asking(raw: Raw, base: str, tool: str, arguments: Any, **more: Any) -> Told:
+    """A call of a modern client that can be asked."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+    }
+    params = {"name": tool, "arguments": arguments, "_meta": meta, **more}
+    headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": tool}
+    return await raw._post(base, "tools/call", params, headers)
+
+
+async def test_calls_through_either_edge_reach_the_one_process_and_are_recorded_where_they_came(place: Place) -> None:
+    async with http_client() as client:
+        anna = Raw(client, place.cluster.token("anna@example.com"))
+        told = [value(await anna.call(place.bases[n % 2], "one__who", nonce=f"anna-{n}")) for n in range(6)]
+    assert {one["pid"] for one in told} == set(alive(place.one))
+    assert len(pids(place.one)) == 1
+    place.cluster.wait_shipped()
+    mine = [event for event in place.cluster.requests() if str(nonce_of(event)).startswith("anna-")]
+    assert sorted((nonce_of(event), event.edge) for event in mine) == [(f"anna-{n}", f"edge-{n % 2}") for n in range(6)]
+
+
+async def test_each_principal_meets_its_own_process_at_every_edge(place: Place) -> None:
+    users = [f"user-{n}@example.com" for n in range(3)]
+    async with http_client() as client:
+        found = {}
+        for user in users:
+            raw = Raw(client, place.cluster.token(user))
+            found[user] = {value(await raw.call(base, "own__who"))["pid"] for base in place.bases}
+        assert all(len(one) == 1 for one in found.values()), found
+        assert len(set.union(*found.values())) == 3
+        other_agent = Raw(client, place.cluster.token(users[0], agent="desktop"))
+        assert value(await other_agent.call(place.bases[0], "own__who"))["pid"] not in set.union(*found.values())
+
+
+async def test_ten_agents_at_once_have_bounded_processes_and_idle_ones_end(place: Place) -> None:
+    async with http_client() as client:
+        agents = [Raw(client, place.cluster.token("crowd@example.com", agent=f"agent-{n}")) for n in range(10)]
+        answers = await asyncio.gather(
+            *[agent.call(place.bases[n % 2], "own__who") for n, agent in enumerate(agents * 2)]
+        )
+        reasons = {told.decision.get("reason") for told in answers if not told.is_ok}
+        assert reasons <= {"upstream-busy"}
+        assert len({value(told)["pid"] for told in answers if told.is_ok}) >= 8
+        assert len(alive(place.own)) <= 16  # each edge's limit
+    await until(lambda: len(alive(place.own)) <= 1, 30.0)  # the gateway's own, which it listens to
+
+
+async def test_a_paused_call_is_finished_at_the_other_edge(place: Place) -> None:
+    async with http_client() as client:
+        vera = Raw(client, place.cluster.token("vera@example.com"))
+        for first, second in (place.bases, place.bases[::-1]):
+            told = await asking(vera, first, "own__ask", {"words": "Sure?"})
+            result = told.message["result"]
+            assert result["resultType"] == "input_required", told
+            (key,) = result["inputRequests"]
+            assert result["inputRequests"][key]["params"]["message"] == "Sure?"
+            answers = {key: {"action": "accept", "content": {"by": "vera"}}}
+            more = {"inputResponses": answers, "requestState": result["requestState"]}
+            done = await asking(vera, second, "own__ask", {"words": "Sure?"}, **more)
+            assert value(done) == [answers[key]]
+
+
+async def test_the_owner_s_death_costs_what_was_in_flight_and_nothing_else(place: Place) -> None:
+    owner, other = place.owner_of(place.one)
+    (before,) = alive(place.one)
+    async with http_client() as client:
+        dora = Raw(client, place.cluster.token("dora@example.com"))
+        held = asyncio.create_task(dora.call(other.base, "one__hold", until="never", nonce="dora-held"))
+        await until(lambda: "dora-held" in heard(place.one))
+        owner.kill()
+        try:
+            told = await held
+            assert told.decision["reason"] == "upstream-broken", told
+            assert "may have been carried out" in told.text
+            again = await dora.call(other.base, "one__who", nonce="dora-again")
+            assert value(again)["pid"] not in (0, before)
+            await until(lambda: alive(place.one) == [value(again)["pid"]])
+            assert parent_of(alive(place.one)[0]) == other.pid
+        finally:
+            owner.start()
+        assert value(await dora.call(owner.base, "one__who"))["pid"] == alive(place.one)[0]
+    assert heard(place.one).count("dora-held") == 1
+
+
+async def test_an_edge_that_is_asked_to_stop_hands_its_processes_over(place: Place) -> None:
+    owner, other = place.owner_of(place.one)
+    (before,) = alive(place.one)
+    assert owner.stop() == 0
+    try:
+        assert not Path(f"/proc/{before}").exists()
+        async with http_client() as client:
+            emil = Raw(client, place.cluster.token("emil@example.com"))
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+            assert value(await emil.call(other.base, "one__who"))["pid"] in alive(place.one)
+            assert loop.time() - began_s < 4.0
+    finally:
+        owner.start()
+    assert len(alive(place.one)) == 1
+
+
+async def test_nobody_but_an_edge_may_ask_an_edge(place: Place) -> None:
+    unknown = get(f"{place.bases[0]}/internal/v1/nothing")
+    assert unknown[0] == 404
+    async with http_client() as client:
+        for path in ("request", "resume", "anything"):
+            url = f"{place.bases[0]}/internal/v1/upstream/{path}"
+            headers = {"Authorization": f"Bearer {place.cluster.token()}", "X-Tidegate-Time": "1"}
+            async with client.post(url, data=os.urandom(100), headers=headers) as response:
+                assert (response.status, await response.read()) == unknown
