@@ -194,7 +194,7 @@ HANDLERS: Final[dict[type, Handler]] = {
 
 
 class Kept(EventStore):
-    """Every event of this process; its id is its place."""
+    """A session's events; an event's id is its place. (Streams are named by request: each session needs its own.)"""
 
     def __init__(self) -> None:
         self._events: list[tuple[str, Any]] = []
@@ -212,9 +212,20 @@ class Kept(EventStore):
         return stream
 
 
+class Resumable(StreamableHTTPSessionManager):
+    """Each session that is opened takes a new store."""
+
+    @property
+    def event_store(self) -> EventStore:
+        return Kept()
+
+    @event_store.setter
+    def event_store(self, given: None) -> None: ...
+
+
 async def main(seen: Path, resumable: bool) -> None:
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
-    manager = StreamableHTTPSessionManager(LegacyServer(Offer(seen)), event_store=Kept() if resumable else None)
+    manager = (Resumable if resumable else StreamableHTTPSessionManager)(LegacyServer(Offer(seen)))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette):
