@@ -49,7 +49,7 @@ class Link:
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS_MAX,
-            timeout=_REPLY_TIMEOUT_S,
+            timeout=_DEADLINE_S,  # for a free connection: a burst waits its turn
             socket_connect_timeout=_CONNECT_TIMEOUT_S,
             socket_timeout=_REPLY_TIMEOUT_S,
             protocol=2,
