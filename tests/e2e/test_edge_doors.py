@@ -14,6 +14,7 @@ from tests.parts.scripted import Scripted, Seen, Stream, http, result, scripted,
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Writer = asyncio.StreamWriter
 CAPABILITIES = {"tools": {"listChanged": True}, "prompts": {}, "resources": {}}
+GREETING = {"role": "user", "content": {"type": "resource_link", "uri": "ui://app", "name": "a"}}
 READ = tool(
     "read",
     inputSchema={
@@ -22,7 +23,7 @@ READ = tool(
         "required": ["path"],
     },
 )
-SETS = {
+SETS: dict[str, Any] = {
     "ops": {
         "instructions": "Read logs.",
         "tools": [
@@ -36,17 +37,16 @@ SETS = {
 
 async def offer(server: Scripted, seen: Seen, writer: Writer) -> None:
     """Lists of one prompt, one resource and one template; what is read says who was asked for what."""
-    found: dict[str, Any] = {
+    answers: dict[str, dict[str, Any]] = {
         "prompts/list": {"prompts": [{"name": "greet"}]},
-        "prompts/get": {
-            "messages": [{"role": "user", "content": {"type": "resource_link", "uri": "ui://app", "name": "a"}}]
-        },
+        "prompts/get": {"messages": [GREETING]},
         "resources/list": {"resources": [{"uri": "ui://app", "name": "app", "x": 1.5}]},
         "resources/templates/list": {
             "resourceTemplates": [{"uriTemplate": f"row://{server.url[-6:-4]}/{{id}}", "name": "row"}]
         },
         "resources/read": {"contents": [{"uri": seen.params.get("uri"), "text": f"of {server.url}"}]},
-    }[seen.method]
+    }
+    found = answers[seen.method]
     writer.write(http(result(seen, {**found, "resultType": "complete", "ttlMs": 1, "cacheScope": "private"})))
 
 
@@ -79,7 +79,7 @@ async def ups() -> AsyncIterator[dict[str, Scripted]]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def edge(ups: dict[str, Scripted], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningEdge]:
     servers = {name: {"url": up.url, "timeout_s": 5.0} for name, up in ups.items()}
-    more = {"limits": {"list_page_size": 3}, "sets": SETS, "naming": {"names": {"bb/echo": "shout"}}}
+    more: dict[str, Any] = {"limits": {"list_page_size": 3}, "sets": SETS, "naming": {"names": {"bb/echo": "shout"}}}
     async with running_edge(tmp_path_factory.mktemp("doors"), servers, **more) as running:
         yield running
 

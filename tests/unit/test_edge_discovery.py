@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from tidegate_edge import discovery
 from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.discovery import Discovery
+from tidegate_edge.listening import DEBOUNCE_S, PACE_S, PATIENCE, PATIENCE_BACK_S, Patience
 from tidegate_edge.upstream.port import Caller, Definitions, Talk, Wanted
 
 
@@ -171,6 +173,30 @@ async def test_a_change_is_told_also_where_nothing_visible_changed_or_the_server
         one.discovery.heard("up", "resources")
         await eventually(lambda: one.told[1:] == [("up", "resources")])
         assert len(one.catalogs) == 1
+
+
+def followed(every_s: float, until_s: float) -> list[float]:
+    """When a server is asked that says all the time, with so long between, that its lists have changed."""
+    patience, at_s, asked = Patience(), 1_000.0, []
+    while at_s < 1_000.0 + until_s:
+        patience.asked(at_s)
+        asked.append(at_s)
+        at_s += every_s
+        at_s += patience.wait_s(at_s)
+    return asked
+
+
+def test_a_server_that_changes_all_the_time_is_not_asked_all_the_time() -> None:
+    restless = followed(0.0, 300.0)
+    assert all(later - sooner >= PACE_S - 1e-6 for sooner, later in itertools.pairwise(restless))
+    assert restless[PATIENCE - 1] - restless[0] < PATIENCE * PACE_S + 1
+    late = [at_s for at_s in restless if at_s > 1_200.0]
+    assert 95 / PATIENCE_BACK_S <= len(late) <= 105 / PATIENCE_BACK_S
+
+
+def test_a_change_now_and_then_is_followed_at_once() -> None:
+    often = followed(5.0, 600.0)
+    assert all(later - sooner == pytest.approx(5.0 + DEBOUNCE_S) for sooner, later in itertools.pairwise(often))
 
 
 async def test_what_a_request_hears_of_an_unknown_server_or_kind_is_nothing() -> None:

@@ -18,7 +18,7 @@ from tidegate.sessions.port import Bus
 from tidegate.settings import Settings
 from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog, Item, Plan, Shelf, shelve
-from tidegate_edge.listening import ListChange, keep_listening
+from tidegate_edge.listening import ListChange, Patience, keep_listening
 from tidegate_edge.messages import encode
 from tidegate_edge.upstream.port import Definitions, ListKind, Upstream
 
@@ -26,8 +26,6 @@ REFRESH_S: Final = 60.0
 RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 LIST_TIMEOUT_S: Final = 30.0
 AWAITED_S: Final = 15.0  # readiness waits so long for a server's tools
-DEBOUNCE_S: Final = 0.05  # a server that changes three lists says so three times
-PACE_S: Final = 0.5  # a server that says so all the time is not asked more often
 CHANGES: Final = frozenset(get_args(ListChange))
 
 BUS_KIND: Final = "list-change"
@@ -82,6 +80,7 @@ class Discovery:
         self._warned: set[str] = set()
         self._heard: dict[str, set[ListChange]] = {name: set() for name in upstreams}
         self._unshared: dict[str, set[ListChange]] = {name: set() for name in upstreams}
+        self._patience = {name: Patience() for name in upstreams}
         self._stirred = {name: asyncio.Event() for name in upstreams}
         self._shelved = {name: asyncio.Event() for name in upstreams}  # what a server offers is known
 
@@ -172,15 +171,14 @@ class Discovery:
 
     async def _rest(self, name: str, seconds: float) -> None:
         """Until it is time again, or the server has said something; then a moment more for the rest of it."""
-        stirred = self._stirred[name]
-        ended_s = asyncio.get_running_loop().time()
+        stirred, patience, clock = self._stirred[name], self._patience[name], asyncio.get_running_loop().time
+        patience.asked(clock())
         try:
             async with asyncio.timeout(seconds):
                 await stirred.wait()
         except TimeoutError:
             return
-        quiet_s = asyncio.get_running_loop().time() - ended_s
-        await asyncio.sleep(max(DEBOUNCE_S, PACE_S - quiet_s))
+        await asyncio.sleep(patience.wait_s(clock()))
         stirred.clear()
 
     async def _refresh(self, name: str, on_change: Callable[[Catalog], None]) -> set[ListChange]:

@@ -17,7 +17,32 @@ LIST_CHANGES: Final[Mapping[str, ListChange]] = {
 ERA_TIMEOUT_S: Final = 30.0
 AGAIN_S: Final = 30.0  # after a server refused, or had nothing to say: what it offers may change
 
+PATIENCE: Final = 20  # so many changes at once are followed as they come
+PATIENCE_BACK_S: Final = 3.0  # then one in so many seconds: each makes every principal's lists anew
+PACE_S: Final = 0.5  # and never more often than this
+DEBOUNCE_S: Final = 0.05  # a server that changes three lists says so three times
+
 _log = logging.getLogger(__name__)
+
+
+class Patience:
+    """How long to wait before a server that says its lists have changed is asked again."""
+
+    def __init__(self) -> None:
+        self._left = float(PATIENCE)
+        self._asked_s = 0.0
+
+    def asked(self, at_s: float) -> None:
+        """The server was asked; the moments grow."""
+        self._left = min(float(PATIENCE), self._left + (at_s - self._asked_s) / PATIENCE_BACK_S)
+        self._asked_s = at_s
+
+    def wait_s(self, at_s: float) -> float:
+        """For one more change. It is counted."""
+        since_s = at_s - self._asked_s
+        left = min(float(PATIENCE), self._left + since_s / PATIENCE_BACK_S) - 1.0
+        self._left -= 1.0
+        return max(DEBOUNCE_S, PACE_S - since_s, -left * PATIENCE_BACK_S)
 
 
 class Ears(Silence):
