@@ -7,7 +7,7 @@ import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from tidegate.identity import Principal
+from tidegate.claims import Principal
 from tidegate_edge.event_stream import EventStream
 from tidegate_edge.inflight import ClientCancelled
 from tidegate_edge.messages import INVALID_REQUEST, Reply, RequestId, error_body

@@ -5,14 +5,14 @@ Lists are rendered once per principal's facts, door and era, in pages with curso
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from tidegate import __version__
-from tidegate.identity import Principal
+from tidegate.claims import Principal
 from tidegate.limits import (
     INSTRUCTIONS_CHARS_MAX,
     INSTRUCTIONS_PER_SERVER_CHARS_MAX,
@@ -56,7 +56,7 @@ def listed(
     """The result of tools/list, prompts/list, resources/list or resources/templates/list: one page of what this
     principal may see. Raises BadCursor.
     """
-    troubled = not edge.discovery.troubles.keys().isdisjoint(ruling.catalog.door(door).servers)
+    troubled = bool(edge.discovery.troubles) and _is_troubled(edge.discovery.troubles.keys(), door, ruling.catalog)
     key = (principal.key, door, kind, modern, troubled)
     pages = ruling.lists.get(key)
     if pages is None:
@@ -66,6 +66,14 @@ def listed(
         return pages.bodies[0]
     page = open_cursor(edge.sealer, cursor, principal, door, kind, pages.digest, len(pages.bodies))
     return pages.bodies[page]
+
+
+def _is_troubled(troubles: Set[str], door: str, catalog: Catalog) -> bool:
+    """Whether one of the servers at a door is in trouble, those that have told nothing so far included."""
+    toolset = catalog.door(door).toolset
+    if toolset is None:
+        return not door or door in troubles
+    return not troubles.isdisjoint({*(tool.server for tool in toolset.tools), *toolset.prompts, *toolset.resources})
 
 
 def _rendered(

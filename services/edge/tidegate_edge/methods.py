@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from tidegate.identity import Principal
+from tidegate.claims import Principal
 from tidegate_edge import listen, lists, notices, sessions, spine, targets
 from tidegate_edge.accept import Request, refuse
 from tidegate_edge.edge import Edge

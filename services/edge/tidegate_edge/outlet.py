@@ -49,20 +49,6 @@ class Outlet(Protocol):
         ...
 
 
-class Mute:
-    """Sends nothing: for members of a batch, which share one answer."""
-
-    resumable = False
-    is_open = False
-
-    def send(self, message: bytes) -> None: ...
-
-    def rest(self, retry_ms: int) -> None: ...
-
-
-MUTE: Final = Mute()
-
-
 class StreamOutlet:
     """The outlet of an exchange: not resumable, so an event goes to the wire at once."""
 

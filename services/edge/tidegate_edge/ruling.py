@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate.claims import Principal
 from tidegate.events import Direction
-from tidegate.identity import Principal
 from tidegate.inspection.scanner import Scanner
 from tidegate.policy.engine import Engine, Verdict
 from tidegate_edge.catalog import Catalog, Item

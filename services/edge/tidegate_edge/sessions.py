@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate.claims import Principal
 from tidegate.events import Sealed, SessionClosed, SessionOpened
-from tidegate.identity import Principal
 from tidegate.ids import now_us, uuid7
 from tidegate.sessions.port import SessionRecord
 from tidegate_edge import lists

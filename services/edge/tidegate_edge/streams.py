@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
+from tidegate.claims import Principal
 from tidegate.errors import Fault
-from tidegate.identity import Principal
 from tidegate.ids import now_us
 from tidegate.sessions.port import KeptEvent, SessionRecord, SessionsUnavailable
 from tidegate_edge import asking, lists, sessions, steps

@@ -1,16 +1,34 @@
 """A visit: what is known of whoever sent a request, before it is known what they want. Made in `sessions.py`."""
 
+from typing import TYPE_CHECKING, Final
+
 import msgspec
 
-from tidegate.identity import Principal
+from tidegate.claims import Principal
 from tidegate.sessions.port import SessionRecord
 from tidegate_edge import abilities
 from tidegate_edge.abilities import Abilities
 from tidegate_edge.accept import Request
-from tidegate_edge.exchange import Exchange
 from tidegate_edge.messages import LOG_LEVEL_META, RequestId
-from tidegate_edge.outlet import MUTE, Outlet
 from tidegate_edge.upstream.port import Caller
+
+if TYPE_CHECKING:
+    from tidegate_edge.exchange import Exchange
+    from tidegate_edge.outlet import Outlet
+
+
+class Mute:
+    """The outlet of a batch's member: sends nothing, for the members share one answer."""
+
+    resumable = False
+    is_open = False
+
+    def send(self, message: bytes) -> None: ...
+
+    def rest(self, retry_ms: int) -> None: ...
+
+
+MUTE: Final = Mute()
 
 
 class Visit(msgspec.Struct, frozen=True):
@@ -22,11 +40,11 @@ class Visit(msgspec.Struct, frozen=True):
     protocol_session: str = ""
     protocol: str = ""
     record: SessionRecord | None = None  # of a legacy session
-    exchange: Exchange | None = None  # none for a member of a batch, which cannot be spoken to
+    exchange: "Exchange | None" = None  # none for a member of a batch, which cannot be spoken to
     request_id: RequestId | None = None
 
     @property
-    def outlet(self) -> Outlet:
+    def outlet(self) -> "Outlet":
         """The way to the client before the answer; made when there is something to say."""
         if self.exchange is None:
             return MUTE
