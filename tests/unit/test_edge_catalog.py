@@ -87,7 +87,11 @@ def test_a_definition_is_shown_byte_for_byte_but_for_its_name() -> None:
     ],
 )
 def test_an_invalid_definition_is_left_out_and_the_others_stay(raw: bytes) -> None:
-    assert [tool.name for tool in shelf(raw, {"name": "good", "inputSchema": OBJECT}).tools] == ["good"]
+    found = shelf(raw, {"name": "good", "inputSchema": OBJECT})
+    assert [tool.name for tool in found.tools] == ["good"]
+    (told,) = found.left_out
+    assert told.startswith("a tool is left out: ")
+    assert len(told) < 400
 
 
 def test_the_digest_tells_a_change_and_nothing_else() -> None:

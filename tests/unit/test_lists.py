@@ -99,6 +99,11 @@ def test_while_a_server_is_in_trouble_a_list_that_it_is_in_holds_shortly() -> No
     assert listed(ruling, door="a", edge=edge)["ttlMs"] == 5_000
     assert len(listed(ruling, edge=edge)["tools"]) == 2
     assert listed(ruling)["ttlMs"] == 5_000
+    assert listed(ruling, edge=edge_of(unseen="away"))["ttlMs"] == 1_000
+    chosen = Toolset(tools=(SetTool(server="a", tool="x"), SetTool(server="unseen", tool="x")))
+    in_set = ruling_of(shelf("a", ("x",)), sets={"one": chosen})
+    assert listed(in_set, door="sets/one", edge=edge_of(unseen="away"))["ttlMs"] == 1_000
+    assert listed(in_set, door="sets/one", edge=edge_of(b="away"))["ttlMs"] == 5_000
 
 
 def test_what_speaks_of_the_tasks_of_2025_is_shown_to_that_era_alone() -> None:

@@ -195,6 +195,8 @@ class Discovery:
             self.catalog = self.catalog.with_shelf(shelf)
             on_change(self.catalog)
             self._warn()
+            for what in shelf.left_out:
+                _log.warning("%s: %s", name, what)
             changed = _changed(before, shelf)
         self._shelved[name].set()
         if found.partial:

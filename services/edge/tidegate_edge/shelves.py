@@ -5,7 +5,7 @@ tells a change. Pure. Counterparts: `discovery.py` fetches; `catalog.py` puts th
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, TypeGuard
+from typing import Any, Final, Literal
 
 import msgspec
 from mcp.shared.inbound import encode_header_value, find_invalid_x_mcp_header, x_mcp_header_map
@@ -22,9 +22,14 @@ RESERVED: Final = frozenset({PROMPTS_GET, RESOURCES_READ})
 """What policy decides on for prompts and resources: a tool of such a name could borrow their rules."""
 DEFINITION_BYTES_MAX: Final = 256 * 1024  # it must fit into an event
 NAME_CHARS_MAX: Final = 128
+LEFT_OUT_MAX: Final = 20
 # A server's own word may warn. It may not say `read-only`: that could widen what rules permit and `async` lets pass.
 _HINTS: Final = (("destructiveHint", "destructive"), ("openWorldHint", "open-world"))
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class _Unfit(Exception):
+    """Why a definition is left out."""
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -61,6 +66,7 @@ class Shelf(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()  # the server's own
     capabilities: dict[str, Any] = {}
     instructions: str = ""
+    left_out: tuple[str, ...] = ()  # definitions that cannot be shown: which, and why
 
     @property
     def prompting(self) -> bool:
@@ -89,10 +95,11 @@ def shelve(
     """Read a server's definitions. `own` are the server's labels, `labels` the operator's by tool. Invalid ones are
     left out; of equal names the first stands.
     """
-    tools = _ordered(found.tools, lambda raw: _read_tool(server, raw, labels, own))
-    prompts = _ordered(found.prompts, lambda raw: _read_prompt(server, raw, own))
-    resources = _ordered(found.resources, lambda raw: _read_resource(server, raw, own, "resource"))
-    templates = _ordered(found.templates, lambda raw: _read_resource(server, raw, own, "template"))
+    out: list[str] = []
+    tools = _ordered("tool", found.tools, lambda raw: _read_tool(server, raw, labels, own), out)
+    prompts = _ordered("prompt", found.prompts, lambda raw: _read_prompt(server, raw, own), out)
+    resources = _ordered("resource", found.resources, lambda raw: _read_resource(server, raw, own, "resource"), out)
+    templates = _ordered("template", found.templates, lambda raw: _read_resource(server, raw, own, "template"), out)
     capabilities = _read_object(found.capabilities)
     parts = [
         *(f"{item.kind}:{item.name}:{item.digest}" for item in (*tools, *prompts, *resources, *templates)),
@@ -100,7 +107,8 @@ def shelve(
         found.instructions,
     ]
     digest = hashlib.sha256(encode(parts)).hexdigest()
-    return Shelf(server, tools, digest, prompts, resources, templates, own, capabilities, found.instructions)
+    shelf = Shelf(server, tools, digest, prompts, resources, templates, own, capabilities, found.instructions)
+    return msgspec.structs.replace(shelf, left_out=tuple(out[:LEFT_OUT_MAX]))
 
 
 def made_up(shelf: Shelf, uri: str) -> Item:
@@ -123,39 +131,39 @@ def _any(server: str, kind: Kind, action: str, labels: tuple[str, ...]) -> Item:
     return Item(server, "", "", "", labels, {}, kind=kind, action=action)
 
 
-def _ordered(raws: Iterable[bytes], read: Callable[[bytes], Item | None]) -> tuple[Item, ...]:
+def _ordered(kind: Kind, raws: Iterable[bytes], read: Callable[[bytes], Item], left_out: list[str]) -> tuple[Item, ...]:
     items: dict[str, Item] = {}
     for raw in raws:
-        item = read(raw)
-        if item is not None:
-            items.setdefault(item.name, item)
+        try:
+            item = read(raw)
+        except _Unfit as unfit:
+            left_out.append(f"a {kind} is left out: {unfit}: {raw[:80].decode(errors='replace')!r}")
+            continue
+        items.setdefault(item.name, item)
     return tuple(sorted(items.values(), key=lambda item: item.name))
 
 
-def _read(raw: bytes) -> tuple[dict[str, Any], dict[str, msgspec.Raw]] | None:
+def _read(raw: bytes) -> tuple[dict[str, Any], dict[str, msgspec.Raw]]:
     """(definition, its members as bytes), where it reads in one way only and fits."""
     if len(raw) > DEFINITION_BYTES_MAX:
-        return None
+        raise _Unfit(f"it is longer than {DEFINITION_BYTES_MAX} bytes")
     try:
         definition = strict_json.read(raw)  # one reading: what is digested, inspected and shown is the same
         return definition, decode_fields(raw)
-    except (strict_json.NotStrictJson, msgspec.DecodeError):
-        return None
+    except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
+        raise _Unfit(str(error)) from error
 
 
-def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]) -> Item | None:
-    read = _read(raw)
-    if read is None:
-        return None
-    definition, fields = read
-    name = definition.get("name")
-    if not _is_text(name, NAME_CHARS_MAX) or name in RESERVED:
-        return None
+def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], own: tuple[str, ...]) -> Item:
+    definition, fields = _read(raw)
+    name = _text(definition, "name", NAME_CHARS_MAX)
+    if name in RESERVED:
+        raise _Unfit("policy decides on prompts and resources under this name")
     schema = definition.get("inputSchema")
     if not isinstance(schema, dict) or schema.get("type") != "object":  # clients refuse a whole list for one such tool
-        return None
-    if find_invalid_x_mcp_header(schema) is not None:  # 2026-07-28 transports: such a tool must be left out
-        return None
+        raise _Unfit("its inputSchema is not of type object")
+    if (problem := find_invalid_x_mcp_header(schema)) is not None:  # 2026-07-28 transports: it must be left out
+        raise _Unfit(f"x-mcp-header: {problem}")
     given = labels.get(name, ())
     headers = x_mcp_header_map(schema)
     return Item(
@@ -173,22 +181,17 @@ def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], o
     )
 
 
-def _read_prompt(server: str, raw: bytes, own: tuple[str, ...]) -> Item | None:
-    read = _read(raw)
-    if read is None or not _is_text(read[0].get("name"), NAME_CHARS_MAX):
-        return None
-    definition, fields = read
-    return _plain(server, definition["name"], definition, fields, _with(own, "prompt"), "prompt", PROMPTS_GET)
+def _read_prompt(server: str, raw: bytes, own: tuple[str, ...]) -> Item:
+    definition, fields = _read(raw)
+    name = _text(definition, "name", NAME_CHARS_MAX)
+    return _plain(server, name, definition, fields, _with(own, "prompt"), "prompt", PROMPTS_GET)
 
 
-def _read_resource(server: str, raw: bytes, own: tuple[str, ...], kind: Literal["resource", "template"]) -> Item | None:
-    read = _read(raw)
-    if read is None:
-        return None
-    definition, fields = read
-    uri = definition.get("uri" if kind == "resource" else "uriTemplate")
-    if not _is_text(uri, URI_CHARS_MAX) or not isinstance(definition.get("name"), str):
-        return None
+def _read_resource(server: str, raw: bytes, own: tuple[str, ...], kind: Literal["resource", "template"]) -> Item:
+    definition, fields = _read(raw)
+    uri = _text(definition, "uri" if kind == "resource" else "uriTemplate", URI_CHARS_MAX)
+    if not isinstance(definition.get("name"), str):
+        raise _Unfit("it has no name")
     return _plain(server, uri, definition, fields, _with(own, "resource"), kind, RESOURCES_READ)
 
 
@@ -215,8 +218,11 @@ def _plain(
     )
 
 
-def _is_text(value: Any, chars_max: int) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) <= chars_max and not _CONTROL.search(value)
+def _text(definition: dict[str, Any], key: str, chars_max: int) -> str:
+    value = definition.get(key)
+    if not isinstance(value, str) or not 0 < len(value) <= chars_max or _CONTROL.search(value):
+        raise _Unfit(f"its {key} is not 1 to {chars_max} characters, none of them a control character")
+    return value
 
 
 def _digest(definition: dict[str, Any]) -> str:
