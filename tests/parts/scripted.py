@@ -131,6 +131,7 @@ class Scripted:
     seen: list[Seen] = field(default_factory=list)
     sessions: list[str] = field(default_factory=list)
     url: str = ""
+    minted: int = 0
     connections: int = 0
     open_connections: int = 0
     refused: set[str] = field(default_factory=set)  # methods that are answered with an error
@@ -201,7 +202,8 @@ class Scripted:
         elif seen.method == "initialize" and not modern:
             minted = ""
             if self.era == "sessions":
-                self.sessions.append(f"upstream-session-{len(self.seen)}")
+                self.minted += 1
+                self.sessions.append(f"upstream-session-{self.minted}")
                 minted = f"mcp-session-id: {self.sessions[-1]}\r\n"
             about = {"serverInfo": {"name": "s", "version": "1"}, "capabilities": self.capabilities}
             info = {"protocolVersion": LEGACY, **about}

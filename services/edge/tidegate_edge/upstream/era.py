@@ -18,6 +18,8 @@ from tidegate_edge.upstream.port import Answer
 
 Era = Literal["auto", "modern", "legacy"]
 LEGACY_KEPT_S: Final = 24 * 3_600.0
+DOUBTFUL_ERRORS: Final = (-32022, -32600)
+"""What a legacy server says to a modern request."""
 _MODERN_ERRORS: Final = (-32020, -32021, -32022)
 
 
@@ -55,8 +57,11 @@ class Eras:
         return bool(self._modern if self._fixed is None else self._fixed)
 
     def found(self, found: Found) -> None:
+        if found.legacy or not found.modern:
+            self._legacy = True
+        elif not self._modern:
+            self._legacy = None  # what it was before says nothing of what it is now
         self._modern = found.modern
-        self._legacy = True if found.legacy or not found.modern else self._legacy
         self._legacy_until_s = self._clock() + LEGACY_KEPT_S
 
     def found_handshake(self, speaks: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tidegate.errors import Fault
 
 ERRANDS_MAX: Final = 2_000
+CLOSING_S: Final = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -28,21 +29,25 @@ class Errands:
             errand.close()
             _log.warning("%s: too much to do at once: left out: %s", self._name, what)
             return None
-        task = asyncio.create_task(self._run(errand), name=f"{self._name}: {what}")
+        task = asyncio.create_task(errand, name=f"{self._name}: {what}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return task
 
-    async def _run(self, errand: Coroutine[Any, Any, None]) -> None:
-        try:
-            await errand
-        except Fault as fault:
-            _log.debug("%s", fault.sentence)
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Fault):
+            _log.debug("%s", error.sentence)
+        elif error is not None:
+            _log.error("%s failed", task.get_name(), exc_info=error)
 
     async def close(self) -> None:
-        """Cancel what is still under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        """Let what is nearly done end; cancel the rest."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=CLOSING_S)
+        for task in late:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if late:
+            await asyncio.wait(late)

@@ -16,7 +16,7 @@ from tidegate.sessions.port import SessionStore, UpstreamKey, UpstreamSession
 from tidegate_edge.messages import encode
 from tidegate_edge.upstream.answers import Unanswered, error_code, nothing_sent
 from tidegate_edge.upstream.breaker import Breaker
-from tidegate_edge.upstream.era import Era, Eras, doubtful, read_discovery
+from tidegate_edge.upstream.era import DOUBTFUL_ERRORS, Era, Eras, doubtful, read_discovery
 from tidegate_edge.upstream.errands import Errands
 from tidegate_edge.upstream.http_sse import HttpSse
 from tidegate_edge.upstream.legacy import Legacy
@@ -29,7 +29,6 @@ from tidegate_edge.upstream.replicas import Replicas
 
 Transport = Literal["auto", "http", "sse"]
 T = TypeVar("T")
-_UNSUPPORTED_VERSION: Final = -32022
 _TRANSPORT_FAULTS: Final = ("upstream-unreachable", "upstream-timeout", "upstream-broken")
 
 
@@ -153,7 +152,7 @@ class HttpUpstream:
         try:
             if outgoing.modern:
                 answer = await self._modern.request(outgoing, talk)
-                if answer.error and error_code(answer) == _UNSUPPORTED_VERSION:
+                if answer.error and error_code(answer) in DOUBTFUL_ERRORS:
                     self._eras.forget()
             else:
                 answer = await self._in_transport(lambda legacy: legacy.request(outgoing, talk))
