@@ -28,6 +28,7 @@ class Seen:
     headers: dict[str, str]
     body: bytes
     reader: asyncio.StreamReader
+    path: str = ""
 
     @property
     def is_gone(self) -> bool:
@@ -127,7 +128,7 @@ class Scripted:
 
     era: str = "modern"
     tools: list[dict[str, Any]] = field(default_factory=lambda: [tool("echo"), tool("note"), tool("secret-tool")])
-    behaviours: dict[str, Behaviour] = field(default_factory=dict)  # by tool, or by method
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)  # by tool, by method, "" for all others
     seen: list[Seen] = field(default_factory=list)
     sessions: list[str] = field(default_factory=list)
     url: str = ""
@@ -170,7 +171,7 @@ class Scripted:
                 pairs = [one.split(":", 1) for one in lines if one]
                 headers = {name.strip().lower(): value.strip() for name, value in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                seen = Seen(line.split(" ")[0], headers, body, reader)
+                seen = Seen(line.split(" ")[0], headers, body, reader, line.split(" ")[1])
                 self.seen.append(seen)
                 self.arrived.set()
                 await self.answer(seen, writer)
@@ -181,8 +182,9 @@ class Scripted:
         writer.close()
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
-        name = seen.params.get("name", "") if seen.method == "tools/call" else ""
-        behaviour = self.behaviours.get(name) or self.behaviours.get(seen.method)
+        name = seen.params.get("name") if seen.method == "tools/call" else None
+        given = self.behaviours
+        behaviour = given.get(name) or given.get(seen.method) or given.get("")
         if behaviour is not None:
             await behaviour(self, seen, writer)
         else:

@@ -1,4 +1,4 @@
-"""Sessions at servers of the handshake era: whose they are, what is declared in them, where they live, when they end."""
+"""Sessions at servers of the handshake era: whose they are, what is declared in them, where they live and end."""
 
 import asyncio
 import contextlib
