@@ -111,6 +111,8 @@ class Talker:
     def run(self) -> None:
         with (self.directory / "pids").open("a") as file:
             file.write(f"{os.getpid()}\n")
+        if self.kind == "updated":  # the first life is a legacy one
+            self.modern = len((self.directory / "pids").read_text().split()) > 1
         if self.kind == "slow-modern":
             time.sleep(2.3)  # longer than a question for the era waits
         while line := sys.stdin.readline():

@@ -127,6 +127,28 @@ async def test_an_edge_that_stops_hands_over_at_once(tmp_path: Path) -> None:
         await asyncio.wait([listening])
 
 
+async def test_an_edge_that_drains_hands_over_what_nobody_waits_for_and_finishes_the_rest(tmp_path: Path) -> None:
+    async with running_nodes(plan(tmp_path, shared=False)) as nodes:
+        owner, other = nodes
+        for caller in (ANNA, BERT):
+            await owner.upstream.request(call("echo", caller), SILENCE)
+        held = asyncio.create_task(owner.upstream.request(call("hold", ANNA, until="go", nonce="n1"), SILENCE))
+        await until(lambda: '"n1"' in heard(tmp_path))
+        handing = asyncio.create_task(owner.upstream.hand_over(owner.draining))
+        owner.draining.set()
+        bert = text(await other.upstream.request(call("who", BERT), SILENCE))
+        assert bert["pid"] not in starts(tmp_path)[:2]
+        waiting = asyncio.create_task(other.upstream.request(call("who", ANNA), SILENCE))
+        await asyncio.wait([waiting], timeout=0.5)
+        (tmp_path / "go").touch()
+        assert text(await held)["nonce"] == "n1"
+        anna = text(await waiting)  # by the old process while it lasted, or by the next one: never both
+        assert anna["pid"] in starts(tmp_path)
+        await until(lambda: not owner.local.running())
+        handing.cancel()
+        await asyncio.wait([handing])
+
+
 async def test_a_dead_owner_s_calls_fail_once_and_another_edge_takes_over(tmp_path: Path) -> None:
     async with running_nodes(plan(tmp_path)) as nodes:
         owner, other = await owner_and_other(nodes)

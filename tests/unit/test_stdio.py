@@ -47,6 +47,18 @@ async def test_a_choice_of_era_is_obeyed(tmp_path: Path) -> None:
         assert (raised.value.code, raised.value.sent) == ("upstream-unreachable", False)
 
 
+async def test_a_server_that_speaks_another_era_after_its_end_is_found_out(tmp_path: Path) -> None:
+    async with running(plan(tmp_path, "updated")) as upstream:
+        assert await upstream.era(True, 10.0) is False
+        with pytest.raises(UpstreamFault, match="the last words"):
+            await upstream.request(call("crash"), SILENCE)
+        with pytest.raises(UpstreamFault) as raised:
+            await upstream.request(call("echo"), SILENCE)
+        assert (raised.value.code, raised.value.sent) == ("upstream-era-changed", False)
+        assert upstream.known_era(True) is True
+        assert text(await upstream.request(call("echo", modern=True, n=2), SILENCE)) == {"n": 2}
+
+
 @pytest.mark.parametrize("kind", ["talker", "modern"])
 async def test_what_a_server_says_of_itself_comes_with_its_tools(tmp_path: Path, kind: str) -> None:
     async with running(plan(tmp_path, kind)) as upstream:

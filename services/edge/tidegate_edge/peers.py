@@ -34,6 +34,7 @@ from tidegate_edge.upstream.port import Answer, Outgoing, Paused, Upstream
 from tidegate_edge.upstream.stdio import StdioUpstream
 
 ALIVE_S: Final = 4.0
+TOLD_EVERY_S: Final = 1.0  # refusals are logged no more often
 NONCES_MAX: Final = 200_000  # of authenticated requests within their time; past it, edges are refused
 CALLS_MAX: Final = 4_096
 FRAMES_WAITING_MAX: Final = 4_096
@@ -66,6 +67,7 @@ class PeerDoor:
         self._clock = clock
         self._nonces: OrderedDict[bytes, float] = OrderedDict()
         self._calls: dict[str, PeerTalk] = {}
+        self._told_s = -TOLD_EVERY_S
 
     def routes(self) -> APIRouter:
         router = APIRouter()
@@ -123,8 +125,11 @@ class PeerDoor:
         return True
 
     def _refuse(self, request: Request, why: str) -> tuple[Proof, PeerCall] | None:
-        source = request.client.host if request.client else "somewhere"
-        _log.warning("a request of an edge from %s was refused: %s", source, why)
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_s >= TOLD_EVERY_S:
+            self._told_s = now_s
+            source = request.client.host if request.client else "somewhere"
+            _log.warning("a request from %s to the edges' own path was refused: %s", source, why)
         return None
 
     # what is asked

@@ -103,6 +103,9 @@ async def open_edge(
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
         edge.discovery, edge.tasks = discovery, tasks
+        for upstream in upstreams.values():
+            if isinstance(upstream, OwnedUpstream):
+                tasks.start(upstream.hand_over(edge.draining), f"hand over {upstream.name}")
 
         def on_catalog(catalog: Catalog) -> None:
             watch.catalog_changed(catalog, discovery.server_labels)

@@ -19,13 +19,14 @@ from tidegate_edge.upstream.peers import Peers, answer_in
 from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Definitions, Outgoing, Paused, Talk, Wanted
 from tidegate_edge.upstream.stdio import StdioUpstream, definitions_of
 from tidegate_edge.upstream.stdio_handshake import Spoken
-from tidegate_edge.upstream.stdio_kept import ProcessKey
+from tidegate_edge.upstream.stdio_kept import GIVEN_UP, ProcessKey
 
-TAKE_OVER_S: Final = LEASE_S + 3.0  # so long a call waits for a dead owner's lease to pass on
+TAKE_OVER_S: Final = LEASE_S + 25.0  # so long a call waits for a dead or draining owner's lease to pass on
+HANDED_OVER_S: Final = 0.05
 AGAIN_S: Final = 0.25
 KEEP_S: Final = 2.0
 LISTEN_AGAIN_S: Final = (0.25, 1.0, 5.0, 15.0)
-_ELSEWHERE: Final = frozenset({"peer-moved", "peer-unreachable"})
+_ELSEWHERE: Final = frozenset({"peer-moved", "peer-unreachable", GIVEN_UP})
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class OwnedUpstream:
         self._peers = peers
         self._modern = local.known_era(True)
         self._keeper: asyncio.Task[None] | None = None
+        self._is_leaving = False
         local.on_gone = self._gone
 
     async def start(self) -> None:
@@ -61,9 +63,6 @@ class OwnedUpstream:
         return self._modern
 
     async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
-        if self._owners.holds(self.here.lease_of(outgoing.caller)):
-            return await self._local.request(outgoing, talk)
-
         async def there(peer: Peer) -> Answer | Paused:
             call = PeerCall(
                 to=peer.bus,
@@ -79,9 +78,14 @@ class OwnedUpstream:
             )
             return answer_in(await self._peers.ask(peer, "request", call, talk))
 
-        return await self._at_owner(
-            outgoing.caller, outgoing.timeout_s, lambda: self._local.request(outgoing, talk), there
-        )
+        try:
+            return await self._at_owner(
+                outgoing.caller, outgoing.timeout_s, lambda: self._local.request(outgoing, talk), there
+            )
+        except UpstreamFault as fault:
+            if fault.code == "upstream-era-changed":
+                self._modern = None  # to be asked for again
+            raise
 
     async def resume(
         self, ticket: bytes, answers: Mapping[str, Answer], caller: Caller, talk: Talk, timeout_s: float
@@ -103,7 +107,7 @@ class OwnedUpstream:
             await self._peers.ask(peer, "listen", call, talk)
 
         failures = 0
-        while True:
+        while not self._is_leaving:
             began_s = asyncio.get_running_loop().time()
             try:
                 await self._at_owner(
@@ -114,6 +118,7 @@ class OwnedUpstream:
                 _log.info("%s: listening again: %s", self.name, fault)
             failures = 1 if asyncio.get_running_loop().time() - began_s > LISTEN_AGAIN_S[-1] else failures + 1
             await asyncio.sleep(LISTEN_AGAIN_S[min(failures, len(LISTEN_AGAIN_S)) - 1])
+        await asyncio.Event().wait()  # whoever listens here leaves with this edge
 
     async def end(self, caller: Caller) -> None:
         """Best effort: told to the owner where one is known."""
@@ -130,6 +135,19 @@ class OwnedUpstream:
         spoken = await self._spoken(timeout_s)
         self._modern = spoken.modern
         return await definitions_of(self, self._local.own, spoken, timeout_s)
+
+    async def hand_over(self, draining: asyncio.Event) -> None:
+        """From `draining` on, end each process as soon as nobody waits for an answer of it: other edges wait for its
+        lease.
+        """
+        await draining.wait()
+        self._is_leaving = self.here.is_leaving = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+        while True:
+            done = [key for key, kept in self._local.running().items() if not kept.is_working]
+            await asyncio.gather(*[self._local.stop(key) for key in done])
+            await asyncio.sleep(HANDED_OVER_S)
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -156,12 +174,14 @@ class OwnedUpstream:
         until_s = loop.time() + min(timeout_s, TAKE_OVER_S)
         name, lost = self.here.lease_of(caller), self.here.lost_of(caller)
         while True:
-            owner = await self._owners.owner_of(name, lost)
-            if owner is None:
-                async with self.here.owning(caller):
-                    return await here()
             try:
-                return await there(owner)
+                owner = await self._owners.owner_of(name, lost)
+                if owner is not None:
+                    return await there(owner)
+                try:
+                    return await here()
+                finally:
+                    await self.here.settle(caller)
             except UpstreamFault as fault:
                 if fault.code not in _ELSEWHERE or fault.sent:
                     raise
@@ -190,6 +210,7 @@ class Here:
 
     def __init__(self, local: StdioUpstream, owners: Owners) -> None:
         self.local = local
+        self.is_leaving = False
         self._owners = owners
 
     def lease_of(self, caller: Caller) -> str:
@@ -208,16 +229,19 @@ class Here:
 
     @contextlib.asynccontextmanager
     async def owning(self, caller: Caller) -> AsyncIterator[None]:
-        """Raises UpstreamFault `peer-moved` where another edge owns the caller's process. A lease without a process is
-        given up: it would be of no use to anybody.
-        """
+        """Raises UpstreamFault `peer-moved` where another edge owns the caller's process, or will."""
         name = self.lease_of(caller)
         if not self._owners.holds(name):
             self._owners.forget(name)
-            if await self._owners.owner_of(name, self.lost_of(caller)) is not None:
+            if self.is_leaving or await self._owners.owner_of(name, self.lost_of(caller)) is not None:
                 raise UpstreamFault(f"{self.local.name}: another edge runs the process", code="peer-moved", sent=False)
         try:
             yield
         finally:
-            if self.local.is_absent(self.local.key_of(caller)):
-                await self._owners.give_up(name)
+            await self.settle(caller)
+
+    async def settle(self, caller: Caller) -> None:
+        """A lease without a process is of no use to anybody."""
+        key = self.local.key_of(caller)
+        if self.local.is_absent(key):
+            await self._owners.give_up(self.lease_named(key))

@@ -29,7 +29,7 @@ from tidegate_edge.upstream.peer_frames import (
 )
 from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Paused, Talk
 
-CONNECTIONS_MAX: Final = 256
+CONNECTIONS_MAX: Final = 4_096  # one for each call and each listener under way
 CONNECT_S: Final = 2.0
 SILENT_S: Final = 15.0  # an edge that works on a request says so every few seconds
 OVERTIME_S: Final = 5.0  # past a request's own time, which the other edge keeps
@@ -47,7 +47,9 @@ class Peers:
     async def start(self) -> None:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, limit_per_host=CONNECTIONS_MAX),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=2 * CONNECT_S, sock_connect=CONNECT_S, sock_read=SILENT_S
+            ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )

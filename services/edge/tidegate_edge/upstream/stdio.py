@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from tidegate.errors import UpstreamFault
 from tidegate.settings import Settings
 from tidegate_edge.messages import encode
 from tidegate_edge.upstream.listing import drain
@@ -128,7 +129,13 @@ class StdioUpstream:
         return (await self.spoken(timeout_s)).modern if self._modern is None else self._modern
 
     async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
-        return await self.run(outgoing.caller).request(outgoing, talk)
+        kept = self.run(outgoing.caller)
+        try:
+            return await kept.request(outgoing, talk)
+        except UpstreamFault as fault:
+            if fault.code == "upstream-era-changed" and kept.spoken is not None:
+                self._modern = kept.spoken.modern
+            raise
 
     async def resume(
         self, ticket: bytes, answers: Mapping[str, Answer], caller: Caller, talk: Talk, timeout_s: float

@@ -136,6 +136,8 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 guard.kill()
             await guard.wait()
+            if guard.stdin is not None:
+                guard.stdin.close()
 
 
 async def _guarded(group: int) -> asyncio.subprocess.Process | None:

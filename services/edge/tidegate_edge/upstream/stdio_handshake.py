@@ -65,7 +65,12 @@ def own_meta() -> dict[str, Any]:
 async def shake_hands(session: StdioSession, era: EraChoice, capabilities: bytes) -> Spoken:
     """Raises UpstreamFault: the process ended, answered with an error, or speaks no revision that is spoken here."""
     if era == "legacy":
-        return await _initialize(session, capabilities)
+        try:
+            return await _initialize(session, capabilities)
+        except _Modern as refusal:
+            raise UpstreamFault(
+                f"{session.name}: does not speak {LEGACY}; see servers.{session.name}.era", sent=False
+            ) from refusal
     probe = session.begin("server/discover", encode({"_meta": own_meta()}))
     try:
         wait_s = START_S if era == "modern" else PROBE_S

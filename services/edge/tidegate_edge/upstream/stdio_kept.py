@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from tidegate.errors import UpstreamFault
 from tidegate_edge.messages import METHOD_NOT_FOUND, encode
 from tidegate_edge.upstream.port import Answer, Outgoing, Paused, Talk, Wanted
@@ -19,6 +21,7 @@ from tidegate_edge.upstream.stdio_session import StdioSession
 BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S: Final = 60.0  # a process that lived this long starts again without back-off
 SUBSCRIBE_S: Final = 10.0
+GIVEN_UP: Final = "process-given-up"  # by this edge; another may run it
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Kept:
         self._capabilities = capabilities
         self._era = plan.era
         self._users = 0
+        self._listening = 0  # of them
         self._changed = asyncio.Event()  # set and replaced when a session begins or all is over
         self._wanted = asyncio.Event()
         self._why = ""
@@ -66,6 +70,11 @@ class Kept:
     @property
     def pid(self) -> int | None:
         return None if self._child is None else self._child.pid
+
+    @property
+    def is_working(self) -> bool:
+        """Whether somebody waits for an answer: what is paused waits for its client, and listening has no end."""
+        return self._users > self._listening
 
     @property
     def is_idle(self) -> bool:
@@ -93,7 +102,7 @@ class Kept:
             async with asyncio.timeout(timeout_s):
                 while self.session is None or self.session.over.is_set():
                     if self.ended:
-                        raise self._not_running()
+                        raise UpstreamFault(f"{self.plan.name}: the process was ended", code=GIVEN_UP, sent=False)
                     self._wanted.set()
                     await self._changed.wait()
         except TimeoutError as error:
@@ -112,9 +121,9 @@ class Kept:
 
     async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
         with self.used():
-            loop = asyncio.get_running_loop()
-            until_s = loop.time() + outgoing.timeout_s
-            session = await self.ready(outgoing.timeout_s)
+            session = self.session
+            if session is None or session.over.is_set():
+                session, outgoing = await self._ready_for(outgoing)
             assert self.spoken is not None
             if outgoing.modern != self.spoken.modern:
                 raise UpstreamFault(
@@ -124,25 +133,34 @@ class Kept:
                 )
             if outgoing.log_level and not outgoing.modern and b'"logging"' in self.spoken.capabilities:
                 await session.set_level(outgoing.log_level, outgoing.timeout_s)
-            return await session.request(outgoing, talk) if until_s > loop.time() else self._late(outgoing)
+            return await session.request(outgoing, talk)
+
+    async def _ready_for(self, outgoing: Outgoing) -> tuple[StdioSession, Outgoing]:
+        """A session, and the request with the time that is left for it."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + outgoing.timeout_s
+        session = await self.ready(outgoing.timeout_s)
+        return session, msgspec.structs.replace(outgoing, timeout_s=round(max(until_s - loop.time(), 0.01), 2))
 
     async def listen(self, wanted: Wanted, talk: Talk) -> None:
         """Until cancelled, through restarts; returns where the server offers nothing of the kind."""
         failures = 0
-        while True:
+        self._listening += 1
+        try:
             with self.used():
-                try:
-                    session = await self.ready(BACKOFF_S[-1])
+                while True:
                     began_s = asyncio.get_running_loop().time()
-                    if not await self._hear(session, wanted, talk):
-                        return
+                    try:
+                        if not await self._hear(await self.ready(BACKOFF_S[-1]), wanted, talk):
+                            return
+                    except UpstreamFault as fault:
+                        if self.ended:
+                            raise
+                        _log.info("%s", fault)
                     failures = 1 if asyncio.get_running_loop().time() - began_s > STABLE_S else failures + 1
-                except UpstreamFault as fault:
-                    _log.info("%s", fault)
-                    failures += 1
-                if self.ended:
-                    raise self._not_running()
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                    await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+        finally:
+            self._listening -= 1
 
     async def _hear(self, session: StdioSession, wanted: Wanted, talk: Talk) -> bool:
         """In one life of the process. False: it offers nothing of the kind."""
@@ -169,13 +187,20 @@ class Kept:
                         self._wanted.clear()
                     await self._wanted.wait()
                 began_s = loop.time()
-                gave_in = await self._live()
-                if gave_in and self._era == "auto":
+                gave_in = await self._lived()
+                if gave_in:
                     self._era, attempt = "legacy", 0  # it did not survive the question which era it speaks
                     continue
                 attempt = 1 if loop.time() - began_s > STABLE_S else attempt + 1
         finally:
             self.ended = True
+
+    async def _lived(self) -> bool:
+        try:
+            return await self._live()
+        except Exception:  # this owns the process: a fault of ours must not leave it without anybody
+            _log.exception("%s: the process could not be kept", self.plan.name)
+            return False
 
     async def _live(self) -> bool:
         """From start to end of one process. True: it ended before it had said what it speaks."""
@@ -198,7 +223,9 @@ class Kept:
             await asyncio.wait([reading])
         except UpstreamFault as fault:
             _log.warning("%s", fault)
-            return session.over.is_set() and self.session is None
+            gave_in = session.over.is_set() and self._era == "auto"
+            self._era = self.plan.era  # it may be another one that is started next
+            return gave_in
         finally:
             self.session = None
             reading.cancel()
@@ -218,11 +245,6 @@ class Kept:
             f"{self.plan.name}: the process is not running{self._why or (self._child.why if self._child else '')}",
             code="upstream-unreachable",
             sent=False,
-        )
-
-    def _late(self, outgoing: Outgoing) -> Answer:
-        raise UpstreamFault(
-            f"{self.plan.name}: not ready within {outgoing.timeout_s:g} s", code="upstream-timeout", sent=False
         )
 
 
