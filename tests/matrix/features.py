@@ -14,8 +14,8 @@ RULES: Final = {
     "-32021 in the modern era, else the server's own error.",
     "url-required": "The handshake era's word for it is the error -32042 with the page in its data; the call is made "
     "again after the visit.",
-    "never-declared": "A server may only ask for what the client has declared: the question is answered with an error "
-    "and never reaches the client.",
+    "never-declared": "A server may only ask for what the client has declared: the question never reaches the client, "
+    "and the server is told of an error or that nobody answers.",
 }
 """Why a feature is refused, by key."""
 
