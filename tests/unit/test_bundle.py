@@ -194,6 +194,15 @@ def test_a_rule_for_an_unknown_tool_is_pointed_out_but_not_fatal() -> None:
     assert not any(problem.fatal for problem in found)
 
 
+def test_a_rule_for_a_servers_prompts_or_resources_is_for_no_tool_that_is_unknown() -> None:
+    rules = "\n".join(
+        f'@id("r{number}") permit (principal, action == Action::"{action}", resource);'
+        for number, action in enumerate(("fs/prompts/get", "fs/resources/read", "fs/gone"))
+    )
+    bundle = bundle_of({"manifest.json": b'{"v": 1, "name": "x"}', "policies/p.cedar": rules.encode()})
+    assert [problem.rule for problem in check_bundle(bundle, [ToolFacts("fs", "read")]) if not problem.fatal] == ["r2"]
+
+
 def test_every_case_of_the_example_is_run() -> None:
     results = run_cases(load_bundle(BANK))
     assert len(results) == 6

@@ -99,6 +99,10 @@ def _inspection(bundle: Bundle) -> list[Problem]:
     return []
 
 
+BESIDE_TOOLS = frozenset({"prompts/get", "resources/read"})
+"""Actions of a server that are no tools: on them it is decided for its prompts and its resources."""
+
+
 def _unknown_tools(rules: list[Rule], tools: Iterable[ToolFacts]) -> list[Problem]:
     known = {f"{facts.server}/{facts.tool}" for facts in tools}
     return [
@@ -111,7 +115,7 @@ def _unknown_tools(rules: list[Rule], tools: Iterable[ToolFacts]) -> list[Proble
         )
         for rule in rules
         for _, name in rule.action.entities
-        if "/" in name and name not in known
+        if "/" in name and name not in known and name.partition("/")[2] not in BESIDE_TOOLS
     ]
 
 
