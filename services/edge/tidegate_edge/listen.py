@@ -27,9 +27,9 @@ from tidegate_edge.messages import (
     result_body,
 )
 from tidegate_edge.outlet import Outlet
-from tidegate_edge.overhearing import CHANGED, UPDATED, Ears, changes, is_wanted, passed_on, updated_uri
+from tidegate_edge.overhearing import CHANGED, UPDATED, Ears, Need, changes, is_wanted, passed_on, updated_uri
 from tidegate_edge.talk import LIST_CHANGES
-from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Wanted
+from tidegate_edge.upstream.port import SILENCE, Answer, Caller
 from tidegate_edge.visit import Visit
 
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
@@ -129,7 +129,7 @@ class Subscription:
             try:
                 async with asyncio.TaskGroup() as group:
                     ears = Ears(edge, group, caller, True, lambda server: FromServer(self, server))
-                    ears.want({server: Wanted(uris=tuple(sorted(uris))) for server, uris in self._wanted.items()})
+                    ears.need({server: Need(frozenset(uris)) for server, uris in self._wanted.items()})
                     telling = group.create_task(self._tell(hearing), name="tell a subscriber")
                     await _until(edge.draining, (principal.expires_us - now_us()) / 1e6)
                     telling.cancel()

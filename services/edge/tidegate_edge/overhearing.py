@@ -7,7 +7,7 @@ see, not in quarantine, inspected like a result, under the URIs of its door. Cou
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,7 @@ CHANGED: Final[dict[ChangeKind, str]] = {
     "prompts": "notifications/prompts/list_changed",
     "resources": "notifications/resources/list_changed",
 }
+EARS_PER_SERVER_MAX: Final = 8
 LISTEN_AGAIN_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 ERA_TIMEOUT_S: Final = 10.0
 
@@ -33,8 +34,27 @@ _log = logging.getLogger(__name__)
 _decode_text: Final = careful(msgspec.json.Decoder(str).decode)
 
 
+class Need(NamedTuple):
+    """What is to be heard at one server."""
+
+    uris: frozenset[str] = frozenset()  # as the server names them
+    session: str = ""  # names the upstream session whose own stream is heard, whatever it has subscribed to; "": none
+
+
+class Ear(NamedTuple):
+    """One listening under way."""
+
+    need: Need
+    task: asyncio.Task[None]
+
+
 class Ears:
-    """Listens at the servers that are wanted, each in a task of `group`."""
+    """Listens at the servers that are needed, in tasks of `group`.
+
+    What is heard already is not disturbed: an interrupted listening loses what is said meanwhile. So a subscription in
+    a session that is listened to changes nothing here (the request itself has gone to the server), and elsewhere what
+    is new is listened for in addition.
+    """
 
     def __init__(
         self, edge: Edge, group: asyncio.TaskGroup, caller: Caller, modern: bool, talk_of: Callable[[str], Talk]
@@ -44,21 +64,38 @@ class Ears:
         self._caller = caller
         self._modern = modern
         self._talk_of = talk_of
-        self._listening: dict[str, tuple[Wanted, asyncio.Task[None]]] = {}
+        self._ears: dict[str, list[Ear]] = {}
 
-    def want(self, wanted: Mapping[str, Wanted]) -> None:
-        """Listen at exactly these servers for exactly this; what has not changed goes on undisturbed."""
-        for server, (before, task) in list(self._listening.items()):
-            if wanted.get(server) != before:
-                task.cancel()
-                del self._listening[server]
-        for server, what in wanted.items():
-            if server not in self._listening and server in self._edge.upstreams:
-                task = self._group.create_task(self._listen(server, what), name=f"listen at {server} for a client")
-                self._listening[server] = (what, task)
+    def need(self, needs: Mapping[str, Need]) -> None:
+        """Listen for this, and for nothing that none of it wants."""
+        for server in set(self._ears) | (set(needs) & set(self._edge.upstreams)):
+            kept = self._settled(server, needs.get(server))
+            for ear in self._ears.get(server, ()):
+                if ear not in kept:
+                    ear.task.cancel()
+            self._ears[server] = kept
+        self._ears = {server: ears for server, ears in self._ears.items() if ears}
+
+    def _settled(self, server: str, need: Need | None) -> list[Ear]:
+        if need is None:
+            return []
+        if need.session:
+            kept = [ear for ear in self._ears.get(server, ()) if ear.need.session == need.session]
+            return kept or [self._ear(server, need)]
+        kept = [ear for ear in self._ears.get(server, ()) if not ear.need.session and ear.need.uris & need.uris]
+        new = need.uris.difference(*[ear.need.uris for ear in kept])
+        if not new:
+            return kept
+        if len(kept) >= EARS_PER_SERVER_MAX:
+            return [self._ear(server, need)]
+        return [*kept, self._ear(server, Need(new))]
+
+    def _ear(self, server: str, need: Need) -> Ear:
+        listening = self._listen(server, Wanted(uris=tuple(sorted(need.uris))))
+        return Ear(need, self._group.create_task(listening, name=f"listen at {server} for a client"))
 
     def close(self) -> None:
-        self.want({})
+        self.need({})
 
     async def _listen(self, server: str, what: Wanted) -> None:
         upstream, failures = self._edge.upstreams[server], 0

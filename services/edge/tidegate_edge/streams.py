@@ -25,9 +25,9 @@ from tidegate_edge.exchange import Exchange
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply, RpcError, encode, notification
 from tidegate_edge.open_streams import Standing
 from tidegate_edge.outlet import StreamOutlet, event_id_of, owner_of, read_event_id
-from tidegate_edge.overhearing import CHANGED, UPDATED, Ears, changes, is_wanted, passed_on, updated_uri
+from tidegate_edge.overhearing import CHANGED, UPDATED, Ears, Need, changes, is_wanted, passed_on, updated_uri
 from tidegate_edge.talk import LIST_CHANGES, is_loud_enough
-from tidegate_edge.upstream.port import Answer, Wanted
+from tidegate_edge.upstream.port import Answer
 from tidegate_edge.visit import Visit
 
 WAIT_S: Final = 20.0  # for the next kept event, then look whether the session still stands
@@ -141,7 +141,7 @@ class GetStream:
                     return
                 self._take(record)
                 held = await edge.sessions.sessions_of(principal.tenant, record.session_id)
-                ears.want(self._listening({key.server for key, _ in held}))
+                ears.need(self._needs({key.server: f"{one.opened_us}|{one.session_id}" for key, one in held}))
             except SessionsUnavailable:  # the stream goes on as it was
                 within_s = AWAY_S
             within_s = min(within_s, _left_s(principal))
@@ -158,8 +158,9 @@ class GetStream:
                 wanted.setdefault(found[0].server, set()).add(found[1])
         self.wanted = {server: frozenset(uris) for server, uris in wanted.items()}
 
-    def _listening(self, held: set[str]) -> dict[str, Wanted]:
-        return {server: Wanted(uris=tuple(sorted(self.wanted.get(server, ())))) for server in held | set(self.wanted)}
+    def _needs(self, held: dict[str, str]) -> dict[str, Need]:
+        servers = set(held) | set(self.wanted)
+        return {server: Need(self.wanted.get(server, frozenset()), held.get(server, "")) for server in servers}
 
     async def tell(self, hearing: Hearing) -> None:
         """Changes that this edge hears of by itself."""
