@@ -174,6 +174,27 @@ async def test_nothing_is_left_behind_however_the_edge_ends(tmp_path: Path, numb
         await until(lambda: not any(map(is_alive, family)))
 
 
+async def test_ten_agents_with_processes_of_their_own_leave_nothing_behind_a_killed_edge(tmp_path: Path) -> None:
+    directory = tmp_path / "t"
+    directory.mkdir()
+    command = [sys.executable, "-m", "tests.parts.stdio_servers", "talker", str(directory)]
+    own = {"command": command, "cwd": str(ROOT), "process": "per-principal"}
+    limits = {"processes_max": 6, "processes_per_principal_max": 6}
+    async with edge_process(tmp_path, {"own": own}, limits=limits) as edge:
+        speakers = [edge.place.speaker(agent=f"agent-{n}") for n in range(10)]
+        for _ in range(2):
+            answers = await asyncio.gather(*[one.call("own__who") for one in speakers])
+            good = [one for one in answers if not one.result.get("isError")]
+            assert len(good) >= 5  # one process is the gateway's own
+            assert {reason(one) for one in answers if one not in good} <= {"upstream-busy"}
+            await until(lambda: len([pid for pid in pids(directory) if Path(f"/proc/{pid}").exists()]) <= 6)
+        for speaker in speakers:  # one after the other: idle ones make room
+            assert json.loads((await speaker.call("own__who")).text)["pid"] in pids(directory)
+        os.kill(edge.process.pid, signal.SIGKILL)
+        await asyncio.to_thread(edge.process.wait, 15)
+        await until(lambda: not [pid for pid in pids(directory) if is_alive(pid)])
+
+
 async def test_a_command_that_does_not_exist_costs_nobody_else(tmp_path: Path) -> None:
     servers = {"none": {"command": ["/no/such/command"], "timeout_s": 1.0}, "raw": raw(tmp_path / "r")}
     async with running_edge(tmp_path, servers, waits=("raw",)) as edge:

@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.parts.stdio_calls import ABLE, ANNA, BERT, Heard, call, heard, plan, text, until
 
-from tidegate.errors import UpstreamFault
+from tidegate.errors import ConfigFault, UpstreamFault
+from tidegate.settings import load_settings
 from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Outgoing, Paused, Wanted
-from tidegate_edge.upstream.stdio import StdioUpstream
+from tidegate_edge.upstream.stdio import StdioUpstream, plan_of
 from tidegate_edge.upstream.stdio_kept import Plan, Room
+from tidegate_edge.wiring import peer_address
 
 
 @contextlib.asynccontextmanager
@@ -351,3 +355,48 @@ async def test_a_process_in_use_is_not_ended_to_make_room(tmp_path: Path) -> Non
         (tmp_path / "go").touch()
         await held
         assert await pid_of(upstream, BERT)
+
+
+@pytest.mark.parametrize(
+    ("server", "told"),
+    [
+        ({"url": "http://x/mcp", "process": "per-principal"}, "go with command"),
+        ({"url": "http://x/mcp", "idle_s": 5.0}, "go with command"),
+        ({"command": ["x"], "idle_s": -1.0}, "0 for never"),
+        ({"command": ["x"], "process": "one"}, "Invalid enum value 'one'"),
+    ],
+)
+def test_keys_of_processes_are_checked(tmp_path: Path, server: dict[str, Any], told: str) -> None:
+    file = tmp_path / "tidegate.yaml"
+    file.write_text(json.dumps({"servers": {"up": server}}))
+    with pytest.raises(ConfigFault, match=told):
+        load_settings(file)
+
+
+def test_what_is_configured_is_what_is_planned(tmp_path: Path) -> None:
+    file = tmp_path / "tidegate.yaml"
+    servers = {
+        "one": {"command": ["x"]},
+        "own": {"command": ["y"], "process": "per-principal", "cwd": "here", "era": "legacy"},
+        "brief": {"command": ["z"], "process": "per-principal", "idle_s": 30},
+    }
+    file.write_text(json.dumps({"servers": servers, "limits": {"paused_s": 60}}))
+    settings = load_settings(file)
+    one, own, brief = (plan_of(settings, name, "here") for name in servers)
+    assert (one.shared, one.idle_s, one.era, one.paused_s) == (True, 0.0, "auto", 60.0)
+    assert (own.shared, own.idle_s, own.era, own.command.cwd) == (False, 900.0, "legacy", str(tmp_path / "here"))
+    assert brief.idle_s == 30.0
+
+
+def test_an_edge_s_address_for_others_is_checked_and_has_a_default(tmp_path: Path) -> None:
+    file = tmp_path / "tidegate.yaml"
+    file.write_text(json.dumps({"edge": {"address": "edge-1:8080"}}))
+    with pytest.raises(ConfigFault, match="http://host:port"):
+        load_settings(file)
+    for given, found in (
+        ({"listen": "10.0.0.1:8080"}, "http://10.0.0.1:8080"),
+        ({"listen": "0.0.0.0:81"}, f"http://{socket.gethostname()}:81"),
+        ({"listen": "0.0.0.0:81", "edge": {"address": "https://edge-1.example"}}, "https://edge-1.example"),
+    ):
+        file.write_text(json.dumps(given))
+        assert peer_address(load_settings(file)) == found
