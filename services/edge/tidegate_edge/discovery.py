@@ -7,6 +7,7 @@ its own last lists standing.
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, cast, get_args
 
@@ -22,7 +23,7 @@ from tidegate_edge.listening import ListChange, Patience, keep_listening
 from tidegate_edge.messages import encode
 from tidegate_edge.upstream.port import Definitions, ListKind, Upstream
 
-REFRESH_S: Final = 60.0
+REFRESH_S: Final = 60.0  # give or take a tenth, so that edges do not ask all at once
 RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 LIST_TIMEOUT_S: Final = 30.0
 AWAITED_S: Final = 15.0  # readiness waits so long for a server's tools
@@ -167,7 +168,7 @@ class Discovery:
             self.awaiting.discard(name)
             for kind in sorted(heard | changed):  # also where nothing visible changed: the server said so
                 self._tell(name, kind)
-            await self._rest(name, RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else REFRESH_S)
+            await self._rest(name, RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else _about(REFRESH_S))
 
     async def _rest(self, name: str, seconds: float) -> None:
         """Until it is time again, or the server has said something; then a moment more for the rest of it."""
@@ -282,3 +283,7 @@ def _changed(before: Shelf | None, after: Shelf) -> set[ListChange]:
 
 def _digests(items: tuple[Item, ...]) -> list[tuple[str, str]]:
     return [(item.name, item.digest) for item in items]
+
+
+def _about(seconds: float) -> float:
+    return seconds * random.uniform(0.9, 1.1)  # noqa: S311 - it guards nothing
