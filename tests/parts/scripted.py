@@ -54,6 +54,10 @@ class Seen:
         return self.message.get("id") if is_answer else None
 
     @property
+    def cursor(self) -> Any:
+        return self.params.get("cursor")
+
+    @property
     def last_event_id(self) -> str:
         return self.headers.get("last-event-id", "")
 
@@ -230,8 +234,8 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def scripted(era: str = "modern", **more: Any) -> AsyncIterator[Scripted]:
-    """Running until the block ends."""
+async def scripted(era: str = "modern", port: int = 0, **more: Any) -> AsyncIterator[Scripted]:
+    """Running until the block ends; at a port of its own, or where another was."""
     server = Scripted(era, **more)
     writers: set[asyncio.StreamWriter] = set()
 
@@ -239,7 +243,7 @@ async def scripted(era: str = "modern", **more: Any) -> AsyncIterator[Scripted]:
         writers.add(writer)
         await server.serve_one(reader, writer)
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20)
+    listener = await asyncio.start_server(serve, "127.0.0.1", port, limit=1 << 20)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/mcp"
     try:
         yield server

@@ -1,6 +1,5 @@
 """An upstream adapter on its own, as an edge opens it, and a talk that remembers. Counterpart: `scripted.py`."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -46,16 +45,14 @@ async def opened(*urls: str, store: MemorySessions | None = None, **given: Any) 
     server = {"urls" if len(urls) > 1 else "url": urls if len(urls) > 1 else urls[0], **given}
     settings = msgspec.convert({"servers": {"up": server}, "limits": limits}, Settings)
     sessions = store or MemorySessions(per_subject_max=100)
-    before = asyncio.all_tasks()
     upstream = open_http_upstream(settings, "up", sessions, "edge-1")
     await upstream.start()
     try:
         yield upstream
     finally:
         await upstream.close()
-    await asyncio.sleep(0)
-    left = {task for task in asyncio.all_tasks() - before if task.get_name().startswith(("up:", "session at up"))}
-    assert not left, left
+    open_still = [pool.open_connections for replica in upstream.replicas for pool in (replica.pool, replica.streams)]
+    assert (len(upstream.errands), len(upstream.parks), sum(open_still)) == (0, 0, 0)
 
 
 def outgoing(

@@ -303,7 +303,7 @@ class Pool:
         return connection.begin(request, hear, late_s)
 
     def watch_the_time(self) -> None:
-        """Needed after a later `late_s` was given to an exchange that had none."""
+        """Look for what is late, or idle for too long; also after an exchange without a `late_s` was given one."""
         if self._sweep is None:
             self._sweep = self.loop.call_later(SWEEP_S, self._end_late)
 
@@ -353,6 +353,7 @@ class Pool:
         """The exchange is over and the connection may serve another."""
         connection.idle_since_s = self.loop.time()
         self._idle.append(connection)
+        self.watch_the_time()
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed or must not be used again."""
@@ -361,7 +362,9 @@ class Pool:
     def _end_late(self) -> None:
         now_s = self.loop.time()
         busy = [connection.end_if_late(now_s) for connection in list(self._open)]
-        self._sweep = self.loop.call_later(SWEEP_S, self._end_late) if any(busy) else None
+        while self._idle and now_s - self._idle[0].idle_since_s >= IDLE_S_MAX:  # the longest unused are at the left
+            self._idle.popleft().close()
+        self._sweep = self.loop.call_later(SWEEP_S, self._end_late) if any(busy) or self._idle else None
 
     def close(self) -> None:
         if self._sweep is not None:
