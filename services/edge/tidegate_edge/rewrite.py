@@ -16,6 +16,7 @@ from tidegate_edge.uris import marked
 Raw = msgspec.Raw
 Change = Callable[[Raw], Raw]
 _LINK: Final = b"resource_link"
+_URI: Final = b'"uri"'
 _EMBEDDING: Final = frozenset({"tools/call", "prompts/get", "tasks/get"})
 _UI_FLAT: Final = "ui/resourceUri"  # an older spelling of `_meta.ui.resourceUri` (MCP Apps)
 _decode_text: Final = careful(msgspec.json.Decoder(str).decode)
@@ -40,7 +41,7 @@ def result(catalog: Catalog, door: str, server: str, method: str, raw: bytes) ->
     change = _CHANGES.get(method)
     if change is None or not here.merges or server not in here.readers:
         return raw
-    if method in _EMBEDDING and not here.shared and _LINK not in raw:
+    if method in _EMBEDDING and (_URI not in raw or (not here.shared and _LINK not in raw)):
         return raw
     given = Raw(raw)
     try:
