@@ -16,7 +16,7 @@ from tests.parts.cluster import ROOT, Cluster, Service, running_cluster, telling
 from tests.parts.kafka import Kafka
 from tests.parts.lab_policy import lab_bundle
 from tests.parts.stdio_calls import heard, until
-from tests.parts.valkey import running_valkey_server
+from tests.parts.valkey import Valkey, running_valkey_server
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -30,8 +30,9 @@ TYPED = {
 class Place:
     """The cluster, and where its two servers write down what they hear: `one` is shared, `own` is per principal."""
 
-    def __init__(self, cluster: Cluster, directory: Path) -> None:
+    def __init__(self, cluster: Cluster, directory: Path, valkey: Valkey) -> None:
         self.cluster = cluster
+        self.valkey = valkey
         self.one = directory / "one"
         self.own = directory / "own"
         self.edges = cluster.edges
@@ -82,7 +83,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Iterator[
             limits={"processes_max": 8},
         ) as cluster,
     ):
-        yield Place(cluster, directory)
+        yield Place(cluster, directory, valkey)
     assert alive(directory / "one") == alive(directory / "own") == []
 
 
@@ -209,3 +210,21 @@ async def test_nobody_but_an_edge_may_ask_an_edge(place: Place) -> None:
             headers = {"Authorization": f"Bearer {place.cluster.token()}", "X-Tidegate-Time": "1"}
             async with client.post(url, data=os.urandom(100), headers=headers) as response:
                 assert (response.status, await response.read()) == unknown
+
+
+async def test_processes_end_while_nobody_can_own_them_and_one_begins_again_afterwards(place: Place) -> None:
+    async with http_client() as client:
+        nora = Raw(client, place.cluster.token("nora@example.com"))
+        value(await nora.call(place.bases[0], "one__who"))
+        place.valkey.kill()
+        try:
+            await until(lambda: not alive(place.one), 15.0)
+            assert not (await nora.call(place.bases[0], "one__who", nonce="nora-away")).is_ok
+        finally:
+            place.valkey.start()
+        for edge in place.edges:
+            await until(edge.is_ready, 30.0)
+        await until(lambda: len(alive(place.one)) == 1, 15.0)
+        told = [value(await nora.call(base, "one__who")) for base in place.bases]
+        assert {one["pid"] for one in told} == set(alive(place.one))
+    assert "nora-away" not in heard(place.one)
