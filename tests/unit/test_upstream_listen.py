@@ -159,10 +159,11 @@ class GetStream:
             writer.write(http("", 404))
             return
         self.opened += 1
-        self.stream = Stream(writer)
+        mine = self.stream = Stream(writer)
         await writer.drain()
         await gone(seen)
-        self.stream = None
+        if self.stream is mine:
+            self.stream = None
 
     async def say(self, message: Any, event_id: str = "") -> None:
         assert self.stream is not None

@@ -77,6 +77,7 @@ class LegacyCall:
         self._is_first = True  # nothing was heard of the server yet but what this request's POST brings
         self._heard = False
         self._patience = Patience()
+        self._retry_s = RETRY_S_DEFAULT
         self._returns = 0
 
     # the life of it
@@ -160,7 +161,7 @@ class LegacyCall:
             return Response(200, {}, b"", is_stream=True)
         self._mark()
         if response is not None and response.is_stream and response.answer is None and self.can_return:
-            self._talk.rested(int(self._retry_s() * 1000))
+            self._talk.rested(int(self._retry_s * 1000))
         return response
 
     def _answer_in(self, response: Response) -> Answer:
@@ -198,16 +199,12 @@ class LegacyCall:
         reader = self._exchange.reader if self._exchange is not None else None
         if reader is not None and reader.last_id:
             self.last_id = reader.last_id
-
-    def _retry_s(self) -> float:
-        reader = self._exchange.reader if self._exchange is not None else None
-        if reader is None or reader.retry_ms is None:
-            return RETRY_S_DEFAULT
-        return min(RETRY_S_MAX, reader.retry_ms / 1000)
+        if reader is not None and reader.retry_ms is not None:
+            self._retry_s = min(RETRY_S_MAX, reader.retry_ms / 1000)
 
     async def _return(self) -> None:
         """Wait as the server wishes, longer where it tells nothing; then fetch what followed."""
-        wait_s = self._retry_s()
+        wait_s = self._retry_s
         if self._heard:
             self._returns = 0
             self._patience.reset()
