@@ -200,9 +200,44 @@ async def test_a_pause_ends_with_its_time_and_the_server_is_told(tmp_path: Path)
         paused = await upstream.request(call("ask"), Heard(pausable=True))
         assert isinstance(paused, Paused)
         await until(lambda: "did not answer in time" in heard(tmp_path))
+        assert '{"action":"cancel"}' in heard(tmp_path)
         with pytest.raises(UpstreamFault) as raised:
             await upstream.resume(paused.ticket, {}, ANNA, Heard(), 5.0)
         assert raised.value.code == "upstream-pause-ended"
+
+
+async def test_a_server_is_told_when_its_question_will_not_be_answered(tmp_path: Path) -> None:
+    class Deaf(Heard):
+        async def asked(self, method: str, params: bytes) -> Answer:
+            await super().asked(method, params)
+            return await asyncio.get_running_loop().create_future()
+
+    async with running(plan(tmp_path)) as upstream:
+        talk = Deaf()
+        for method, told in (
+            ("elicitation/create", '"action":"cancel"'),
+            ("sampling/createMessage", "does not answer"),
+        ):
+            asking = asyncio.create_task(upstream.request(call("ask", method=method), talk))
+            await until(lambda method=method: any(asked == method for asked, _ in talk.questions))  # type: ignore[misc]
+            asking.cancel()
+            await asyncio.wait([asking])
+            await until(lambda told=told: told in heard(tmp_path))  # type: ignore[misc]
+
+
+async def test_a_talk_that_fails_costs_its_message_and_not_the_process(tmp_path: Path) -> None:
+    class Clumsy(Heard):
+        def notified(self, method: str, params: bytes) -> None:
+            raise RuntimeError("dropped")
+
+        async def asked(self, method: str, params: bytes) -> Answer:
+            raise RuntimeError("dropped")
+
+    async with running(plan(tmp_path)) as upstream:
+        await upstream.request(call("progress", token="t", times=2), Clumsy())
+        (told,) = text(await upstream.request(call("ask"), Clumsy()))
+        assert told["error"]["code"] == -32603
+        assert len(pids_of(tmp_path)) == 1
 
 
 async def test_a_pause_ends_with_its_process_and_with_its_session(tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ ALIVE_S: Final = 4.0
 TOLD_EVERY_S: Final = 1.0  # refusals are logged no more often
 NONCES_MAX: Final = 200_000  # of authenticated requests within their time; past it, edges are refused
 CALLS_MAX: Final = 4_096
-FRAMES_WAITING_MAX: Final = 4_096
+WAITING_BYTES_MAX: Final = 16 * 1024 * 1024  # said to an edge that does not read
+FRAME_BYTES: Final = 200  # counted for each, beside what it carries
+NUMBER_CHARS_MAX: Final = 12
 _NOT_FOUND: Final = b'{"detail":"Not Found"}'  # as for a path that does not exist
 
 _log = logging.getLogger(__name__)
@@ -89,7 +91,8 @@ class PeerDoor:
     async def _open(self, request: Request, path: str) -> tuple[Proof, PeerCall] | None:
         """The call, whose sender has proved itself; None, and the reason in this edge's own log."""
         proof = _proof_in(request)
-        length = int(given) if (given := request.headers.get("content-length", "")).isdecimal() else -1
+        given = request.headers.get("content-length", "")
+        length = int(given) if given.isdecimal() and len(given) <= NUMBER_CHARS_MAX else -1
         if proof is None or not 0 < length <= self._body_bytes_max:
             return self._refuse(request, "no proof, or a body that is too large")
         now_s = self._clock()
@@ -216,6 +219,7 @@ class PeerTalk:
     def __init__(self, call: PeerCall) -> None:
         self._call = call
         self._waiting: list[Frame] = []
+        self._waiting_bytes = 0
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._count = 0
         self.said = asyncio.Event()
@@ -250,11 +254,12 @@ class PeerTalk:
     def taken(self) -> list[Frame]:
         """What was said since the last time."""
         self.said.clear()
-        frames, self._waiting = self._waiting, []
+        frames, self._waiting, self._waiting_bytes = self._waiting, [], 0
         return frames
 
     def _say(self, frame: Frame) -> None:
-        if len(self._waiting) >= FRAMES_WAITING_MAX:
+        self._waiting_bytes += len(frame.params) + FRAME_BYTES
+        if self._waiting_bytes > WAITING_BYTES_MAX:
             self.is_behind = True
         else:
             self._waiting.append(frame)
@@ -328,7 +333,7 @@ def _last(answer: Answer | Paused) -> Frame:
 def _proof_in(request: Request) -> Proof | None:
     headers = request.headers
     at_s, nonce, proof = (headers.get(f"x-tidegate-{name}", "") for name in ("time", "nonce", "proof"))
-    if len(at_s) > 12 or not at_s.isdecimal() or len(nonce) != 2 * NONCE_BYTES or len(proof) != 64:
+    if len(at_s) > NUMBER_CHARS_MAX or not at_s.isdecimal() or len(nonce) != 2 * NONCE_BYTES or len(proof) != 64:
         return None
     try:
         return Proof(int(at_s), bytes.fromhex(nonce), bytes.fromhex(proof))

@@ -21,6 +21,7 @@ from tidegate_edge.upstream.stdio_session import StdioSession
 BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S: Final = 60.0  # a process that lived this long starts again without back-off
 SUBSCRIBE_S: Final = 10.0
+SET_LEVEL_S: Final = 5.0
 GIVEN_UP: Final = "process-given-up"  # by this edge; another may run it
 
 _log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Kept:
                     sent=False,
                 )
             if outgoing.log_level and not outgoing.modern and b'"logging"' in self.spoken.capabilities:
-                await session.set_level(outgoing.log_level, outgoing.timeout_s)
+                await session.set_level(outgoing.log_level, min(outgoing.timeout_s, SET_LEVEL_S))
             return await session.request(outgoing, talk)
 
     async def _ready_for(self, outgoing: Outgoing) -> tuple[StdioSession, Outgoing]:

@@ -7,6 +7,7 @@ must never reach another. What was cancelled may still be worked on, so it count
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -143,6 +144,9 @@ class StdioSession:
             self._by_token.pop(under.token, None)
         for task in under.asking.values():
             task.cancel()
+        for question in under.questions.values():
+            self._leave_unanswered(question)
+        under.questions.clear()
 
     async def resume(
         self, ticket: bytes, answers: Mapping[str, Answer], caller: Caller, talk: Talk, timeout_s: float
@@ -158,7 +162,7 @@ class StdioSession:
             for key, answer in answers.items():
                 question = under.questions.pop(key, None)
                 if question is not None:
-                    self.child.write(_response(question.number, answer))
+                    self._reply(_response(question.number, answer))
             if under.questions:
                 return self._pause(under)
         return await self._follow(under, timeout_s)
@@ -168,7 +172,8 @@ class StdioSession:
         wanted = LEVELS.index(level) if level in LEVELS else -1
         if wanted > self._level:
             self._level = wanted
-            await self.ask("logging/setLevel", encode({"level": level}), timeout_s)
+            with contextlib.suppress(UpstreamFault):  # whoever asks for the level wants an answer first of all
+                await self.ask("logging/setLevel", encode({"level": level}), timeout_s)
 
     def notify(self, method: str, params: bytes) -> None:
         self.child.write(b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (encode(method), params or b"{}"))
@@ -241,7 +246,10 @@ class StdioSession:
         """Until the process ends."""
         try:
             async for line in self.child.lines():
-                self._heard(line)
+                try:
+                    self._heard(line)
+                except Exception:  # a fault of ours must cost one message, not the process
+                    _log.exception("%s: a message could not be passed on", self.name)
         finally:
             self.fail_all(f"the process ended{self.child.why}")
 
@@ -310,7 +318,7 @@ class StdioSession:
     def _questioned(self, number: RequestId, asked: Asked) -> None:
         """ping is answered here; what may be asked of a client goes to the request that it belongs to."""
         if asked.method == "ping":
-            self.child.write(messages.result_body(number, b"{}"))
+            self._reply(messages.result_body(number, b"{}"))
             return
         under, refusal = self._belongs_to(asked)
         if under is None:
@@ -333,6 +341,9 @@ class StdioSession:
     async def _put(self, under: Underway, number: RequestId, asked: Asked) -> None:
         try:
             answer = await under.talk.asked(asked.method, asked.params)
+        except asyncio.CancelledError:
+            self._leave_unanswered(Question(number, asked))
+            raise
         except Fault as fault:
             answer = Answer(error=encode(RpcError(INTERNAL_ERROR, fault.sentence)))
         except Exception:  # a fault of ours must cost one question, not the process
@@ -340,10 +351,7 @@ class StdioSession:
             answer = Answer(error=encode(RpcError(INTERNAL_ERROR, "the gateway could not ask the client")))
         finally:
             under.asking.pop(number, None)
-        try:
-            self.child.write(_response(number, answer))
-        except UpstreamFault as fault:
-            _log.info("%s", fault)
+        self._reply(_response(number, answer))
 
     def _belongs_to(self, asked: Asked) -> tuple[Underway | None, str]:
         """The request that a question belongs to, else why there is none."""
@@ -388,10 +396,22 @@ class StdioSession:
                 *(self.name, method, _CROWDED, self.name),
             )
 
+    def _leave_unanswered(self, question: Question) -> None:
+        """The server must not wait for an answer that will not come."""
+        if self.over.is_set():
+            return
+        if question.asked.method == "elicitation/create":
+            self._reply(_response(question.number, Answer(result=b'{"action":"cancel"}')))
+        else:
+            self._refuse(question.number, "the client does not answer", INTERNAL_ERROR)
+
     def _refuse(self, number: RequestId, sentence: str, code: int = METHOD_NOT_FOUND) -> None:
+        self._reply(messages.error_body(number, code, sentence))
+
+    def _reply(self, message: bytes) -> None:
         try:
-            self.child.write(messages.error_body(number, code, sentence))
-        except UpstreamFault as fault:
+            self.child.write(message)
+        except UpstreamFault as fault:  # it has ended, or reads nothing: then it waits for nothing either
             _log.info("%s", fault)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
