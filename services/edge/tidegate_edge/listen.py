@@ -6,6 +6,7 @@ one when the client is gone. A subscription to a resource is decided and recorde
 """
 
 import asyncio
+import contextlib
 from typing import Any, Final
 
 import msgspec
@@ -27,14 +28,25 @@ from tidegate_edge.messages import (
     result_body,
 )
 from tidegate_edge.outlet import Outlet
-from tidegate_edge.overhearing import CHANGED, UPDATED, Ears, Need, changes, is_wanted, passed_on, updated_uri
+from tidegate_edge.overhearing import (
+    ACKNOWLEDGED,
+    CHANGED,
+    UPDATED,
+    Ears,
+    Need,
+    changes,
+    is_wanted,
+    passed_on,
+    updated_uri,
+)
 from tidegate_edge.talk import LIST_CHANGES
 from tidegate_edge.upstream.port import SILENCE, Answer, Caller
 from tidegate_edge.visit import Visit
 
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
-ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
 URIS_MAX: Final = 256
+EARLY_MAX: Final = 256
+STANDS_WITHIN_S: Final = 0.5
 _FLAGS: Final = {"toolsListChanged": "tools", "promptsListChanged": "prompts", "resourcesListChanged": "resources"}
 _SUBSCRIBE: Final = "resources/subscribe"
 
@@ -91,6 +103,8 @@ class Subscription:
         self._tag = {SUBSCRIPTION_META: request_id}
         self._uris: list[str] = []  # honoured, as the client names them
         self._wanted: dict[str, set[str]] = {}  # the same by server, as the server names them
+        self._stands: dict[str, asyncio.Event] = {}  # by server: its listening has begun
+        self._early: list[tuple[str, bytes]] | None = []  # updates heard before the acknowledgement; None after it
 
     async def subscribe(self, request: Request, uri: str) -> None:
         """Honour a resource if the bundle permits to read it; recorded either way."""
@@ -111,6 +125,7 @@ class Subscription:
             return
         self._uris.append(uri)
         self._wanted.setdefault(call.item.server, set()).add(call.target)
+        self._stands.setdefault(call.item.server, asyncio.Event())
         await self._settle(call)
 
     async def _settle(self, call: Ongoing) -> None:
@@ -125,11 +140,12 @@ class Subscription:
         edge, principal = self.edge, self._visit.principal
         caller = Caller(principal.tenant, principal.subject_id, principal.agent, f"listen:{uuid7()}")
         with edge.announcements.hearing() as hearing:
-            self._acknowledge()
             try:
                 async with asyncio.TaskGroup() as group:
                     ears = Ears(edge, group, caller, True, lambda server: FromServer(self, server))
                     ears.need({server: Need(frozenset(uris)) for server, uris in self._wanted.items()})
+                    await self._until_it_stands()
+                    self._acknowledge()
                     telling = group.create_task(self._tell(hearing), name="tell a subscriber")
                     await _until(edge.draining, (principal.expires_us - now_us()) / 1e6)
                     telling.cancel()
@@ -138,11 +154,28 @@ class Subscription:
                 for server in self._wanted:
                     edge.tasks.start(edge.upstreams[server].end(caller), f"end a listener's session at {server}")
 
+    async def _until_it_stands(self) -> None:
+        """What is acknowledged should be heard from then on, so the servers get a moment to begin. A server that is
+        away is listened to once it is back.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STANDS_WITHIN_S):
+                for stands in self._stands.values():
+                    await stands.wait()
+
+    def stands(self, server: str) -> None:
+        """The server has begun to tell."""
+        if server in self._stands:
+            self._stands[server].set()
+
     def _acknowledge(self) -> None:
+        early, self._early = self._early or [], None
         honoured: dict[str, Any] = dict.fromkeys(self._flags, True)
         if self._uris:
             honoured["resourceSubscriptions"] = self._uris
         self._outlet.send(notification(ACKNOWLEDGED, encode({"notifications": honoured, "_meta": self._tag})))
+        for server, params in early:
+            self.updated(server, params)
 
     async def _tell(self, hearing: Hearing) -> None:
         asked = {_FLAGS[name] for name in self._flags}
@@ -157,6 +190,10 @@ class Subscription:
 
     def updated(self, server: str, params: bytes) -> None:
         """An update of a resource, where it was subscribed to."""
+        if self._early is not None:
+            if len(self._early) < EARLY_MAX:
+                self._early.append((server, params))
+            return
         uri = updated_uri(params)
         if uri is None or not is_wanted(uri, self._wanted.get(server, ())):
             return
@@ -185,6 +222,8 @@ class FromServer:
             self._stream.edge.discovery.heard(self._server, LIST_CHANGES[method])
         elif method == UPDATED:
             self._stream.updated(self._server, params)
+        elif method == ACKNOWLEDGED:
+            self._stream.stands(self._server)
 
     async def asked(self, method: str, params: bytes) -> Answer:
         """No modern client is asked outside of its requests."""

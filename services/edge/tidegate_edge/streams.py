@@ -25,7 +25,17 @@ from tidegate_edge.exchange import Exchange
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply, RpcError, encode, notification
 from tidegate_edge.open_streams import Standing
 from tidegate_edge.outlet import StreamOutlet, event_id_of, owner_of, read_event_id
-from tidegate_edge.overhearing import CHANGED, UPDATED, Ears, Need, changes, is_wanted, passed_on, updated_uri
+from tidegate_edge.overhearing import (
+    ACKNOWLEDGED,
+    CHANGED,
+    UPDATED,
+    Ears,
+    Need,
+    changes,
+    is_wanted,
+    passed_on,
+    updated_uri,
+)
 from tidegate_edge.talk import LIST_CHANGES, is_loud_enough
 from tidegate_edge.upstream.port import Answer
 from tidegate_edge.visit import Visit
@@ -34,7 +44,9 @@ WAIT_S: Final = 20.0  # for the next kept event, then look whether the session s
 LOOK_AGAIN_S: Final = 60.0
 AWAY_S: Final = 2.0  # until the session store is asked again
 _STREAM_KINDS: Final = frozenset({b"text/event-stream", b"text/*", b"*/*"})
-_NEVER_PASSED: Final = frozenset({"notifications/cancelled", "notifications/progress", "notifications/initialized"})
+_NEVER_PASSED: Final = frozenset(
+    {ACKNOWLEDGED, "notifications/cancelled", "notifications/progress", "notifications/initialized"}
+)
 ALLOW: Final = b"allow: POST\r\n"
 
 
