@@ -20,6 +20,9 @@ SERVERS: Final[tuple[Server, ...]] = ("legacy", "resumable", "dual", "modern")
 Kind = Literal["tools", "prompts", "resources", "templates"]
 
 
+_MEMBERS: Final[dict[Kind, str]] = {"resources": "uri", "templates": "uriTemplate"}
+
+
 class Client(NamedTuple):
     """A column of the matrix."""
 
@@ -113,11 +116,18 @@ class Cell:
     async def learn(self) -> None:
         """The URIs that this door has for the server's: told apart by name, which is the server's own."""
         if self.prefix:
-            own = self.prefix.removesuffix("__")
-            for kind, member in (("resources", "uri"), ("templates", "uriTemplate")):
-                for item in await self.items(kind):  # type: ignore[arg-type]
-                    if own in item[member]:
-                        self._uris[item["name"]] = item[member]
+            for kind, member in _MEMBERS.items():
+                for item in await self.own(kind):
+                    self._uris[item["name"]] = item[member]
+
+    async def own(self, kind: Kind) -> list[Wire]:
+        """The items of a list that are this cell's server's: several servers may share the door."""
+        items = await self.items(kind)
+        if not self.prefix:
+            return items
+        server = self.prefix.removesuffix("__")
+        member = _MEMBERS.get(kind)
+        return [one for one in items if (server in one[member] if member else one["name"].startswith(self.prefix))]
 
     def uri(self, uri: str, name: str) -> str:
         """What the server calls `uri`, by this door's name; `name` is the resource's or, filled in, the template's."""

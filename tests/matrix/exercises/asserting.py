@@ -3,6 +3,7 @@
 import json
 from typing import Any, Final
 
+from tests.matrix.cells import Cell
 from tests.matrix.driving import RpcFailed, Wire
 
 Outcome = str | None
@@ -19,6 +20,14 @@ def text(result: Wire) -> str:
 def same(found: Any, offered: Any) -> None:
     """Equal down to the order of members and the spelling of numbers."""
     assert json.dumps(found) == json.dumps(offered), f"{found!r} is not {offered!r}"
+
+
+def expected_meta(cell: Cell, offered: Wire) -> Wire:
+    """A tool's `_meta`, which may name a resource by its URI."""
+    meta = dict(offered["_meta"])
+    if "ui" in meta:
+        meta["ui"] = {**meta["ui"], "resourceUri": cell.uri(meta["ui"]["resourceUri"], "app")}
+    return meta
 
 
 class failing:

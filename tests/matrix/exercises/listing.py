@@ -6,7 +6,7 @@ key of the rule by which it is refused. Counterparts: ../offer.py (what is offer
 
 from tests.matrix.cells import LEGACY, MODERN, Cell, Kind
 from tests.matrix.driving import Wire
-from tests.matrix.exercises.asserting import INVALID_PARAMS, Outcome, failing
+from tests.matrix.exercises.asserting import INVALID_PARAMS, Outcome, expected_meta, failing
 from tests.matrix.offer import INSTRUCTIONS, PROMPTS, RESOURCES, TEMPLATES, TOOLS
 
 
@@ -25,17 +25,13 @@ async def opening(cell: Cell) -> Outcome:
 
 async def _listed(cell: Cell, kind: Kind, offered: list[Wire], *renamed: str) -> dict[str, Wire]:
     """The list holds what is offered, each member of it but those named, each name once."""
-    items = [
-        one
-        for one in await cell.items(kind)
-        if kind in ("resources", "templates") or one["name"].startswith(cell.prefix)
-    ]
+    items = await cell.own(kind)
     found = {one["name"].removeprefix(cell.prefix): one for one in items}
-    if not cell.prefix:
-        assert len(found) == len(items), "a name is there twice"
+    assert len(found) == len(items), "a name is there twice"
     for one in offered:
         for member in one.keys() - {"x-matrix", *renamed}:
-            assert found[one["name"]].get(member) == one[member]
+            expected = expected_meta(cell, one) if member == "_meta" else one[member]
+            assert found[one["name"]].get(member) == expected, f"{one['name']}: {member}"
     return found
 
 
