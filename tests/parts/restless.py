@@ -143,7 +143,8 @@ class Restless(Scripted):
         if seen.verb == "GET" and seen.headers.get("x-books"):
             writer.write(http(self.books()))
         elif self.status != 200:
-            writer.write(http({"error": "no"}, self.status, 'www-authenticate: Bearer error="invalid_token"\r\n'))
+            told = {"error": "invalid_token", "error_description": "no"}
+            writer.write(http(told, self.status, 'www-authenticate: Bearer error="invalid_token"\r\n'))
         elif not await self._special(seen, writer):
             await super().answer(seen, writer)
 
