@@ -19,6 +19,7 @@ from tidegate_edge.calls import Place, Terms
 from tidegate_edge.catalog import Item
 from tidegate_edge.counters import Counters
 from tidegate_edge.inflight import InFlight
+from tidegate_edge.open_streams import OpenStreams
 from tidegate_edge.recorder import Recorder
 from tidegate_edge.renewals import Renewals
 from tidegate_edge.ruling import Ruling
@@ -57,6 +58,7 @@ class Edge:
         self.calls_in_flight = 0
         self.asks = Asks(sessions)
         self.inflight = InFlight(sessions)
+        self.streams = OpenStreams(sessions, settings.limits.streams_per_subject_max)
         self.announcements = Announcements()
         self.draining = asyncio.Event()  # streams end: the edge is about to stop
         self.processes = frozenset(name for name, server in settings.servers.items() if server.command)

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from tidegate.claims import Principal
 from tidegate.errors import Fault
-from tidegate.identity import Principal
 from tidegate.sessions.port import SessionStore, UpstreamKey
 
 KIND: Final = "get-stream"
