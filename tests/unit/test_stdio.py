@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.parts.stdio_calls import ABLE, ANNA, BERT, Heard, call, heard, plan, text, until
+from tests.parts import sdk130
+from tests.parts.stdio_calls import ABLE, ANNA, BERT, ROOT, Heard, call, heard, plan, text, until
 
 from tidegate.errors import ConfigFault, UpstreamFault
 from tidegate.settings import load_settings
 from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Outgoing, Paused, Wanted
 from tidegate_edge.upstream.stdio import StdioUpstream, plan_of
+from tidegate_edge.upstream.stdio_child import Command
 from tidegate_edge.upstream.stdio_kept import Plan, Room
 from tidegate_edge.wiring import peer_address
 
@@ -193,6 +195,24 @@ async def test_a_paused_call_goes_on_with_the_answers_and_serves_its_own_princip
         accept = Answer(result=b'{"action":"accept","content":{}}')
         done = await upstream.resume(again.ticket, dict.fromkeys(others, accept), ANNA, Heard(pausable=True), 5.0)
         assert [one["action"] for one in text(done)] == ["decline", "accept", "accept"]
+
+
+async def test_a_server_of_the_handshake_era_s_official_sdk_asks_and_is_answered_in_both_ways(tmp_path: Path) -> None:
+    command = Command((str(sdk130.python()), str(ROOT / "tests" / "parts" / "stdio_sdk130.py")), {})
+    async with running(plan(tmp_path)._replace(command=command)) as upstream:
+        assert await upstream.era(True, 20.0) is False
+        answer = Answer(result=b'{"action":"accept","content":{"row":7}}')
+        live = Heard(answer=answer)
+        done = await upstream.request(call("book", name="Anna", token="t1"), live)
+        assert isinstance(done, Answer)
+        assert b"Anna sits in row 7" in done.result
+        assert [method for method, _ in live.notes] == ["notifications/message", "notifications/progress"]
+        paused = await upstream.request(call("book", name="Bert"), Heard(pausable=True))
+        assert isinstance(paused, Paused)
+        (key,) = paused.asked
+        done = await upstream.resume(paused.ticket, {key: answer}, ANNA, Heard(), 10.0)
+        assert isinstance(done, Answer)
+        assert b"Bert sits in row 7" in done.result
 
 
 async def test_a_pause_ends_with_its_time_and_the_server_is_told(tmp_path: Path) -> None:
