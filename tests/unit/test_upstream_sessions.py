@@ -99,6 +99,24 @@ async def test_404_on_a_session_is_a_new_session_and_one_more_try() -> None:
         assert (server.count("initialize"), len(server.calls())) == (2, 3)
 
 
+async def test_400_on_a_session_is_never_tried_again_but_the_next_call_gets_a_new_session() -> None:
+    async def forgetful(server: Scripted, seen: Seen, writer: Writer) -> None:
+        if seen.headers["mcp-session-id"] in server.sessions:
+            server.well(seen, writer)
+        else:
+            error = {"code": -32000, "message": "Bad Request: No valid session ID provided"}
+            writer.write(http({"jsonrpc": "2.0", "id": None, "error": error}, 400))
+
+    async with scripted("sessions", behaviours={"echo": forgetful}) as server, opened(server.url) as up:
+        await up.request(outgoing(), Talking())
+        server.sessions.clear()
+        answer = await up.request(outgoing(), Talking())
+        assert b"No valid session" in getattr(answer, "error", b"")
+        assert len(server.calls()) == 2
+        assert words(await up.request(outgoing(), Talking())) == "{}"
+        assert server.count("initialize") == 2
+
+
 async def test_an_unknown_method_that_is_answered_404_is_no_lost_session() -> None:
     async def unknown(server: Scripted, seen: Seen, writer: Writer) -> None:
         writer.write(http(refusal(seen, -32601, "no such method"), 404))

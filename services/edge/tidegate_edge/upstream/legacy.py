@@ -71,7 +71,11 @@ class Legacy:
             try:
                 session = await self._session(key, caller, outgoing)
                 call = self._call(key, session, caller, talk, outgoing.timeout_s)
-                return self._paused(call, await call.send(outgoing.method, outgoing.params))
+                try:
+                    return self._paused(call, await call.send(outgoing.method, outgoing.params))
+                finally:
+                    if call.session_is_doubtful:  # a new one for the next request; 400 says nothing of this one
+                        await self.sessions.dropped(key, session)
             except SessionGone as gone:
                 if attempt == 2:
                     raise

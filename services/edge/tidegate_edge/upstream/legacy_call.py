@@ -64,6 +64,7 @@ class LegacyCall:
         self.request_id = request_id
         self.pending: dict[str, Pending] = {}
         self.last_id = ""
+        self.session_is_doubtful = False  # many servers answer 400 to a session that they do not know
         self._talk = talk
         self._timeout_s = timeout_s
         self._loop = where.replica.pool.loop
@@ -107,7 +108,10 @@ class LegacyCall:
             for key, one in self.pending.items()
             if key in answers or one.is_bare
         }
-        await asyncio.gather(*[self._tell(self.pending[key].server_id, answer) for key, answer in given.items()])
+        try:
+            await asyncio.gather(*[self._tell(self.pending[key].server_id, answer) for key, answer in given.items()])
+        except UpstreamFault as fault:  # the request itself was sent long ago
+            raise UpstreamFault(fault.sentence, code=fault.code) from fault
         for key in given:
             del self.pending[key]
         if self.pending:
@@ -166,10 +170,12 @@ class LegacyCall:
 
     def _answer_in(self, response: Response) -> Answer:
         where = self.where
-        if response.status == 404 and self._is_first and where.session.session_id:
+        if response.status in (400, 404) and self._is_first and where.session.session_id:
             wire = read_wire(response.body)
             answer = None if wire is None or wire.id != self.request_id else answer_in(wire, self.request_id)
-            if answer is None or error_code(answer) != METHOD_NOT_FOUND:  # else it was read: there is no such method
+            self.session_is_doubtful = answer is None and response.status == 400
+            is_unread = answer is None or error_code(answer) != METHOD_NOT_FOUND  # else: there is no such method
+            if response.status == 404 and is_unread:
                 raise SessionGone(where.sessions.name, where.session)
         return answer_of(where.sessions.name, response, self.request_id)
 

@@ -31,6 +31,7 @@ END_TIMEOUT_S: Final = 2.0
 LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 _INITIALIZED: Final = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 CAPABILITIES_BYTES_MAX: Final = 8 * 1024
+SESSION_ID_BYTES_MAX: Final = 2 * 1024
 _DIGESTS_KEPT_MAX: Final = 10_000
 
 _log = logging.getLogger(__name__)
@@ -137,9 +138,12 @@ class LegacySessions:
         response = await replica.pool.send(replica.head, body, hear=hear, timeout_s=timeout_s)
         answer = self._introduced(response, request_id)
         version = negotiated(self.name, answer.result)
+        session_id = response.headers.get(b"mcp-session-id", b"")
+        if len(session_id) > SESSION_ID_BYTES_MAX:
+            raise UpstreamFault(f"{self.name}: its session id is too long ({len(session_id)} bytes)")
         self.introduction = introduction_in(answer.result)
         session = UpstreamSession(
-            session_id=response.headers.get(b"mcp-session-id", b"").decode("latin-1"),
+            session_id=session_id.decode("latin-1"),
             protocol=version,
             capabilities=msgspec.Raw(_small(self.introduction.capabilities)),
             opened_us=now_us(),
