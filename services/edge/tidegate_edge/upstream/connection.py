@@ -174,28 +174,28 @@ class Connection(asyncio.Protocol):
             self._until_eof = b"content-length" not in self._headers and b"transfer-encoding" not in self._headers
 
     def on_body(self, body: bytes) -> None:
-        most = self.pool.body_bytes_max
         if self._reader is None:
             self._body += body
-            held = len(self._body)
-        else:
-            events = self._reader.feed(body)
-            held = max(self._reader.held_bytes, *[len(event.data) for event in events], 0)
-            if held <= most:
-                self._heard(events)
-        if held > most:
-            self._fail(f"the answer is larger than {most} bytes")
-            self.close()
-
-    def _heard(self, events: list[Event]) -> None:
-        for event in events:
+            if len(self._body) > self.pool.body_bytes_max:
+                self._is_too_large()
+            return
+        for event in self._reader.feed(body):
             exchange = self._exchange
             if exchange is None:
+                return
+            if len(event.data) > self.pool.body_bytes_max:
+                self._is_too_large()
                 return
             answer = exchange.hear(event) if exchange.hear is not None else None
             if answer is not None:
                 self._end(Response(self._parser.get_status_code(), self._headers, b"", True, answer))
                 self._end_by = self.pool.loop.call_later(STREAM_END_S, self.close)
+        if self._reader.held_bytes > self.pool.body_bytes_max:
+            self._is_too_large()
+
+    def _is_too_large(self) -> None:
+        self._fail(f"the answer is larger than {self.pool.body_bytes_max} bytes")
+        self.close()
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -22,7 +22,7 @@ from tidegate_edge.translate import CLIENT_INFO, MODERN
 from tidegate_edge.upstream.answers import answer_in, answer_of, error_code, fields_of, params_of, read_wire
 from tidegate_edge.upstream.connection import FOREVER, Exchange, Response
 from tidegate_edge.upstream.patience import Patience
-from tidegate_edge.upstream.port import SILENCE, Answer, Outgoing, Routing, Talk, Wanted
+from tidegate_edge.upstream.port import SILENCE, Answer, Outgoing, Talk, Wanted
 from tidegate_edge.upstream.replicas import Replicas
 from tidegate_edge.upstream.sse import Event
 
@@ -65,30 +65,24 @@ class Modern:
     async def request(self, outgoing: Outgoing, talk: Talk) -> Answer:
         """Raises UpstreamFault. Cancelled: the stream is closed, which cancels it at the server."""
         request_id = next(self._ids)
-        response = await self._send(
-            request_id, outgoing.method, outgoing.params, outgoing.routing, talk, outgoing.timeout_s
-        )
+        lines = b"mcp-method: %b\r\n" % outgoing.method.encode()
+        routing = outgoing.routing
+        if routing.name:
+            lines += b"mcp-name: %b\r\n%b" % (routing.name.encode(), routing.param_headers)
+        body = messages.request_body(request_id, outgoing.method, outgoing.params)
+        exchange = await self._begin(lines, body, Hearing(request_id, talk), outgoing.timeout_s)
+        response = await exchange.wait()
+        assert response is not None
         return answer_of(self.name, response, request_id)
 
     async def discover(self, timeout_s: float) -> tuple[Response, int]:
         """server/discover: the whole response, and the id that it was asked under."""
         request_id = next(self._ids)
-        params = encode({"_meta": own_meta()})
-        none = Routing()
-        return await self._send(request_id, "server/discover", params, none, SILENCE, timeout_s), request_id
-
-    async def _send(
-        self, request_id: int, method: str, params: bytes, routing: Routing, talk: Talk, timeout_s: float
-    ) -> Response:
-        lines = b"mcp-method: %b\r\n" % method.encode()
-        if routing.name:
-            lines += b"mcp-name: %b\r\n" % routing.name.encode()
-        body = messages.request_body(request_id, method, params)
-        hearing = Hearing(request_id, talk)
-        exchange = await self._begin(lines + routing.param_headers, body, hearing, timeout_s)
-        response = await exchange.wait()
+        body = messages.request_body(request_id, "server/discover", encode({"_meta": own_meta()}))
+        lines = b"mcp-method: server/discover\r\n"
+        response = await (await self._begin(lines, body, Hearing(request_id, SILENCE), timeout_s)).wait()
         assert response is not None
-        return response
+        return response, request_id
 
     async def _begin(self, lines: bytes, body: bytes, hearing: Hearing, timeout_s: float) -> Exchange:
         """At the first replica that can be reached: what could not connect has sent nothing."""

@@ -52,7 +52,10 @@ class EventReader:
         self._pieces = [lines.pop()]
         done: list[Event] = []
         for line in lines:
-            if line:
+            if line.startswith(b"data: "):
+                self._data.append(line[6:])
+                self._data_bytes += len(line)
+            elif line:
                 self._field(line)
             else:
                 self._end(done)
@@ -64,7 +67,7 @@ class EventReader:
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-            self._data_bytes += len(value) + 1
+            self._data_bytes += len(line)
         elif name == b"id" and b"\0" not in value:
             self._id = value
         elif name == b"event":
