@@ -154,6 +154,35 @@ async def test_a_handler_that_says_nothing_is_answered_in_plain_json(front: Fron
     assert (answer.status, answer.headers["content-type"], answer.body) == (200, "application/json", ANSWER)
 
 
+@pytest.mark.parametrize(
+    ("accept", "reply", "streamed"),
+    [
+        ("text/event-stream, application/json", Reply(200, ANSWER), True),
+        ("application/json, text/event-stream", Reply(200, ANSWER), False),
+        ("text/event-stream, application/json", Reply(400, ANSWER), False),
+        ("text/event-stream, application/json", Reply(202), False),
+        ("text/event-stream, application/json", Reply(200, ANSWER, b"mcp-session-id: x\r\n"), False),
+    ],
+)
+async def test_a_client_that_names_streams_first_is_answered_in_one(
+    front: Front, accept: str, reply: Reply, streamed: bool
+) -> None:
+    async def handler(exchange: Exchange) -> Reply:
+        return reply
+
+    front.handler = handler
+    client = await front.connect()
+    for _ in range(2):
+        client.write(request().replace(b"Host: x", b"Host: x\r\nAccept: " + accept.encode()))
+        if streamed:
+            assert (await client.stream()).headers["content-type"] == "text/event-stream"
+            assert [one.data.encode() for one in await client.events()] == [ANSWER]
+        else:
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (reply.status, reply.body)
+    client.close()
+
+
 @pytest.mark.parametrize("status", [200, 400, 503])
 async def test_the_answer_is_the_last_event_and_the_connection_serves_on(front: Front, status: int) -> None:
     async def handler(exchange: Exchange) -> Reply:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from tidegate.claims import Principal
-from tidegate_edge.event_stream import EventStream
+from tidegate_edge.event_stream import EventStream, event
 from tidegate_edge.inflight import ClientCancelled
 from tidegate_edge.messages import INVALID_REQUEST, Reply, RequestId, error_body
 from tidegate_edge.outlet import StreamOutlet
@@ -17,6 +17,7 @@ from tidegate_edge.room import Room
 if TYPE_CHECKING:
     from tidegate_edge.http_front import McpProtocol
 
+STREAM_KIND: Final = b"text/event-stream"
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OK_JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
 
@@ -112,8 +113,19 @@ class Exchange:
             reply = fault(500, "the gateway failed on this request; its log says more")
         if self.out is not None and self.out.stream.is_begun:
             await self.out.finish(reply)
+        elif self.headers.get(b"accept", b"").startswith(STREAM_KIND) and self._streamed(reply):
+            return
         else:
             self.send(reply)
+
+    def _streamed(self, reply: Reply) -> bool:
+        """Answer a client that names event streams first in such a one. False: this reply has to be plain."""
+        stream = EventStream(self)
+        if reply.status != 200 or not reply.body or reply.headers or not stream.begin():
+            return False
+        stream.write(event(reply.body))
+        stream.end()
+        return True
 
     def send(self, reply: Reply) -> None:
         """Write the reply; the exchange is over."""
