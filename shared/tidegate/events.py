@@ -244,6 +244,54 @@ class FindingRaised(Event, frozen=True, kw_only=True, tag="finding.raised.v1"):
     call_ids: tuple[str, ...] = ()
 
 
+class Repeatable(msgspec.Struct, frozen=True, kw_only=True):
+    """A record whose id is derived from its cause: another record may have said the same, and stands for both."""
+
+    seq: int
+    id: str
+    hash: str
+
+
+class Leaf(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Records of one writer, numbered without a gap and each linked to the one before; an entry of a root's tree."""
+
+    writer: str
+    first: int
+    last: int
+    prev: str = ""  # what the first record says of the one before it
+    head: str  # SHA-256, hex, of the last record as stored
+    tree: str  # root, hex, of the Merkle tree over the records' SHA-256
+    first_us: int  # least and greatest time of the records
+    last_us: int
+    repeatable: tuple[Repeatable, ...] = ()
+
+
+class RootSealed(Event, frozen=True, kw_only=True, tag="root.sealed.v1"):
+    """What the log took since the root before, sealed. `root` is the signed struct, byte for byte."""
+
+    sealer: str
+    number: int
+    root: msgspec.Raw
+    signature: str  # Ed25519, base64
+    key_id: str
+    leaves: tuple[Leaf, ...] = ()
+
+
+class RootChecked(Event, frozen=True, kw_only=True, tag="root.checked.v1"):
+    """ClickHouse was compared with a root soon after its sealing. `of_writer`, `of_seq`: the first wrong record."""
+
+    sealer: str
+    number: int
+    digest: str  # SHA-256, hex, of the signed struct
+    verdict: Literal["whole", "broken"]
+    events: int
+    wrong: int = 0
+    problem: str = ""
+    of_writer: str = ""
+    of_seq: int = 0
+    message: str = ""
+
+
 AnyEvent = (
     CallRequested
     | CallCompleted
@@ -260,6 +308,8 @@ AnyEvent = (
     | QuarantineImposed
     | QuarantineLifted
     | FindingRaised
+    | RootSealed
+    | RootChecked
 )
 
 TOPIC_OF: dict[str, str] = {
@@ -271,6 +321,7 @@ TOPIC_OF: dict[str, str] = {
     "bundle": "policy",
     "quarantine": "control",
     "finding": "detections",
+    "root": "integrity",
 }
 """The topic of an event, by the first word of its type."""
 
@@ -311,3 +362,5 @@ def key_of(event: AnyEvent) -> bytes:
             return f"{event.tenant}|edge|{event.edge}".encode()
         case QuarantineImposed() | QuarantineLifted():
             return f"{event.tenant}|{event.quarantine_id}".encode()
+        case RootSealed() | RootChecked():
+            return f"{event.tenant}|{event.sealer}".encode()

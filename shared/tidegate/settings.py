@@ -75,9 +75,19 @@ class Identity(Part, frozen=True, kw_only=True):
     leeway_s: float = 30.0
 
 
+class Roots(Part, frozen=True, kw_only=True):
+    """Sealing of what the log took, and the check of ClickHouse that follows."""
+
+    every_s: float = 30.0  # 0: nothing is sealed here
+    key_file: str = ""  # Ed25519 private key, PEM; of its own, never the one that signs releases
+    file: str = ""  # where roots are published beside the log; default: {data}/roots.jsonl
+    sealer: str = ""  # the name of this series of roots; default: the region
+
+
 class Audit(Part, frozen=True, kw_only=True):
     mode: Mode = "spool"
     capture: Capture = "masked"
+    roots: Roots = Roots()
 
 
 class Rule(Part, frozen=True, kw_only=True):
@@ -156,6 +166,7 @@ class Services(Part, frozen=True, kw_only=True):
 
 class Trust(Part, frozen=True, kw_only=True):
     bundle_keys: tuple[str, ...] = ()  # Ed25519 public keys, base64 of the 32 bytes
+    audit_keys: tuple[str, ...] = ()  # likewise: whose roots `tidegate verify` believes
 
 
 class Signing(Part, frozen=True, kw_only=True):

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 from tidegate.log.port import STATE_TOPICS, TOPICS
 from tidegate.settings import Kafka
 
-KEPT_FOREVER: Final = frozenset({"policy", "control", "catalog"})
-"""Histories from which state is folded: one partition each, nothing ever expires."""
+KEPT_FOREVER: Final = frozenset({"policy", "control", "catalog", "integrity"})
+"""Histories from which state is folded, and the signed roots: one partition each, nothing ever expires."""
 
 _DAY_MS: Final = 86_400_000
 
