@@ -50,12 +50,14 @@ class Seen:
         path.touch()
         self._file = path.open()
         self._lines: list[Wire] = []
+        self._begun = ""  # a line whose end has not been written yet
 
     async def find(self, wanted: Callable[[Wire], bool]) -> Wire:
         """The first line that is wanted. Raises AssertionError where it does not come in time."""
         end = time.monotonic() + SEEN_DEADLINE_S
         while True:
-            self._lines.extend(json.loads(line) for line in self._file if line.endswith("\n"))
+            *whole, self._begun = (self._begun + self._file.read()).split("\n")
+            self._lines.extend(json.loads(line) for line in whole)
             for line in self._lines:
                 if wanted(line):
                     return line

@@ -129,19 +129,17 @@ class Matrix:
             return {feature.title: Result("failed", why) for feature in features}
 
     async def run(self, way: Way, features: tuple[Feature, ...] = FEATURES) -> Results:
-        """Every cell that this way has; a process's cells one after the other."""
+        """Every cell that this way has; a client's cells one after the other."""
 
-        async def column(clients: list[Client]) -> Results:
+        async def column(client: Client) -> Results:
             found: Results = {}
-            for client in clients:
-                for server in SERVERS:
-                    if not is_met(way, client, server):
-                        continue
+            for server in SERVERS:
+                if is_met(way, client, server):
                     results = await self.cell(way, client, server, features)
                     found |= {(client.key, server, title): result for title, result in results.items()}
             return found
 
-        columns = await asyncio.gather(*(column([one for one in CLIENTS if one.sdk == sdk]) for sdk in SDKS))
+        columns = await asyncio.gather(*(column(client) for client in CLIENTS))
         return {key: result for found in columns for key, result in found.items()}
 
 
