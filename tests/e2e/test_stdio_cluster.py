@@ -1,14 +1,21 @@
 """Two edges on one Valkey and one Kafka share the processes of stdio servers: one owner each, everybody's calls."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
+from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
+from mcp_types import ElicitRequestParams, ElicitResult
 from tests.parts.asking import get
 from tests.parts.books import nonce_of
 from tests.parts.clients.raw import MODERN, Raw, Told, http_client
@@ -160,6 +167,64 @@ async def test_a_paused_call_is_finished_at_the_other_edge(place: Place) -> None
             more = {"inputResponses": answers, "requestState": result["requestState"]}
             done = await asking(vera, second, "own__ask", {"words": "Sure?"}, **more)
             assert value(done) == [answers[key]]
+
+
+@contextlib.asynccontextmanager
+async def streaming_round_robin(listen: str, bases: Sequence[str]) -> AsyncIterator[list[str]]:
+    """Each request to the next edge, and what it answers as it comes; yields the growing list of edges asked."""
+    asked: list[str] = []
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        base = bases[len(asked) % len(bases)]
+        asked.append(base)
+        dropped = ("connection", "content-length")
+        kept = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
+        async with client.request(
+            request.method, f"{base}{request.path_qs}", data=await request.read(), headers=kept
+        ) as got:
+            passed = {name: got.headers[name] for name in ("Content-Type", "Mcp-Session-Id") if name in got.headers}
+            answer = web.StreamResponse(status=got.status, headers=passed)
+            await answer.prepare(request)
+            async for part in got.content.iter_any():
+                await answer.write(part)
+            return answer
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forward)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
+    host, _, port = listen.rpartition(":")
+    async with http_client() as client:
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, int(port)).start()
+            yield asked
+        finally:
+            await runner.cleanup()
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_an_sdk_client_whose_every_request_meets_another_edge_is_asked_by_its_own_process(
+    place: Place, mode: str
+) -> None:
+    questions: list[str] = []
+
+    async def answer(context: Any, params: ElicitRequestParams) -> ElicitResult:
+        questions.append(params.message)
+        return ElicitResult(action="accept", content={"n": len(questions)})
+
+    http = create_mcp_http_client({"Authorization": f"Bearer {place.cluster.token(f'{mode}@example.com')}"})
+    url = f"{place.cluster.public_url}/mcp"
+    async with (
+        streaming_round_robin(urlsplit(url).netloc, place.bases) as asked,
+        http,
+        Client(streamable_http_client(url, http_client=http), mode=mode, elicitation_callback=answer) as client,
+    ):
+        for number in range(4):
+            result = await client.call_tool("own__ask", {"words": f"{mode} {number}"})
+            assert not result.is_error, result
+            assert json.loads(result.content[0].text) == [{"action": "accept", "content": {"n": number + 1}}]
+    assert questions == [f"{mode} {number}" for number in range(4)]
+    assert set(place.bases) <= set(asked)
 
 
 async def test_the_owner_s_death_costs_what_was_in_flight_and_nothing_else(place: Place) -> None:
