@@ -12,7 +12,8 @@ import pytest_asyncio
 from tests.parts.edge import BLOCKED, MODERN, SECRET, Client, RunningEdge, Speaker, running_edge, until
 from tests.parts.radio import Radio, radio
 
-from tidegate.events import CallRequested
+from tidegate.events import CallRequested, QuarantineImposed, SessionOpened
+from tidegate.ids import now_us, uuid7
 from tidegate_edge import outlet
 from tidegate_edge.announcements import Announcement, ChangeKind
 
@@ -77,6 +78,20 @@ async def next_json(client: Client, timeout_s: float = 10.0) -> Any:
 async def silent(client: Client, for_s: float = 0.15) -> None:
     with pytest.raises(TimeoutError):
         await client.event(for_s)
+
+
+def quarantine(server: str) -> QuarantineImposed:
+    return QuarantineImposed(
+        id=uuid7(),
+        time_us=now_us(),
+        tenant="acme",
+        region="local",
+        quarantine_id="q-1",
+        scope="server",
+        value=server,
+        reason="a test",
+        actor="tests",
+    )
 
 
 def tell(edge: RunningEdge, server: str, kind: ChangeKind, uri: str = "", tenant: str = "acme") -> None:
@@ -214,6 +229,22 @@ async def test_a_server_s_question_outside_of_a_request_is_put_on_the_stream_and
         assert [one.server for one in recorded if nonce.encode() in bytes(one.sealed.arguments)] == ["old"]
 
 
+async def test_a_server_in_quarantine_is_not_heard(edge: RunningEdge, speaker: Speaker, old: Radio) -> None:
+    async with streaming(speaker, get(speaker)) as client:
+        session = await old.session_of(lambda: speaker.ask(speaker.legacy("tools/call", {"name": "old__echo"})))
+        await until(lambda: session in old.listening)
+        imposed = quarantine("old")
+        quarantines = edge.edge.quarantines_of("acme")
+        quarantines.apply(imposed)
+        try:
+            old.say(session, "notifications/message", {"level": "info", "data": "unheard"})
+            await silent(client)
+        finally:
+            quarantines.drop(imposed.quarantine_id)
+        old.say(session, "notifications/message", {"level": "info", "data": "heard"})
+        assert (await next_json(client))["params"]["data"] == "heard"
+
+
 async def test_updates_of_a_subscribed_resource_are_heard_and_of_no_other(
     edge: RunningEdge, speaker: Speaker, old: Radio
 ) -> None:
@@ -280,6 +311,35 @@ async def test_another_session_s_events_are_nobody_else_s(
             assert (await other.ask(get(other, **{"Last-Event-ID": priming.id}))).status == 400
         old.hold.set()
         assert [one.json["id"] for one in await client.events()] == [6]
+
+
+async def test_a_slow_reader_of_kept_events_gets_all_of_them_and_little_waits_for_it(
+    edge: RunningEdge, speaker: Speaker
+) -> None:
+    owner, stream = outlet.owner_of("acme", await session_id_of(edge, speaker)), "s" * 22
+    for number in range(60):
+        await edge.edge.sessions.keep(owner, stream, b'{"n":%d,"pad":"%b"}' % (number, b"x" * 100_000), 60.0)
+    await edge.edge.sessions.finish(owner, stream, 60.0)
+    client = await speaker.connect(receive_bytes=8_192)
+    client.write(get(speaker, **{"Last-Event-ID": outlet.event_id_of(stream, "0-0")}))
+    await client.stream()
+    most = 0
+    for number in range(60):
+        (connection,) = edge.server.server_state.connections
+        most = max(most, connection.transport.get_write_buffer_size())  # type: ignore[union-attr]
+        assert (await next_json(client))["n"] == number
+    assert await client.event() is None
+    assert most < 500_000
+    client.close()
+
+
+async def session_id_of(edge: RunningEdge, speaker: Speaker) -> str:
+    """Begins a session of the speaker's; its id, as the log has it."""
+    before = {one.session_id for one in await edge.place.events("sessions") if isinstance(one, SessionOpened)}
+    await speaker.initialize()
+    after = {one.session_id for one in await edge.place.events("sessions") if isinstance(one, SessionOpened)}
+    (session_id,) = after - before
+    return session_id
 
 
 # subscriptions/listen
@@ -423,8 +483,7 @@ async def test_requests_behind_a_stream_on_one_connection_wait_and_harm_nothing(
 async def test_a_flood_from_a_server_costs_one_stream_and_no_memory(
     edge: RunningEdge, speaker: Speaker, old: Radio
 ) -> None:
-    client = await speaker.connect()
-    client.reader._limit = 1_024  # type: ignore[attr-defined]  # never read: the test's own reader must not either
+    client = await speaker.connect(receive_bytes=4_096)
     client.write(get(speaker))
     await until(lambda: len(edge.edge.streams) == 1)
     session = await old.session_of(lambda: speaker.ask(speaker.legacy("tools/call", {"name": "old__echo"})))

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -216,9 +217,16 @@ class Speaker:
         self.auth = token
         self.session = ""
 
-    async def connect(self) -> Client:
+    async def connect(self, receive_bytes: int = 0) -> Client:
+        """`receive_bytes`: the least that the system and the reader take in beforehand; 0 for plenty."""
         host, port = self.listen.split(":")
-        return Client(*await asyncio.open_connection(host, int(port), limit=1 << 24))
+        if not receive_bytes:
+            return Client(*await asyncio.open_connection(host, int(port), limit=1 << 24))
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+        return Client(*await asyncio.open_connection(sock=sock, limit=receive_bytes))
 
     def request(
         self, body: bytes, path: str = "/mcp", verb: str = "POST", headers: dict[str, str] | None = None

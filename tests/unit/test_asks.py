@@ -139,6 +139,18 @@ async def test_a_client_that_cannot_be_reached_is_not_waited_for() -> None:
     assert raised.value.code == "client-unreachable"
 
 
+async def test_a_client_that_goes_away_is_not_waited_for_any_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate_edge.asks.LOOKS_EVERY_S", 0.01)
+    asks, said = Asks(Lan("a")["a"]), Said()
+    task = asking(asks, said)
+    await said.ask_id()
+    said.is_open = False
+    with pytest.raises(CallerFault) as raised:
+        await asyncio.wait_for(task, 5)
+    assert raised.value.code == "client-unreachable"
+    assert len(asks) == 0
+
+
 async def test_questions_that_wait_are_bounded_for_each_session() -> None:
     asks, said = Asks(Lan("a")["a"]), Said()
     tasks = [asking(asks, said) for _ in range(ASKS_PER_SESSION_MAX)]

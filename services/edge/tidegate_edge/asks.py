@@ -22,6 +22,7 @@ from tidegate_edge.outlet import Outlet
 from tidegate_edge.upstream.port import Answer
 
 KIND: Final = "answer"
+LOOKS_EVERY_S: Final = 2.0  # whether the client is still there
 _ASK_ID: Final = re.compile(r"ask-([A-Za-z0-9]{1,32})-([0-9]{1,18})")
 
 
@@ -77,7 +78,7 @@ class Asks:
         try:
             outlet.send(request_body(ask_id, method, params))
             async with asyncio.timeout(timeout_s):
-                return await pending.answer
+                return await _answer_of(pending, outlet)
         except TimeoutError:
             sentence = f"the client has not answered {method} within {timeout_s:g} s"
             raise CallerFault(sentence, code="ask-timeout") from None
@@ -128,6 +129,15 @@ class Asks:
         self._of_session[pending.session] -= 1
         if self._of_session[pending.session] <= 0:
             del self._of_session[pending.session]
+
+
+async def _answer_of(pending: Pending, outlet: Outlet) -> Answer:
+    """Wait while the client can still be told how its request ends."""
+    while not pending.answer.done():
+        await asyncio.wait((pending.answer,), timeout=LOOKS_EVERY_S)
+        if not pending.answer.done() and not outlet.is_open:
+            raise CallerFault("the client has gone away without an answer", code="client-unreachable")
+    return pending.answer.result()
 
 
 def _withdrawal(ask_id: str) -> bytes:
