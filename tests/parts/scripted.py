@@ -186,7 +186,7 @@ class Scripted:
         writer.close()
 
     async def answer(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
-        name = seen.params.get("name") if seen.method == "tools/call" else None
+        name = seen.params.get("name", "") if seen.method == "tools/call" else seen.method
         given = self.behaviours
         behaviour = given.get(name) or given.get(seen.method) or given.get("")
         if behaviour is not None:

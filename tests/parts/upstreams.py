@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tidegate.sessions.memory import MemorySessions
+from tidegate.sessions.port import SessionStore
 from tidegate.settings import Settings
 from tidegate_edge.upstream.http import HttpUpstream
 from tidegate_edge.upstream.port import Answer, Caller, Outgoing, Paused
@@ -39,12 +40,12 @@ class Talking:
 
 
 @contextlib.asynccontextmanager
-async def opened(*urls: str, store: MemorySessions | None = None, **given: Any) -> AsyncIterator[HttpUpstream]:
+async def opened(*urls: str, store: SessionStore | None = None, **given: Any) -> AsyncIterator[HttpUpstream]:
     """The adapter for a server at these addresses; it leaves nothing behind, or the block fails."""
     limits = {"connect_timeout_s": 2.0, **given.pop("limits", {})}
     server = {"urls" if len(urls) > 1 else "url": urls if len(urls) > 1 else urls[0], **given}
     settings = msgspec.convert({"servers": {"up": server}, "limits": limits}, Settings)
-    sessions = store or MemorySessions(per_subject_max=100)
+    sessions: SessionStore = store or MemorySessions(per_subject_max=100)
     upstream = open_http_upstream(settings, "up", sessions, "edge-1")
     await upstream.start()
     try:
