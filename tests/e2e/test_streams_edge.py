@@ -14,7 +14,7 @@ from tests.parts.radio import Radio, radio
 
 from tidegate.events import CallRequested, QuarantineImposed, SessionOpened
 from tidegate.ids import now_us, uuid7
-from tidegate_edge import outlet
+from tidegate_edge import outlet, streams
 from tidegate_edge.announcements import Announcement, ChangeKind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -111,7 +111,7 @@ def tell(edge: RunningEdge, server: str, kind: ChangeKind, uri: str = "", tenant
         ({"MCP-Protocol-Version": MODERN}, 405),
         ({"MCP-Protocol-Version": "1999-01-01"}, 400),
         ({"Last-Event-ID": "garbage"}, 400),
-        ({"Last-Event-ID": "A" * 22 + ".1-0"}, 400),
+        ({"Last-Event-ID": "e1_" + "A" * 22 + ".1-0"}, 400),
         ({"Authorization": "Bearer nonsense"}, 401),
     ],
 )
@@ -316,7 +316,7 @@ async def test_another_session_s_events_are_nobody_else_s(
 async def test_a_slow_reader_of_kept_events_gets_all_of_them_and_little_waits_for_it(
     edge: RunningEdge, speaker: Speaker
 ) -> None:
-    owner, stream = outlet.owner_of("acme", await session_id_of(edge, speaker)), "s" * 22
+    owner, stream = outlet.owner_of("acme", await session_id_of(edge, speaker)), "e1_" + "s" * 22
     for number in range(60):
         await edge.edge.sessions.keep(owner, stream, b'{"n":%d,"pad":"%b"}' % (number, b"x" * 100_000), 60.0)
     await edge.edge.sessions.finish(owner, stream, 60.0)
@@ -326,11 +326,24 @@ async def test_a_slow_reader_of_kept_events_gets_all_of_them_and_little_waits_fo
     most = 0
     for number in range(60):
         (connection,) = edge.server.server_state.connections
-        most = max(most, connection.transport.get_write_buffer_size())  # type: ignore[union-attr]
+        most = max(most, connection.transport.get_write_buffer_size())
         assert (await next_json(client))["n"] == number
     assert await client.event() is None
     assert most < 500_000
     client.close()
+
+
+async def test_the_rest_of_a_stream_whose_edge_has_died_is_an_error(
+    edge: RunningEdge, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "WAIT_S", 0.1)
+    owner, stream = outlet.owner_of("acme", await session_id_of(edge, speaker)), "dead_" + "s" * 22
+    number = await edge.edge.sessions.keep(owner, stream, outlet.PRIMING + b'"call-7"', 60.0)
+    for _ in range(2):
+        asking = get(speaker, **{"Last-Event-ID": outlet.event_id_of(stream, number)})
+        async with streaming(speaker, asking) as client:
+            (answer,) = await client.events()
+            assert (answer.json["id"], answer.json["error"]["code"]) == ("call-7", -32603)
 
 
 async def session_id_of(edge: RunningEdge, speaker: Speaker) -> str:

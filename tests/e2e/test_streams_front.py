@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tests.parts.edge import Client, Event, until
 from tests.parts.processes import free_port
 
-from tidegate.limits import STREAM_BUFFER_BYTES_MAX, Limits
+from tidegate.limits import OUTLET_MESSAGES_MAX, STREAM_BUFFER_BYTES_MAX, Limits
 from tidegate.serving import open_server
 from tidegate.sessions.port import KeptEvent, KeptStreams, SessionsUnavailable
 from tidegate_edge import event_stream, outlet
@@ -25,6 +25,7 @@ from tidegate_edge.messages import Reply
 from tidegate_edge.outlet import Outlets, StreamOutlet, owner_of, read_event_id
 
 Handler = Callable[[Exchange], Awaitable[Reply]]
+PRIMED = b"\x001"
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
 LEGACY = "2025-11-25"
 
@@ -42,7 +43,7 @@ class Kept(KeptStreams):
     finished: set[tuple[str, str]] = field(default_factory=set)
     away: bool = False
     gate: asyncio.Event | None = None
-    numbers: count = field(default_factory=lambda: count(1))
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     async def keep(self, owner: str, stream: str, message: bytes, ttl_s: float) -> str:
         if self.gate is not None:
@@ -377,7 +378,7 @@ async def test_a_resumable_stream_begins_with_a_priming_event_and_every_event_ha
     streams = {read_event_id(one.id)[0] for one in [priming, *events]}  # type: ignore[index]
     assert len(streams) == 1
     assert len(set(ids([priming, *events]))) == 7
-    assert front.kept.messages == [b"", *map(say, range(5)), ANSWER]
+    assert front.kept.messages == [PRIMED, *map(say, range(5)), ANSWER]
     assert front.kept.finished == {(owner_of("acme", "s-1"), streams.pop())}
 
 
@@ -432,7 +433,7 @@ async def test_a_client_that_vanishes_does_not_end_the_call_and_its_answer_is_ke
     client.close()
     await until(lambda: not front.server.server_state.connections)
     goes_on.set()
-    await until(lambda: front.kept.messages == [b"", say(1), say(2), ANSWER])
+    await until(lambda: front.kept.messages == [PRIMED, say(1), say(2), ANSWER])
     await until(lambda: len(front.kept.finished) == 1)
 
 
@@ -458,7 +459,7 @@ async def test_a_rest_ends_the_answer_in_order_and_events_go_on_being_kept(front
     client.write(request().replace(b"Host: x", b"Host: x\r\nX-Second: 1"))  # the connection serves on meanwhile
     assert (await client.answer()).body == ANSWER
     rested.set()
-    await until(lambda: front.kept.messages == [b"", say(1), say(2), ANSWER])
+    await until(lambda: front.kept.messages == [PRIMED, say(1), say(2), ANSWER])
 
 
 async def test_a_long_legacy_call_opens_its_stream_by_itself(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +496,7 @@ async def test_what_waits_for_the_store_is_bounded_and_the_answer_always_goes(fr
     client = await front.post()
     await client.stream()
     events = await client.events()
-    assert len(events) <= outlet.OUTLET_MESSAGES_MAX + 2
+    assert len(events) <= OUTLET_MESSAGES_MAX + 2
     assert events[-1].data.encode() == ANSWER
 
 
@@ -542,6 +543,14 @@ async def test_a_call_that_outlasts_the_drain_tells_whoever_comes_back_for_it(tm
 
 
 def test_only_what_an_outlet_may_have_sent_is_read_as_an_event_id() -> None:
-    assert read_event_id("A" * 22 + ".17-0") == ("A" * 22, "17-0")
-    for garbage in ("", ".", "A" * 22, "A" * 21 + ".1", "A" * 22 + ".", "A" * 22 + ".1|2", "A" * 22 + "." + "1" * 65):
+    assert read_event_id("e1_" + "A" * 22 + ".17-0") == ("e1_" + "A" * 22, "17-0")
+    for garbage in (
+        "",
+        ".",
+        "A" * 22,
+        "e_" + "A" * 21 + ".1",
+        "e_" + "A" * 22 + ".",
+        "e_" + "A" * 22 + ".1|2",
+        "_" + "A" * 22 + ".1",
+    ):
         assert read_event_id(garbage) is None

@@ -52,7 +52,10 @@ def test_a_message_without_line_breaks_is_byte_for_byte(message: bytes) -> None:
         assert event(message) == b"data: " + message + b"\n\n"
 
 
-@given(st.from_regex(r"[A-Za-z0-9_-]{22}", fullmatch=True), st.from_regex(r"[0-9]{1,18}-[0-9]{1,18}", fullmatch=True))
+@given(
+    st.from_regex(r"[A-Za-z0-9]{1,32}_[A-Za-z0-9_-]{22}", fullmatch=True),
+    st.from_regex(r"[0-9]{1,18}-[0-9]{1,18}", fullmatch=True),
+)
 def test_an_event_id_is_read_as_it_was_made(stream: str, number: str) -> None:
     assert read_event_id(event_id_of(stream, number)) == (stream, number)
 

@@ -10,21 +10,27 @@ import asyncio
 import re
 import secrets
 from collections import deque
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
+
+import msgspec
 
 from tidegate.errors import Fault
 from tidegate.limits import OUTLET_BYTES_MAX, OUTLET_MESSAGES_MAX
 from tidegate.sessions.port import KeptStreams
 from tidegate_edge.event_stream import EventStream, event
-from tidegate_edge.messages import INTERNAL_ERROR, Reply, RequestId, error_body
+from tidegate_edge.messages import INTERNAL_ERROR, Reply, RequestId, encode, error_body
 
 RESUMABLE_VERSIONS: Final = frozenset({"2025-11-25"})
 """Earlier clients take the priming event's empty data for a message that is not JSON."""
 OPENS_AFTER_S: Final = 5.0
 RETRY_MS: Final = 1_000
-PRIMING: Final = b""
+PRIMING: Final = b"\x00"  # kept for the priming event, and then the request's id; no message begins so
 ANSWER_LOST: Final = "The gateway stopped before the call ended; whether it was carried out is in its records."
-_EVENT_ID: Final = re.compile(r"([A-Za-z0-9_-]{22})\.([A-Za-z0-9_-]{1,64})")
+_EVENT_ID: Final = re.compile(r"([A-Za-z0-9]{1,32}_[A-Za-z0-9_-]{22})\.([A-Za-z0-9_-]{1,64})")
+
+
+_decode_id: Final[Callable[[bytes], RequestId | None]] = msgspec.json.Decoder(int | str | None).decode
 
 
 class Outlet(Protocol):
@@ -114,14 +120,20 @@ class ResumableOutlet(StreamOutlet):
     resumable = True
 
     def __init__(
-        self, stream: EventStream, kept: KeptStreams, owner: str, ttl_s: float, request_id: RequestId | None
+        self,
+        stream: EventStream,
+        kept: KeptStreams,
+        name: str,
+        owner: str,
+        ttl_s: float,
+        request_id: RequestId | None,
     ) -> None:
         super().__init__(stream)
         self._kept = kept
         self._owner = owner
         self._ttl_s = ttl_s
         self._request_id = request_id
-        self._name = secrets.token_urlsafe(16)  # nobody can guess it, and only its owner could use it
+        self._name = name
         self._waiting: deque[bytes | Rest] = deque()
         self._waiting_bytes = 0
         self._writer: asyncio.Task[None] | None = None
@@ -135,7 +147,7 @@ class ResumableOutlet(StreamOutlet):
     def open(self) -> None:
         if not self._opened and self.stream.begin():
             self._opened = True
-            self._enqueue(PRIMING)
+            self._enqueue(PRIMING + encode(self._request_id))
 
     def send(self, message: bytes) -> None:
         self.open()
@@ -181,12 +193,11 @@ class ResumableOutlet(StreamOutlet):
                 continue
             self._waiting_bytes -= len(item)
             number = await self._keep(item)
-            if number:
-                raw = event(item, event_id_of(self._name, number))
-                # 2025-11-25 basic/transports: an id with empty data primes the client to come back.
-                self.stream.write(b"retry: %d\n%b" % (RETRY_MS, raw) if item == PRIMING else raw)
-            elif item != PRIMING:
-                self.stream.write(event(item))
+            event_id = event_id_of(self._name, number) if number else ""
+            if not is_priming(item):
+                self.stream.write(event(item, event_id))
+            elif event_id:  # 2025-11-25 basic/transports: an id with empty data primes the client to come back
+                self.stream.write(b"retry: %d\n%b" % (RETRY_MS, event(b"", event_id)))
 
     async def _keep(self, message: bytes) -> str:
         """The event's number; "" where the store is away: from then on the stream is not resumable, or there would be
@@ -207,23 +218,41 @@ class ResumableOutlet(StreamOutlet):
 
 
 class Outlets:
-    """Makes the outlet that a client's revision and session allow."""
+    """Makes the outlet that a client's revision and session allow. `address` is this edge's on the bus."""
 
-    def __init__(self, kept: KeptStreams | None = None, ttl_s: float = 0.0) -> None:
+    def __init__(self, kept: KeptStreams | None = None, ttl_s: float = 0.0, address: str = "edge") -> None:
         self._kept = kept
         self._ttl_s = ttl_s
+        self._address = address
 
     def make(
         self, stream: EventStream, tenant: str, session: str, version: str, request_id: RequestId | None
     ) -> StreamOutlet:
         if self._kept is None or not session or version not in RESUMABLE_VERSIONS:
             return StreamOutlet(stream)
-        return ResumableOutlet(stream, self._kept, owner_of(tenant, session), self._ttl_s, request_id)
+        # Nobody can guess the name, and only its owner could use it. It says which edge the rest will come from.
+        name = f"{self._address}_{secrets.token_urlsafe(16)}"
+        return ResumableOutlet(stream, self._kept, name, owner_of(tenant, session), self._ttl_s, request_id)
 
 
 def owner_of(tenant: str, session: str) -> str:
     """To whom the kept streams of a session belong."""
     return f"{tenant}|{session}"
+
+
+def edge_of(stream: str) -> str:
+    """The bus address of the edge that a stream is filled by."""
+    return stream.partition("_")[0]
+
+
+def is_priming(message: bytes) -> bool:
+    """A kept event that is no message."""
+    return message[:1] == PRIMING
+
+
+def primed_for(message: bytes) -> RequestId | None:
+    """The id of the request that a priming event was kept for."""
+    return _decode_id(message[1:])
 
 
 def event_id_of(stream: str, number: str) -> str:

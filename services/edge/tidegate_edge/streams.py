@@ -22,9 +22,17 @@ from tidegate_edge.announcements import Hearing
 from tidegate_edge.calls import Ongoing, requested_event
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
-from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply, RpcError, encode, notification
+from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply, RpcError, encode, error_body, notification
 from tidegate_edge.open_streams import Standing
-from tidegate_edge.outlet import StreamOutlet, event_id_of, owner_of, read_event_id
+from tidegate_edge.outlet import (
+    StreamOutlet,
+    edge_of,
+    event_id_of,
+    is_priming,
+    owner_of,
+    primed_for,
+    read_event_id,
+)
 from tidegate_edge.overhearing import (
     ACKNOWLEDGED,
     CHANGED,
@@ -40,13 +48,14 @@ from tidegate_edge.talk import LIST_CHANGES, is_loud_enough
 from tidegate_edge.upstream.port import Answer
 from tidegate_edge.visit import Visit
 
-WAIT_S: Final = 20.0  # for the next kept event, then look whether the session still stands
+WAIT_S: Final = 5.0  # for the next kept event; then look whether the session still stands, and whoever fills it
 LOOK_AGAIN_S: Final = 60.0
 AWAY_S: Final = 2.0  # until the session store is asked again
 _STREAM_KINDS: Final = frozenset({b"text/event-stream", b"text/*", b"*/*"})
 _NEVER_PASSED: Final = frozenset(
     {ACKNOWLEDGED, "notifications/cancelled", "notifications/progress", "notifications/initialized"}
 )
+EDGE_LOST: Final = "The edge that served this call is gone; whether the call was carried out is in its records."
 ALLOW: Final = b"allow: POST\r\n"
 
 
@@ -97,11 +106,13 @@ async def _resume(edge: Edge, principal: Principal, record: SessionRecord, excha
         while following is not None:
             for one in following:
                 last = one.number
-                if one.message:  # not the priming event
+                if not is_priming(one.message):
                     out.put(event_id_of(stream, last), one.message)
                     await out.stream.drained()
-            if not following and await _live(edge, principal, record.session_id) is None:
-                return
+            if not following:
+                if await _live(edge, principal, record.session_id) is None:
+                    return
+                await _end_if_lost(edge, owner, stream)
             following = await edge.sessions.kept_after(owner, stream, last, WAIT_S)
 
     replaying = asyncio.create_task(replay(), name="replay a kept stream")
@@ -111,6 +122,18 @@ async def _resume(edge: Edge, principal: Principal, record: SessionRecord, excha
         replaying.cancel()
         await asyncio.gather(replaying, return_exceptions=True)
     return Reply(200)
+
+
+async def _end_if_lost(edge: Edge, owner: str, stream: str) -> None:
+    """Where the edge that fills a stream is gone, its last event is that nothing more will come."""
+    if await edge.sessions.post(edge_of(stream), b"alive\n"):
+        return
+    first = await edge.sessions.kept_after(owner, stream, "0-0", 0)
+    request_id = primed_for(first[0].message) if first and is_priming(first[0].message) else None
+    ttl_s = edge.limits.stream_kept_s
+    if request_id is not None:
+        await edge.sessions.keep(owner, stream, error_body(request_id, INTERNAL_ERROR, EDGE_LOST), ttl_s)
+    await edge.sessions.finish(owner, stream, ttl_s)
 
 
 async def _stand(edge: Edge, principal: Principal, door: str, exchange: Exchange, record: SessionRecord) -> None:

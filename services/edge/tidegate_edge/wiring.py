@@ -119,7 +119,7 @@ async def open_edge(
         tasks.start(discover(), "discover tools")
         tasks.start(reap(sessions, upstreams, settings.limits.upstream_session_idle_s), "end idle upstream sessions")
         desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
-        outlets = Outlets(sessions, settings.limits.stream_kept_s)
+        outlets = Outlets(sessions, settings.limits.stream_kept_s, sessions.address)
         http = protocol_class(desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining)
         registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records)))
 
