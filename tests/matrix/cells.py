@@ -14,7 +14,7 @@ from tests.matrix.driving import Connection, Sdk, Wire
 
 MODERN: Final = "2026-07-28"
 LEGACY: Final = "2025-11-25"
-SEEN_DEADLINE_S: Final = 5.0
+SEEN_DEADLINE_S: Final = 10.0
 Server = Literal["legacy", "resumable", "dual", "modern"]
 SERVERS: Final[tuple[Server, ...]] = ("legacy", "resumable", "dual", "modern")
 Kind = Literal["tools", "prompts", "resources", "templates"]

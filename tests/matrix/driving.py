@@ -19,8 +19,8 @@ from tests.parts import node, sdk130
 Wire = dict[str, Any]
 Sdk = Literal["py130", "py23", "ts1", "ts2"]
 SDKS: Final[tuple[Sdk, ...]] = ("py130", "py23", "ts1", "ts2")
-STEP_DEADLINE_S: Final = 15.0
-HEARD_DEADLINE_S: Final = 5.0
+STEP_DEADLINE_S: Final = 20.0
+HEARD_DEADLINE_S: Final = 10.0
 LINE_BYTES_MAX: Final = 1 << 24
 ROOT: Final = Path(__file__).resolve().parents[2]
 _SCRIPTS: Final = ROOT / "tests" / "parts" / "clients"

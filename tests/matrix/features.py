@@ -9,7 +9,7 @@ from tests.matrix.exercises.asserting import Outcome
 
 RULES: Final = {
     "not-offered": "Only 2026-07-28 has words for it, so a server of the handshake era cannot offer it.",
-    "removed": "2026-07-28 has removed the method: -32601 with status 404.",
+    "removed": "2026-07-28 has removed the method: -32601 with status 404 for a client; a server cannot ask.",
     "capability": "The client has not declared the capability, so the server is not told of one and must do without: "
     "-32021 in the modern era, else the server's own error.",
     "url-required": "The handshake era's word for it is the error -32042 with the page in its data; the call is made "
@@ -74,5 +74,6 @@ FEATURES: Final[tuple[Feature, ...]] = (
     Feature("prompts/get", offering.getting_prompts),
     Feature("completion for prompts and templates, with context", offering.completing),
     Feature("ping", offering.pinging),
+    Feature("ping of a server", offering.pinged),
     Feature("logging/setLevel", offering.setting_level),
 )

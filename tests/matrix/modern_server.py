@@ -38,6 +38,7 @@ from pydantic import TypeAdapter
 from tests.matrix.offer import APPS, APPS_SETTINGS, INSTRUCTIONS, Offer, Refusal, Wire
 
 NEEDED: Final = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling", "roots/list": "roots"}
+"""The capability that a question needs. Others need none."""
 OWN: Final = "io.modelcontextprotocol/"
 CACHING: Final[Wire] = {"resultType": "complete", "ttlMs": 1000, "cacheScope": "private"}
 CHANGES: Final[dict[str, Callable[[], ServerEvent]]] = {
@@ -167,7 +168,7 @@ class ModernTurn:
             server.connections.add(self.connection)
 
     async def ask(self, key: str, method: str, params: Wire) -> Wire:
-        if key != "anyway" and NEEDED[method] not in self.capabilities:
+        if key != "anyway" and NEEDED.get(method, "") not in {"", *self.capabilities}:
             needed: Wire = {"requiredCapabilities": {NEEDED[method]: {}}}
             if not self.modern:
                 raise Refusal(types.INVALID_REQUEST, f"the client has no {NEEDED[method]}")

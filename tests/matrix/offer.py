@@ -118,6 +118,7 @@ TOOLS: Final[list[Wire]] = [
     _tool("ask-both", "Asks for two things at once.", topic=STRING, nonce=STRING),
     _tool("ask-anyway", "Asks the user whether or not the client can be asked.", topic=STRING, nonce=STRING),
     _tool("must-visit", "Refuses until a page has been visited.", nonce=STRING),
+    _tool("ping-back", "Asks whether the client is still there."),
     _tool("grow", "Adds a tool, a prompt or a resource.", kind=STRING, called=STRING),
     _tool("touch", "Changes a resource.", uri=STRING),
 ]
@@ -407,6 +408,11 @@ async def _must_visit(offer: Offer, turn: Turn, arguments: Wire) -> Wire:
     return _text("signed in")
 
 
+async def _ping_back(offer: Offer, turn: Turn, arguments: Wire) -> Wire:
+    await turn.ask("ping", "ping", {})
+    return _text("still there")
+
+
 async def _grow(offer: Offer, turn: Turn, arguments: Wire) -> Wire:
     offer.grow(arguments["kind"], arguments["called"])
     await turn.changed(arguments["kind"])
@@ -448,6 +454,7 @@ _BEHAVIOURS: Final[dict[str, Callable[[Offer, Turn, Wire], Awaitable[Wire]]]] = 
     "ask-both": _ask_both,
     "ask-anyway": _ask_anyway,
     "must-visit": _must_visit,
+    "ping-back": _ping_back,
     "grow": _grow,
     "touch": _touch,
     "numbers": _numbers,

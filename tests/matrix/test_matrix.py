@@ -10,7 +10,7 @@ from tests.matrix.cells import CLIENTS, SERVERS, Client, Server
 from tests.matrix.running import WAYS, Result, Results, Way, is_met, running_matrix
 from tests.matrix.table import PAGE, page
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

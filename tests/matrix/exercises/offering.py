@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.matrix.cells import Cell, Kind
 from tests.matrix.driving import Connection, RpcFailed, StepFailed, Wire
-from tests.matrix.exercises.asserting import INVALID_PARAMS, METHOD_NOT_FOUND, Outcome, failing, same
+from tests.matrix.exercises.asserting import INVALID_PARAMS, METHOD_NOT_FOUND, Outcome, failing, same, text
 from tests.matrix.offer import NOTE, PIXEL, UNKNOWN
 
 
@@ -133,6 +133,14 @@ async def completing(cell: Cell) -> Outcome:
 
 async def pinging(cell: Cell) -> Outcome:
     return await _removed(cell, "ping")
+
+
+async def pinged(cell: Cell) -> Outcome:
+    """A server's ping in the middle of a call."""
+    if cell.modern:
+        return "removed"
+    assert text(await cell.call("ping-back")) == "still there"
+    return None
 
 
 async def setting_level(cell: Cell) -> Outcome:
