@@ -16,7 +16,7 @@ endif
 SOURCES = shared services cli bench infra loadtests tests tools
 EXISTING = $(wildcard $(SOURCES))
 
-.PHONY: help setup run test check lint fmt bench conformance lock clean
+.PHONY: help setup run test check lint fmt bench conformance soak lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ bench: setup ## measure a governed call beside a direct one and a bare passthrou
 
 conformance: setup ## run the MCP conformance suite directly and through two edges, and write docs/conformance.md
 	$(DEV) python -m tests.conformance.run
+
+soak: setup ## 20,000 calls of clients that vanish, over two edges; then everything must be back (CALLS, SESSIONS, SEED, PLOT)
+	$(DEV) python -m tests.soak.run $(if $(CALLS),--calls $(CALLS)) $(if $(SESSIONS),--sessions $(SESSIONS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(PLOT),--plot $(PLOT))
 
 lock: ## resolve the newest versions anew and write them as pins into pyproject.toml
 	$(UV) run --no-project --python '>=3.11' python tools/pin.py "$$uv"
