@@ -16,11 +16,18 @@ VIEWS = {
     "calls": "One row per call. Query this view; it is exact at any time, also while events are delivered again.",
     "events": "Every event, one row each, with the bytes as they were stored.",
     "findings": "The detector's conclusions, one row each.",
+    "integrity": "Signed roots, one row each, and whether ClickHouse held what was sealed when it was compared.",
 }
 TABLES = {
     "calls_raw": "Under `calls`: parts of a call, not yet put together. Do not count here.",
     "events_raw": "Under `events`. Do not count here.",
     "findings_raw": "Under `findings`. Do not count here.",
+    "roots": "Under `integrity`: signed roots, with the bytes that `tidegate verify` reads.",
+    "leaves": "The runs of records that each root covers.",
+    "checks": "Under `integrity`: comparisons with roots.",
+    "roots_feed": "Fills `roots` from `events_raw`.",
+    "leaves_feed": "Fills `leaves` from `events_raw`.",
+    "checks_feed": "Fills `checks` from `events_raw`.",
     "parameters": "What the views need to know of the configuration.",
     "migrations": "Which migrations made this database.",
 }

@@ -25,7 +25,7 @@ from tidegate_audit_consumer.progress import Progress
 from tidegate_audit_consumer.spine import consume
 
 GROUP = "audit-consumer"
-TOPICS = ("calls", "sessions", "detections", "policy", "control", "catalog")
+TOPICS = ("calls", "sessions", "detections", "policy", "control", "catalog", "integrity")
 UNKNOWN_GRACE_S = 60  # over the longest call timeout, before a call without completion shows as unknown
 
 
