@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -28,7 +29,7 @@ async def edges(old: Radio, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
     root = tmp_path_factory.mktemp("cluster")
     create_secrets(root / "secrets.json")
     with running_valkey() as url:
-        shared = {
+        shared: dict[str, Any] = {
             "public_url": f"http://127.0.0.1:{free_port()}",
             "secrets_file": str(root / "secrets.json"),
             "sessions": url,

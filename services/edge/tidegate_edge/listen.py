@@ -46,7 +46,7 @@ from tidegate_edge.visit import Visit
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
 URIS_MAX: Final = 256
 EARLY_MAX: Final = 256
-STANDS_WITHIN_S: Final = 0.5
+STANDS_WITHIN_S: Final = 1.0
 _FLAGS: Final = {"toolsListChanged": "tools", "promptsListChanged": "prompts", "resourcesListChanged": "resources"}
 _SUBSCRIBE: Final = "resources/subscribe"
 
