@@ -11,6 +11,7 @@ import pytest
 from tests.parts.scripted import Scripted, Seen, Stream, gone, http, question, refusal, result, scripted
 from tests.parts.upstreams import ALICE, ASKABLE, Talking, opened, outgoing
 
+from tidegate.sessions.memory import MemorySessions
 from tidegate_edge.upstream.port import Answer, Caller, Wanted
 
 Writer = asyncio.StreamWriter
@@ -259,6 +260,17 @@ async def test_a_stream_that_another_holds_is_waited_for() -> None:
         listening(up, ALL, Talking(), modern=False),
     ):
         await until(lambda: get.stream)
+
+
+async def test_edges_that_share_a_caller_s_session_listen_in_sessions_of_their_own() -> None:
+    get, store = GetStream(), MemorySessions(per_subject_max=10)
+    async with scripted("sessions", behaviours={"GET": get}) as server, opened(server.url, store=store) as up:
+        await up.request(outgoing(), Talking())
+        async with listening(up, ALL, Talking(), modern=False):
+            await until(lambda: get.stream)
+            assert len(server.sessions) == 2
+        await until(lambda: len(server.sessions) == 1)  # ended with the listening
+        assert server.sessions == [server.calls()[0].headers["mcp-session-id"]]
 
 
 async def test_a_question_on_the_stream_is_put_to_the_client_and_answered() -> None:

@@ -70,6 +70,7 @@ class HttpUpstream:
         self.name = name
         self.plan = plan
         self.replicas = replicas
+        self._store = store
         self.errands = Errands(name)
         self.parks = Parks(self.errands, calls_max=plan.paused_max, kept_s=plan.paused_s)
         self._loop = asyncio.get_running_loop()
@@ -79,12 +80,12 @@ class HttpUpstream:
         self._asking = asyncio.Lock()
         self._modern = Modern(name, replicas)
         self._sessions = LegacySessions(name, replicas, store, edge=plan.edge, idle_s=plan.idle_s)
-        self._streamable = Legacy(self._sessions, self.parks, self.errands, lambda: store.address)
+        self._streamable = Legacy(self._sessions, self.parks, self.errands, lambda: self._store.address)
         self._older = HttpSse(
             name,
             next(iter(replicas)),
             self.errands,
-            lambda: store.address,
+            lambda: self._store.address,
             idle_s=plan.idle_s,
             paused_s=plan.paused_s,
             paused_max=plan.paused_max,
@@ -201,9 +202,20 @@ class HttpUpstream:
     async def listen(self, wanted: Wanted, caller: Caller, modern: bool, talk: Talk) -> None:
         if modern:
             await self._modern.listen(wanted, talk)
-        else:
-            with contextlib.suppress(InitializeRefused):
-                await self._in_transport(lambda legacy: legacy.listen(wanted, caller, talk))
+            return
+        if caller.session:
+            await self._listen_in_session(wanted, caller, talk)
+            return
+        # a session has one stream, and edges share the sessions of such callers: each listens in one of its own
+        listener = msgspec.structs.replace(caller, session=f"edge:{self._store.address}")
+        try:
+            await self._listen_in_session(wanted, listener, talk)
+        finally:
+            self.errands.start(self.end(listener), "end a listener's session")
+
+    async def _listen_in_session(self, wanted: Wanted, caller: Caller, talk: Talk) -> None:
+        with contextlib.suppress(InitializeRefused):
+            await self._in_transport(lambda legacy: legacy.listen(wanted, caller, talk))
 
     async def definitions(self, timeout_s: float) -> Definitions:
         modern = await self.era(True, timeout_s)
