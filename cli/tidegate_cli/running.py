@@ -106,9 +106,14 @@ async def _open_policy(house: House) -> None:
 
 async def _open_audit_consumer(house: House) -> None:
     from tidegate_audit_consumer.consumer import create_audit_consumer
+    from tidegate_audit_consumer.integrity import open_integrity
 
+    log = await house.log()
     consumer = await house.stack.enter_async_context(
-        create_audit_consumer(house.settings, await house.log(), now_us, registry=house.registry)
+        create_audit_consumer(house.settings, log, now_us, registry=house.registry)
+    )
+    await house.stack.enter_async_context(
+        open_integrity(house.settings, log, consumer.analytics, now_us, registry=house.registry)
     )
     house.parts["audit-consumer"] = lambda: consumer.awaited
 

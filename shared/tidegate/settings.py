@@ -78,7 +78,7 @@ class Identity(Part, frozen=True, kw_only=True):
 class Roots(Part, frozen=True, kw_only=True):
     """Sealing of what the log took, and the check of ClickHouse that follows."""
 
-    every_s: float = 30.0  # 0: nothing is sealed here
+    every_s: float = 20.0  # 0: nothing is sealed here
     key_file: str = ""  # Ed25519 private key, PEM; of its own, never the one that signs releases
     file: str = ""  # where roots are published beside the log; default: {data}/roots.jsonl
     sealer: str = ""  # the name of this series of roots; default: the region

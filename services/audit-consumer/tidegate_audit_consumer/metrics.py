@@ -32,3 +32,24 @@ class Metrics:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             registry=registry,
         )
+
+
+class IntegrityMetrics:
+    """Of the sealer and the checker; registered with the registry that is passed in."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.holds = Gauge(
+            "tidegate_integrity_sealing", "1 where this process is the one that seals", registry=registry
+        )
+        self.roots = Counter("tidegate_integrity_roots", "Roots sealed", registry=registry)
+        self.events = Counter("tidegate_integrity_sealed_records", "Records put under roots", registry=registry)
+        self.sealed_at = Gauge(
+            "tidegate_integrity_sealed_timestamp_seconds", "When the last root was sealed here", registry=registry
+        )
+        self.breaches = Counter(
+            "tidegate_integrity_breaches", "Gaps, forks, rewrites and losses that were found", registry=registry
+        )
+        self.checked = Counter(
+            "tidegate_integrity_checks", "Roots that ClickHouse was compared with", ["verdict"], registry=registry
+        )
+        self.faults = Counter("tidegate_integrity_faults", "Times that sealing or checking paused", registry=registry)

@@ -11,6 +11,8 @@ from tidegate.audit.merkle import root_of
 from tidegate.events import Leaf, Repeatable
 
 BREACHES_MAX = 1_000
+RUN_RECORDS_MAX = 50_000
+RUN_REPEATABLES_MAX = 1_000  # they are listed one by one, and a root must fit into the log
 
 
 class Link(NamedTuple):
@@ -61,10 +63,12 @@ def _runs(numbered: dict[int, list[Link]]) -> tuple[list[list[Link]], list[Breac
     for seq in sorted(numbered):
         chosen, *strays = _chosen_first(numbered[seq], numbered.get(seq + 1, ()))
         before = runs[-1][-1] if runs else None
-        if before is not None and before.seq == seq - 1 and before.hash == chosen.prev:
+        is_next = before is not None and before.seq == seq - 1
+        is_linked = is_next and before is not None and before.hash == chosen.prev
+        if is_linked and len(runs[-1]) < (RUN_RECORDS_MAX if _is_unique(chosen.id) else RUN_REPEATABLES_MAX):
             runs[-1].append(chosen)
         else:
-            if before is not None and before.seq == seq - 1:
+            if is_next and not is_linked and before is not None:
                 breaches.append(_broken(before, chosen))
             runs.append([chosen])
         for stray in strays:
