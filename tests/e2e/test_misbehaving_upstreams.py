@@ -214,7 +214,7 @@ async def test_a_list_that_changes_while_it_is_paged_is_never_served_mixed(tmp_p
 
 
 async def test_nothing_stays_behind(edge: RunningEdge, ups: dict[str, Scripted], speaker: Speaker) -> None:
-    """Rounds of all failures, with clients that leave; then nothing is under way, and no session more than after one."""
+    """Rounds of all failures, with clients that leave; then nothing is under way, and no session more than before."""
 
     async def round_of_failures() -> None:
         for behaviour in (aborted, half_an_answer, endless, endless_line, asks_and_leaves):

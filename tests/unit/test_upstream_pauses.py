@@ -222,6 +222,28 @@ async def test_the_server_s_retry_time_is_kept() -> None:
         assert asyncio.get_running_loop().time() - began_s >= 0.4
 
 
+async def test_an_answer_that_was_only_stored_while_a_stream_was_joined_is_fetched() -> None:
+    """A server may lose what it says between the stored events and the live ones; asked once more, it has it."""
+    calls: list[Seen] = []
+
+    async def behave(server: Scripted, seen: Seen, writer: Writer) -> None:
+        stream = Stream(writer)
+        if seen.verb == "POST":
+            calls.append(seen)
+            await stream.send("", "0", retry_ms=0)
+            stream.end()
+        elif sum(one.verb == "GET" for one in server.seen) == 1:
+            await writer.drain()
+            await gone(seen)
+        else:
+            await stream.send(result(calls[0], text("stored")), "1")
+            stream.end()
+
+    async with scripted("sessions", behaviours={"echo": behave, "GET": behave}) as server, opened(server.url) as up:
+        assert words(await up.request(outgoing(), Talking())) == "stored"
+        assert len(server.calls()) == 1
+
+
 async def test_a_stream_that_tells_nothing_new_is_not_come_back_to_for_ever() -> None:
     async def empty(server: Scripted, seen: Seen, writer: Writer) -> None:
         stream = Stream(writer)

@@ -34,6 +34,8 @@ from tidegate_edge.upstream.sse import Event
 POST_TIMEOUT_S: Final = 10.0
 RETRY_S_DEFAULT: Final = 1.0
 RETRY_S_MAX: Final = 30.0
+QUIET_S: Final = 1.0  # a stream that was come back to and says nothing is fetched anew, each time later
+QUIET_S_MAX: Final = 15.0
 RETURNS_MAX: Final = 6  # to a stream that tells nothing new
 
 
@@ -79,6 +81,7 @@ class LegacyCall:
         self._heard = False
         self._patience = Patience()
         self._retry_s = RETRY_S_DEFAULT
+        self._quiet_s = QUIET_S
         self._returns = 0
 
     # the life of it
@@ -143,8 +146,11 @@ class LegacyCall:
     async def _follow(self) -> Answer | None:
         while True:
             response = await self._end_of_stream()
-            if response is None:
+            if response is None and self.pending:
                 return None
+            if response is None:
+                await self._look_again()
+                continue
             if response.answer is not None or not response.is_stream:
                 return self._answer_in(response)
             if not self.can_return:
@@ -156,6 +162,9 @@ class LegacyCall:
     async def _end_of_stream(self) -> Response | None:
         """A stream that broke and can be come back to has merely ended. None: the client must be asked."""
         assert self._exchange is not None
+        quiet = None
+        if not self._is_first and self.can_return:
+            quiet = self._loop.call_later(self._quiet_s, self._exchange.interrupt)
         try:
             response = await self._exchange.wait()
         except UpstreamFault as fault:
@@ -163,6 +172,9 @@ class LegacyCall:
             if fault.code != "upstream-broken" or not self.can_return:
                 raise
             return Response(200, {}, b"", is_stream=True)
+        finally:
+            if quiet is not None:
+                quiet.cancel()
         self._mark()
         if response is not None and response.is_stream and response.answer is None and self.can_return:
             self._talk.rested(int(self._retry_s * 1000))
@@ -221,6 +233,15 @@ class LegacyCall:
         if self._returns > RETURNS_MAX:
             raise self._lost("its stream tells nothing new")
         await self._wait(wait_s)
+        self._exchange = await self._stream_again()
+
+    async def _look_again(self) -> None:
+        """A stream that was come back to is silent. What a server says while it joins the stored events to the live
+        ones may be stored alone: it is there for whoever asks once more.
+        """
+        self._quiet_s = QUIET_S if self._heard else min(QUIET_S_MAX, self._quiet_s * 2)
+        self._heard = False
+        self.leave()
         self._exchange = await self._stream_again()
 
     async def _wait(self, wait_s: float) -> None:
