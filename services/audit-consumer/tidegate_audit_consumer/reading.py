@@ -11,8 +11,8 @@ import msgspec
 
 from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested
 from tidegate.log.port import Delivered
+from tidegate.ocsf.finding import RaisedFinding, open_finding
 from tidegate.upcast import UnknownType, open_any
-from tidegate_audit_consumer.ocsf import RaisedFinding, open_finding
 
 TIME_MIN_US = 946_684_800_000_000  # 2000-01-01
 TIME_MAX_US = 4_102_444_800_000_000  # 2100-01-01

@@ -16,7 +16,7 @@ import msgspec
 
 from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested, Finding, type_of
 from tidegate.log.port import Delivered
-from tidegate_audit_consumer.ocsf import RaisedFinding
+from tidegate.ocsf.finding import RaisedFinding
 from tidegate_audit_consumer.reading import CallEvent, Unreadable, read
 
 Columns = Mapping[str, Sequence[Any]]
