@@ -23,6 +23,9 @@ from tests.parts import sdk130
 Way = Literal["direct", "door", "shared"]
 WAYS: Final[tuple[Way, ...]] = ("direct", "door", "shared")
 """At the server itself; through the gateway at /mcp/{server}; at /mcp, where all servers' names have prefixes."""
+CELLS_AT_ONCE: Final = 4
+EXERCISES_AT_ONCE: Final = 16
+"""More of either takes no less time on two cores, and makes each exercise slow."""
 EXERCISE_DEADLINE_S: Final = 45.0
 Words = Literal["works", "translated", "refused", "failed"]
 
@@ -93,12 +96,18 @@ async def _exercise(cell: Cell, feature: Feature) -> Result:
 
 
 async def run_cell(cell: Cell, features: tuple[Feature, ...]) -> dict[str, Result]:
-    """All features, at the same time."""
+    """All features, side by side."""
     await cell.learn()
     if cell.client.modern:
         changes = {"toolsListChanged": True, "promptsListChanged": True, "resourcesListChanged": True}
         await cell.full.do("listen", filter=changes)
-    found = await asyncio.gather(*(_exercise(cell, feature) for feature in features))
+    places = asyncio.Semaphore(EXERCISES_AT_ONCE)
+
+    async def exercise(feature: Feature) -> Result:
+        async with places:
+            return await _exercise(cell, feature)
+
+    found = await asyncio.gather(*(exercise(feature) for feature in features))
     return {feature.title: result for feature, result in zip(features, found, strict=True)}
 
 
@@ -130,13 +139,16 @@ class Matrix:
 
     async def run(self, way: Way, features: tuple[Feature, ...] = FEATURES) -> Results:
         """Every cell that this way has; a client's cells one after the other."""
+        places = asyncio.Semaphore(CELLS_AT_ONCE)
 
         async def column(client: Client) -> Results:
             found: Results = {}
             for server in SERVERS:
-                if is_met(way, client, server):
+                if not is_met(way, client, server):
+                    continue
+                async with places:
                     results = await self.cell(way, client, server, features)
-                    found |= {(client.key, server, title): result for title, result in results.items()}
+                found |= {(client.key, server, title): result for title, result in results.items()}
             return found
 
         columns = await asyncio.gather(*(column(client) for client in CLIENTS))
@@ -147,8 +159,12 @@ class Matrix:
 async def running_matrix(directory: Path, ways: tuple[Way, ...] = WAYS) -> AsyncIterator[Matrix]:
     """Everything that the ways need runs on entry, and has ended on exit."""
     async with contextlib.AsyncExitStack() as stack:
-        places = {server: await stack.enter_async_context(running_server(server, directory)) for server in SERVERS}
-        clients = {sdk: await stack.enter_async_context(driven(sdk)) for sdk in SDKS}
+        entered = asyncio.gather(
+            asyncio.gather(*(stack.enter_async_context(running_server(server, directory)) for server in SERVERS)),
+            asyncio.gather(*(stack.enter_async_context(driven(sdk)) for sdk in SDKS)),
+        )
+        started, driving = await entered
+        places, clients = dict(zip(SERVERS, started, strict=True)), dict(zip(SDKS, driving, strict=True))
         urls: dict[tuple[Way, Server], str] = {("direct", server): place.url for server, place in places.items()}
         token = ""
         if ways != ("direct",):
