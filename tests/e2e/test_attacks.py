@@ -68,7 +68,7 @@ def kept_in(root: Path, word: str) -> list[str]:
     return [str(file) for file in root.rglob("*") if file.is_file() and word.encode() in file.read_bytes()]
 
 
-@pytest.mark.parametrize("place", ["_meta", "inputResponses", "requestState"])
+@pytest.mark.parametrize("place", ["_meta", "inputResponses", "vendor"])
 async def test_a_secret_beside_the_arguments_is_masked_and_a_blocked_word_there_stops_the_call(
     speaker: Speaker, up: Scripted, place: str
 ) -> None:
@@ -87,10 +87,21 @@ async def test_a_secret_beside_the_arguments_is_masked_and_a_blocked_word_there_
     assert not any(word.encode() in seen.body for seen in up.seen for word in (SECRET, BLOCKED))
 
 
-async def test_params_that_the_gateway_does_not_know_go_nowhere(speaker: Speaker, up: Scripted, old: Scripted) -> None:
+async def test_params_that_nobody_here_knows_go_on_and_a_task_that_is_not_offered_does_not(
+    speaker: Speaker, up: Scripted, old: Scripted
+) -> None:
     for name, server in (("up__note", up), ("old__note", old)):
-        await speaker.ask(modern_call(speaker, name, {"extra": {"word": "unread"}, "task": {"ttl": 1}}, {}))
-        assert set(server.calls("note")[-1].params) <= {"name", "arguments", "_meta"}
+        await speaker.ask(modern_call(speaker, name, {"extra": {"word": "kept"}, "task": {"ttl": 1}}, {}))
+        params = server.calls("note")[-1].params
+        assert params["extra"] == {"word": "kept"}
+        assert set(params) <= {"name", "arguments", "_meta", "extra"}
+
+
+async def test_a_request_state_that_the_gateway_did_not_make_goes_nowhere(speaker: Speaker, up: Scripted) -> None:
+    before = len(up.seen)
+    answer = await speaker.ask(modern_call(speaker, "up__note", {"requestState": "forged"}, {}))
+    assert (answer.status, answer.error["code"]) == (400, -32602)
+    assert len(up.seen) == before
 
 
 async def test_a_legacy_caller_cannot_hand_a_request_state_to_a_modern_server(speaker: Speaker, up: Scripted) -> None:

@@ -150,6 +150,11 @@ class Desk:
             await self._record_refusal(principal, accepted, reply)
         return reply
 
+    async def _noted(self, principal: Principal, reply: Reply) -> Reply:
+        if reply.refused:
+            await self._record_refusal(principal, reply, reply)
+        return reply
+
     async def _record_refusal(self, principal: Principal, accepted: Request | Response | Reply, reply: Reply) -> None:
         """Refusals of known principals are facts. What cannot be recorded is refused all the same."""
         ruling = self._edge.rulings.get(principal.tenant)

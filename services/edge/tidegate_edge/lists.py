@@ -5,7 +5,7 @@ Lists are rendered once per principal's facts, door and era, in pages with curso
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -131,15 +131,23 @@ def _size(many: Iterable[Pages]) -> int:
 def definition(catalog: Catalog, door: str, item: Item, shown: str, modern: bool) -> bytes:
     """A definition as a door shows it: under the name or URI that leads back, all else byte for byte.
 
-    `execution` speaks of the tasks of 2025-11-25, which 2026-07-28 does not have.
+    `execution` speaks of the tasks of 2025-11-25, which 2026-07-28 does not have. An `outputSchema` may describe any
+    value since 2026-07-28; before, it is of an object, and clients refuse a whole list for one that is not.
     """
     fields = item.fields
-    if modern and "execution" in fields and item.kind == "tool":
-        fields = {key: value for key, value in fields.items() if key != "execution"}
+    if item.kind == "tool":
+        gone = "execution" if modern else "outputSchema" if not _describes_object(fields) else ""
+        fields = {key: value for key, value in fields.items() if key != gone} if gone in fields else fields
     if "_meta" in fields and item.kind == "tool":
         meta = rewrite.tool_meta(catalog, door, item.server, fields["_meta"])
         fields = {**fields, "_meta": meta}
     return encode(fields if shown == item.name else {**fields, _NAMES[item.kind]: msgspec.Raw(encode(shown))})
+
+
+def _describes_object(fields: Mapping[str, msgspec.Raw]) -> bool:
+    schema = fields.get("outputSchema")
+    read = None if schema is None else msgspec.json.decode(schema)
+    return schema is None or (isinstance(read, dict) and read.get("type") == "object")
 
 
 def is_visible(ruling: Ruling, principal: Principal, item: Item) -> bool:

@@ -23,6 +23,7 @@ from tidegate.policy.bundle import INSPECTION, Bundle
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.release import Activation, PolicyState, Rejection, pointer_key
 from tidegate.policy.signing import Trust
+from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.edge import Edge
 from tidegate_edge.kept import keep, kept_release
@@ -194,7 +195,17 @@ class Watch:
         """Let the bundle rule over the catalogue as it stands. Parsed and compiled in a thread: calls go on."""
         engine, scanner = await asyncio.to_thread(_prepared, bundle)
         engine = engine.with_tools(facts_of(self._catalog), self._server_labels)
+        before = self._edge.rulings.get(tenant)
         self._edge.rulings[tenant] = Ruling(engine, scanner, self._catalog, number=number, digest=bundle.digest)
+        if before is not None and before.digest != bundle.digest:
+            self._tell_clients(tenant)
+
+    def _tell_clients(self, tenant: str) -> None:
+        """Other rules may show other lists."""
+        kinds: tuple[ChangeKind, ...] = ("tools", "prompts", "resources")
+        for server in self._catalog.shelves:
+            for kind in kinds:
+                self._edge.announcements.tell(Announcement(tenant, server, kind))
 
     def catalog_changed(self, catalog: Catalog, server_labels: dict[str, tuple[str, ...]]) -> None:
         """The same bundles over another catalogue, swapped whole."""
