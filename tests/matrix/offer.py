@@ -186,7 +186,7 @@ class Offer:
 
     def page(self, kind: str, cursor: str | None, *, modern: bool) -> Wire:
         """One page. Raises Refusal for a cursor that was never given."""
-        items = [*self.lists[kind], *(MODERN_TOOLS if modern and kind == "tools" else [])]
+        items = [*(MODERN_TOOLS if modern and kind == "tools" else []), *self.lists[kind]]  # what grows is last
         try:
             start = 0 if cursor is None else int(cursor.removeprefix("page-"))
         except ValueError:
