@@ -174,7 +174,9 @@ class Restless(Scripted):
         elif seen.method == "tools/list" and is_known and self.list_status != 200:
             writer.write(http({"oops": True}, self.list_status))
         elif seen.method == "" and is_known and seen.message.get("id") in self.waiting:
-            self.waiting.pop(seen.message["id"]).set_result(seen.message)
+            asked = self.waiting.pop(seen.message["id"])
+            if not asked.done():  # else whoever asked has given up
+                asked.set_result(seen.message)
             writer.write(http("", 202))
         elif seen.method == "tools/call" and is_known:
             return await self._called(seen, writer, session)
@@ -215,11 +217,7 @@ class Restless(Scripted):
         elif name == "drip":
             await self._drip(seen, writer, given, done)
         elif name == "hold":
-            gone = asyncio.create_task(_gone(seen.reader))
-            held = asyncio.create_task(self.released.wait())
-            await asyncio.wait((gone, held), return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
-            held.cancel()
+            await _first_of(seen.reader, asyncio.ensure_future(self.released.wait()))
             writer.write(http(result(seen, done)))
         elif name == "confirm":
             await self._confirm(seen, writer, given)
@@ -260,11 +258,7 @@ class Restless(Scripted):
         self.waiting[key] = asyncio.get_running_loop().create_future()
         writer.write(_SSE % b"")
         writer.write(event({"jsonrpc": "2.0", "id": key, "method": "elicitation/create", "params": params}))
-        gone = asyncio.create_task(_gone(seen.reader))
-        try:
-            await asyncio.wait((gone, self.waiting[key]), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
+        await _first_of(seen.reader, self.waiting[key])
         answered = self.waiting.pop(key, None) is None
         said = "answered" if answered else "left"
         writer.write(event({"jsonrpc": "2.0", "id": seen.message["id"], "result": text(said)}) + _END)
@@ -273,9 +267,15 @@ class Restless(Scripted):
 _COMPLETE: Final = {"resultType": "complete"}
 
 
-async def _gone(reader: asyncio.StreamReader) -> None:
-    """Returns when the client has closed. A gateway sends one request at a time, so nothing is read that is needed."""
-    await reader.read(1)
+async def _first_of(reader: asyncio.StreamReader, fact: "asyncio.Future[Any]") -> None:
+    """Until the fact, or the client has closed. A gateway sends one request at a time, so no byte is lost."""
+    gone = asyncio.create_task(reader.read(1))
+    try:
+        await asyncio.wait((gone, fact), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        fact.cancel()
+        await asyncio.wait((gone,))  # the reader is free again
 
 
 @contextlib.contextmanager
