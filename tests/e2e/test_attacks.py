@@ -150,7 +150,7 @@ async def test_a_process_that_does_not_read_is_not_written_to_for_ever(tmp_path:
     async with running_edge(tmp_path, {"up": server}) as edge:
         upstream = edge.edge.upstreams["up"]
         assert isinstance(upstream, StdioUpstream)
-        pid = upstream.pid
+        pid = next(iter(upstream.running().values())).pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tidegate_edge.upstream.port import Answer, Caller, Outgoing, Paused
+from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer, Caller, Outgoing, Paused
 from tidegate_edge.upstream.stdio_child import Command
 from tidegate_edge.upstream.stdio_handshake import own_meta
 from tidegate_edge.upstream.stdio_kept import Plan
@@ -38,10 +38,14 @@ class Heard:
         self.pausable = pausable
         self.notes: list[tuple[str, Any]] = []
         self.questions: list[tuple[str, Any]] = []
+        self.began = 0  # how often a listening has begun
         self.answer = answer or Answer(result=b'{"action":"accept","content":{}}')
 
     def notified(self, method: str, params: bytes) -> None:
-        self.notes.append((method, json.loads(params)))
+        if method == ACKNOWLEDGED:
+            self.began += 1
+        else:
+            self.notes.append((method, json.loads(params)))
 
     async def asked(self, method: str, params: bytes) -> Answer:
         self.questions.append((method, json.loads(params)))

@@ -11,7 +11,7 @@ from tidegate.sessions.memory import MemorySessions
 from tidegate.sessions.port import SessionStore
 from tidegate.settings import Settings
 from tidegate_edge.upstream.http import HttpUpstream
-from tidegate_edge.upstream.port import Answer, Caller, Outgoing, Paused
+from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer, Caller, Outgoing, Paused
 from tidegate_edge.wiring import open_http_upstream
 
 ALICE = Caller("acme", "alice", "tests")
@@ -27,9 +27,13 @@ class Talking:
     heard: list[tuple[str, Any]] = field(default_factory=list)
     questions: list[tuple[str, Any]] = field(default_factory=list)
     rests: list[int] = field(default_factory=list)
+    began: int = 0  # how often a listening has begun
 
     def notified(self, method: str, params: bytes) -> None:
-        self.heard.append((method, msgspec.json.decode(params)))
+        if method == ACKNOWLEDGED:
+            self.began += 1
+        else:
+            self.heard.append((method, msgspec.json.decode(params)))
 
     async def asked(self, method: str, params: bytes) -> Answer:
         self.questions.append((method, msgspec.json.decode(params)))

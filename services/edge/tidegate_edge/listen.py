@@ -29,7 +29,6 @@ from tidegate_edge.messages import (
 )
 from tidegate_edge.outlet import Outlet
 from tidegate_edge.overhearing import (
-    ACKNOWLEDGED,
     CHANGED,
     UPDATED,
     Ears,
@@ -40,13 +39,13 @@ from tidegate_edge.overhearing import (
     updated_uri,
 )
 from tidegate_edge.talk import LIST_CHANGES
-from tidegate_edge.upstream.port import SILENCE, Answer, Caller
+from tidegate_edge.upstream.port import ACKNOWLEDGED, SILENCE, Answer, Caller
 from tidegate_edge.visit import Visit
 
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
 URIS_MAX: Final = 256
 EARLY_MAX: Final = 256
-STANDS_WITHIN_S: Final = 1.0
+STANDS_WITHIN_S: Final = 5.0
 _FLAGS: Final = {"toolsListChanged": "tools", "promptsListChanged": "prompts", "resourcesListChanged": "resources"}
 _SUBSCRIBE: Final = "resources/subscribe"
 

@@ -20,8 +20,6 @@ from tidegate_edge.messages import careful, decode_fields
 from tidegate_edge.upstream.port import Caller, Talk, Wanted
 from tidegate_edge.visit import Visit
 
-ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
-"""From an upstream adapter: its listening has begun, or begun again. Never passed on."""
 UPDATED: Final = "notifications/resources/updated"
 CHANGED: Final[dict[ChangeKind, str]] = {
     "tools": "notifications/tools/list_changed",

@@ -34,7 +34,6 @@ from tidegate_edge.outlet import (
     read_event_id,
 )
 from tidegate_edge.overhearing import (
-    ACKNOWLEDGED,
     CHANGED,
     UPDATED,
     Ears,
@@ -45,7 +44,7 @@ from tidegate_edge.overhearing import (
     updated_uri,
 )
 from tidegate_edge.talk import LIST_CHANGES, is_loud_enough
-from tidegate_edge.upstream.port import Answer
+from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer
 from tidegate_edge.visit import Visit
 
 WAIT_S: Final = 5.0  # for the next kept event; then look whether the session still stands, and whoever fills it

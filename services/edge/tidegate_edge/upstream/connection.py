@@ -45,7 +45,7 @@ class Response(msgspec.Struct):
 class Exchange:
     """One request under way. `wait` for its end; `let_go` of it, or cancel `wait`, to close its connection."""
 
-    __slots__ = ("_connection", "_has_place", "_outcome", "_waiter", "hear", "late_s", "reader")
+    __slots__ = ("_connection", "_has_place", "_outcome", "_waiter", "hear", "late_s", "opened", "reader")
 
     def __init__(self, connection: "Connection", hear: Hear | None, late_s: float) -> None:
         self._connection = connection
@@ -54,6 +54,7 @@ class Exchange:
         self._waiter: asyncio.Future[None] | None = None
         self.hear = hear
         self.late_s = late_s
+        self.opened: Callable[[], None] | None = None  # called when an event stream begins
         self.reader: EventReader | None = None  # of the event stream, once there is one
 
     @property
@@ -169,6 +170,8 @@ class Connection(asyncio.Protocol):
             self._reader = EventReader()
             if self._exchange is not None:
                 self._exchange.reader = self._reader
+                if self._exchange.opened is not None:
+                    self._exchange.opened()
         if not self._parser.should_keep_alive():
             self.reusable = False
             self._until_eof = b"content-length" not in self._headers and b"transfer-encoding" not in self._headers

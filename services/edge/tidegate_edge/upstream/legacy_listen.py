@@ -17,7 +17,7 @@ from tidegate_edge.upstream.errands import Errands
 from tidegate_edge.upstream.legacy_call import POST_TIMEOUT_S, SessionGone
 from tidegate_edge.upstream.legacy_sessions import InitializeRefused, LegacySessions
 from tidegate_edge.upstream.patience import Patience
-from tidegate_edge.upstream.port import Answer, Caller, Talk, Wanted
+from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer, Caller, Talk, Wanted
 from tidegate_edge.upstream.replicas import Replica
 from tidegate_edge.upstream.server_asks import own_answer, refusal
 from tidegate_edge.upstream.sse import Event
@@ -123,6 +123,7 @@ class _Stream:
             return None
 
         exchange = await replica.streams.begin(head, b"", hear, FOREVER)
+        exchange.opened = self._opened
         try:
             return await self._until_it_ends(exchange, replica)
         finally:
@@ -134,6 +135,10 @@ class _Stream:
                 self._retry_s = min(30.0, (reader.retry_ms or 0) / 1000)
             for task in self._asking:
                 task.cancel()
+
+    def _opened(self) -> None:
+        """From now on the server is heard."""
+        self._talk.notified(ACKNOWLEDGED, b"{}")
 
     async def _until_it_ends(self, exchange: Exchange, replica: Replica) -> Response:
         """A session that is listened to is in use: the store is told now and then."""

@@ -22,12 +22,11 @@ from tidegate_edge.translate import CLIENT_INFO, MODERN
 from tidegate_edge.upstream.answers import answer_in, answer_of, error_code, fields_of, params_of, read_wire
 from tidegate_edge.upstream.connection import FOREVER, Exchange, Response
 from tidegate_edge.upstream.patience import Patience
-from tidegate_edge.upstream.port import SILENCE, Answer, Outgoing, Talk, Wanted
+from tidegate_edge.upstream.port import ACKNOWLEDGED, SILENCE, Answer, Outgoing, Talk, Wanted
 from tidegate_edge.upstream.replicas import Replicas
 from tidegate_edge.upstream.sse import Event
 
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
-ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
 LISTEN_OPENS_S: Final = 30.0
 _REFUSED: Final = (METHOD_NOT_FOUND, messages.INVALID_PARAMS, messages.INVALID_REQUEST)
 
@@ -150,6 +149,7 @@ class _Subscription:
     def _acknowledged(self, params: dict[str, Any]) -> None:
         """Open: from here on it may be silent for ever."""
         self._patience.reset()
+        self._talk.notified(ACKNOWLEDGED, b"{}")
         if self.exchange is not None:
             self.exchange.late_s = FOREVER
         granted = fields_of(bytes(params.get("notifications", b"{}")))

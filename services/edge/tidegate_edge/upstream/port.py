@@ -11,6 +11,8 @@ from tidegate_edge.messages import METHOD_NOT_FOUND, RpcError, encode
 
 ListKind = Literal["tools", "prompts", "resources", "templates"]
 NO_CAPABILITIES = b"{}"
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+"""What `listen` tells its talk whenever the server is heard: at first, and after each interruption."""
 
 
 class Caller(msgspec.Struct, frozen=True):

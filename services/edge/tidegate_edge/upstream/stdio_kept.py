@@ -12,7 +12,7 @@ import msgspec
 
 from tidegate.errors import UpstreamFault
 from tidegate_edge.messages import METHOD_NOT_FOUND, encode
-from tidegate_edge.upstream.port import Answer, Outgoing, Paused, Talk, Wanted
+from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer, Outgoing, Paused, Talk, Wanted
 from tidegate_edge.upstream.stdio_child import Child, Command
 from tidegate_edge.upstream.stdio_handshake import EraChoice, Spoken, own_meta, shake_hands
 from tidegate_edge.upstream.stdio_listening import Listener, offers
@@ -301,6 +301,7 @@ async def _hear_legacy(session: StdioSession, wanted: Wanted, talk: Talk) -> Non
             subscribed.append(uri)
             if session.listeners.subscribe(uri):
                 await session.ask("resources/subscribe", encode({"uri": uri}), SUBSCRIBE_S)
+        talk.notified(ACKNOWLEDGED, b"{}")
         await session.over.wait()
     finally:
         session.listeners.remove(listener)
