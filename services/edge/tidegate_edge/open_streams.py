@@ -87,7 +87,10 @@ class OpenStreams:
             found.replace()
 
     def _stir(self, tenant: str, session: str) -> None:
-        if (found := self._standing.get((tenant, session))) is not None:
+        if not session:  # something may have been missed: everybody looks again
+            for standing in self._standing.values():
+                standing.stirred.set()
+        elif (found := self._standing.get((tenant, session))) is not None:
             found.stirred.set()
 
     def _opened(self, key: UpstreamKey) -> None:

@@ -172,7 +172,10 @@ class LegacySessions:
         """The session as every edge shall know it from now on."""
         await self._store.drop_upstream(key, session.session_id)
         amended = msgspec.structs.replace(session, log_level=log_level)
-        return await self._store.put_upstream(key, amended, self._idle_s)
+        standing = await self._store.put_upstream(key, amended, self._idle_s)
+        if standing.session_id != session.session_id:  # between the two, another edge put one of its own
+            await self.end(session)
+        return standing
 
     async def taken(self, caller: Caller) -> list[UpstreamSession]:
         """All sessions of a caller's session at this server, taken out of the store; its only one where it has none."""
