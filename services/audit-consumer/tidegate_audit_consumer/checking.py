@@ -13,7 +13,7 @@ import msgspec
 
 from tidegate.analytics.port import Analytics
 from tidegate.audit.history import seams
-from tidegate.audit.holdings import Held, Wrong, compare
+from tidegate.audit.holdings import Held, Wrong, as_rewrites, compare
 from tidegate.audit.links import link_of
 from tidegate.audit.merkle import root_of
 from tidegate.audit.roots import Opened, RootFault, Trust, open_root
@@ -119,15 +119,20 @@ class Checker:
         self._metrics.checked.labels(verdict).inc()
 
     async def _wrong_in(self, opened: Opened) -> list[Wrong]:
-        wrong: list[Wrong] = []
-        suspects = await self._suspects(opened.leaves)
-        for leaf in suspects:
-            found = compare(leaf, await self._held(leaf))
-            wrong += found.wrong
-            for one in found.stood_for:
-                if not await self._has(one.id):
-                    wrong.append(Wrong("missing", leaf.writer, one.seq, one.id, f"finding {one.id} is missing"))
-        return wrong + await self._broken_seams(opened)
+        writers: dict[str, list[tuple[Leaf, list[Wrong]]]] = {}
+        suspects = set(map(id, await self._suspects(opened.leaves)))
+        for leaf in opened.leaves:
+            wrong = await self._wrong_under(leaf) if id(leaf) in suspects else []
+            writers.setdefault(leaf.writer, []).append((leaf, wrong))
+        found = [one for judged in writers.values() for _, one in as_rewrites(judged)]
+        return found + await self._broken_seams(opened)
+
+    async def _wrong_under(self, leaf: Leaf) -> list[Wrong]:
+        found = compare(leaf, await self._held(leaf))
+        absent = [one for one in found.stood_for if not await self._has(one.id)]
+        return found.wrong + [
+            Wrong("missing", leaf.writer, one.seq, one.id, f"finding {one.id} is missing") for one in absent
+        ]
 
     async def _suspects(self, leaves: Sequence[Leaf]) -> list[Leaf]:
         """Leaves to which the hashes that ClickHouse computes do not add up."""

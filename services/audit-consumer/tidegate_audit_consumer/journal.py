@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-from tidegate import __version__
 from tidegate.audit.holdings import Wrong
 from tidegate.audit.runs import Breach
 from tidegate.chain import Chain
-from tidegate.events import RootChecked, RootSealed
+from tidegate.events import FindingRaised, RootChecked, RootSealed
 from tidegate.ids import uuid7
 from tidegate.log.port import EventLog, Record
+from tidegate.ocsf.finding import detection_finding
 from tidegate.settings import Settings
 
 FINDINGS_MAX = 100  # of one append
@@ -71,56 +71,22 @@ class Journal:
     def _finding(self, breach: Breach | Wrong) -> Record:
         chain = self._chain
         chain.seq += 1
-        settings, now_us = self._settings, self._clock()
-        found = detection(breach, settings.tenant, settings.region, now_us, (chain.writer, chain.seq, chain.prev))
-        value = msgspec.json.encode(found)
+        finding = self._raised(breach)
+        value = msgspec.json.encode(detection_finding(finding, chain.writer, chain.seq, chain.prev))
         chain.prev = hashlib.sha256(value).hexdigest()
-        return Record("detections", f"{settings.tenant}|{RULE}|{breach.writer}".encode(), value)
+        return Record("detections", f"{finding.tenant}|{RULE}|{breach.writer}".encode(), value)
 
-
-def detection(
-    breach: Breach | Wrong, tenant: str, region: str, now_us: int, place: tuple[str, int, str]
-) -> dict[str, Any]:
-    """An OCSF Detection Finding (class 2004), with the place in the journal's chain under `unmapped.tidegate`."""
-    finding_id = finding_id_of(breach)
-    title = TITLES.get(breach.kind, "A chain is broken")
-    message = f"{breach.writer}: {breach.sentence}"
-    writer, seq, prev = place
-    own = {"tenant": tenant, "region": region, "time_us": now_us, "writer": writer, "seq": seq, "prev": prev}
-    return {
-        "activity_id": 1,
-        "activity_name": "Create",
-        "category_uid": 2,
-        "category_name": "Findings",
-        "class_uid": 2004,
-        "class_name": "Detection Finding",
-        "type_uid": 200401,
-        "type_name": "Detection Finding: Create",
-        "time": now_us // 1000,
-        "severity_id": 5,
-        "severity": "Critical",
-        "status_id": 1,
-        "status": "New",
-        "message": message,
-        "finding_info": {
-            "uid": finding_id,
-            "title": title,
-            "desc": message,
-            "created_time": now_us // 1000,
-            "analytic": {"uid": f"tidegate.{RULE}", "name": RULE, "type_id": 1, "type": "Rule"},
-        },
-        "metadata": {
-            "uid": finding_id,
-            "version": "1.8.0",
-            "log_name": "tidegate.detections",
-            "tenant_uid": tenant,
-            "product": {"name": "Tidegate", "vendor_name": "Tidegate", "version": __version__},
-        },
-        "evidences": [{"data": {"writer": breach.writer, "seq": breach.seq, "event_id": breach.id}}],
-        "unmapped": {
-            "tidegate": own | {"rule": RULE, "severity": "critical", "subject_id": "", "agent": "", "session_id": ""}
-        },
-    }
+    def _raised(self, breach: Breach | Wrong) -> FindingRaised:
+        return FindingRaised(
+            **self.common() | {"id": finding_id_of(breach)},
+            rule=RULE,
+            severity="critical",
+            title=TITLES.get(breach.kind, "A chain is broken"),
+            message=f"{breach.writer}: {breach.sentence}",
+            subject_id="",
+            agent="",
+            session_id="",
+        )
 
 
 def finding_id_of(breach: Breach | Wrong) -> str:

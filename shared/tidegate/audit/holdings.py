@@ -199,3 +199,25 @@ def _rewritten(leaf: Leaf, first: Held) -> Wrong:
         f"between event {first.id} and the last of them"
     )
     return Wrong("rewritten", leaf.writer, leaf.first, first.id, sentence)
+
+
+def as_rewrites(judged: Sequence[tuple[Leaf, Sequence[Wrong]]]) -> list[tuple[Leaf, Wrong]]:
+    """What is wrong in leaves of one writer. A record that another leaf has as well, and rightly, was a second one of
+    its number on the log: nothing is lost, and it is a rewrite.
+    """
+    told: list[tuple[Leaf, Wrong]] = []
+    for leaf, wrong in judged:
+        others = [(other, {one.seq for one in bad}) for other, bad in judged if other is not leaf]
+        told += [(leaf, _rewrite(one) if _is_right_in(one.seq, others) else one) for one in wrong]
+    return told
+
+
+def _is_right_in(seq: int, leaves: Sequence[tuple[Leaf, set[int]]]) -> bool:
+    return any(leaf.first <= seq <= leaf.last and seq not in bad for leaf, bad in leaves)
+
+
+def _rewrite(wrong: Wrong) -> Wrong:
+    if wrong.kind not in ("missing", "altered", "rewritten"):
+        return wrong
+    sentence = f"the log held another record {wrong.seq} of this writer as well; the first one is kept"
+    return wrong._replace(kind="rewrite", sentence=sentence)

@@ -1,0 +1,194 @@
+"""The work of `tidegate verify`: roots, then every record that they cover, then what is under no root.
+
+Nothing is believed but the audit key: roots must be signed and in one series, records must hash to their roots. What
+ClickHouse is asked only brings bytes. Counterparts: `held_sources.py` (where they come from), `tidegate.audit`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from tidegate.audit.history import History, RootProblem, merged, open_history, seams
+from tidegate.audit.holdings import Wrong, as_rewrites, compare
+from tidegate.audit.roots import Trust
+from tidegate.events import Leaf, RootSealed
+from tidegate_cli.held_sources import EVENTS_FILE, KEY_FILE, ROOTS_FILE, Found, Source, Stranger, Window
+
+WRONG_MAX = 10_000
+DAY_US = 86_400_000_000
+SPAN_RECORDS = 20_000
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What was proven. `wrong` is in the order of time, so that its first is the first wrong record."""
+
+    verdict: str = "whole"  # broken; unproven: there are records, and no root covers any
+    from_us: int
+    to_us: int
+    roots: int = 0
+    latest: dict[str, int] = {}  # number of the last root, by sealer
+    sealed_us: int = 0  # when the last root of the series that is furthest behind was sealed
+    records: int = 0  # under roots, and found to be what was sealed
+    pending: int = 0  # after the last root: chained, and not sealed yet
+    problems: list[RootProblem] = []
+    wrong: list[Wrong] = []
+
+    @property
+    def first_wrong(self) -> Wrong | None:
+        return self.wrong[0] if self.wrong else None
+
+
+class Saving:
+    """Writes what is read into a directory, for a later proof without ClickHouse."""
+
+    def __init__(self, directory: Path, roots: Sequence[RootSealed], keys: Sequence[str]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ROOTS_FILE).write_bytes(b"".join(msgspec.json.encode(root) + b"\n" for root in roots))
+        (directory / KEY_FILE).write_text("".join(f"{key}\n" for key in keys))
+        self._file = (directory / EVENTS_FILE).open("wb")
+
+    def take(self, found: Sequence[Found | Stranger]) -> None:
+        self._file.writelines(one.raw + b"\n" for one in found)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Verification:
+    """One run over one period."""
+
+    def __init__(
+        self, source: Source, trust: Trust, from_us: int, to_us: int, *, progress: Callable[[int], None] | None = None
+    ) -> None:
+        self._source = source
+        self._trust = trust
+        self._progress = progress
+        self._wrong: list[tuple[int, Wrong]] = []  # with the time that orders them
+        self._windows: dict[str, list[Window]] = {}  # what was read and compared
+        self.report = Report(from_us=from_us, to_us=to_us)
+        self.saving: Saving | None = None
+
+    async def roots(self, more: Sequence[RootSealed] = ()) -> list[RootSealed]:
+        """Those that may cover records of the period: sealed after its beginning, whatever its end."""
+        since_us = max(0, self.report.from_us - DAY_US)
+        found = [event async for event in self._source.roots(since_us)]
+        return [*found, *(event for event in more if event.time_us >= since_us)]
+
+    async def run(self, roots: Sequence[RootSealed]) -> Report:
+        report, history = self.report, open_history(roots, self._trust)
+        report.roots = len(history.roots)
+        report.problems = history.problems
+        report.latest = {sealer: one.root.number for sealer, one in history.latest().items()}
+        report.sealed_us = min((one.root.sealed_us for one in history.latest().values()), default=0)
+        for leaves in history.leaves.values():
+            await self._writer(leaves)
+        await self._strangers(history)
+        report.wrong = [wrong for _, wrong in sorted(self._wrong, key=lambda one: (one[0], one[1].writer, one[1].seq))]
+        del report.wrong[WRONG_MAX:]
+        if report.wrong or report.problems:
+            report.verdict = "broken"
+        elif not report.records and report.pending:
+            report.verdict = "unproven"
+        return report
+
+    async def _writer(self, leaves: Sequence[Leaf]) -> None:
+        wanted = [leaf for leaf in leaves if self._is_wanted(leaf)]
+        for wrong in seams(leaves):
+            after = next((leaf for leaf in leaves if leaf.first > wrong.seq or leaf.first == wrong.seq), leaves[-1])
+            if self._is_wanted(after):
+                self._wrong.append((after.first_us, wrong))
+        for span in spans(wanted):
+            found = await self._source.records(span)
+            self._windows.setdefault(span[0].writer, []).extend(windows_of(span))
+            if self.saving is not None:
+                self.saving.take(found)
+            await self._compare(span, found)
+
+    async def _compare(self, span: Sequence[Leaf], found: Sequence[Found]) -> None:
+        judged: list[tuple[Leaf, Sequence[Wrong]]] = []
+        for leaf in span:
+            held = [one.held for one in found if leaf.first <= one.held.seq <= leaf.last]
+            compared = compare(leaf, held)
+            wrong = list(compared.wrong)
+            for one in compared.stood_for:
+                if not await self._source.has(one.id):
+                    wrong.append(Wrong("missing", leaf.writer, one.seq, one.id, f"finding {one.id} is missing"))
+            judged.append((leaf, wrong))
+            self.report.records += leaf.last - leaf.first + 1 - len({one.seq for one in wrong})
+        self._wrong += [(leaf.first_us, wrong) for leaf, wrong in as_rewrites(judged)]
+        if self._progress is not None:
+            self._progress(self.report.records)
+
+    async def _strangers(self, history: History) -> None:
+        positions: dict[str, int] = {}
+        for one in history.latest().values():
+            for place, offset in one.root.positions.items():
+                positions[place] = min(offset, positions.get(place, offset))
+        heads = {(leaf.writer, leaf.last): leaf.head for leaves in history.leaves.values() for leaf in leaves}
+        before: Stranger | None = None
+        async for stranger in self._source.strangers(self.report.from_us, self.report.to_us, self._windows):
+            if self.saving is not None:
+                self.saving.take([stranger])
+            is_sealed = any(first <= stranger.held.seq <= last for first, last in history.covers(stranger.writer))
+            wrong = judge_stranger(stranger, before, heads, positions, is_sealed=is_sealed)
+            if wrong is None:
+                self.report.pending += 1
+            else:
+                self._wrong.append((2**63, wrong))
+            before = stranger
+
+    def _is_wanted(self, leaf: Leaf) -> bool:
+        return leaf.last_us >= self.report.from_us and leaf.first_us <= self.report.to_us
+
+
+def spans(leaves: Sequence[Leaf]) -> Iterator[list[Leaf]]:
+    """Leaves of one writer that are read together: near each other, and no more than a page of records."""
+    span: list[Leaf] = []
+    for leaf in leaves:
+        if span and leaf.last - span[0].first >= SPAN_RECORDS:
+            yield span
+            span = []
+        span.append(leaf)
+    if span:
+        yield span
+
+
+def windows_of(span: Sequence[Leaf]) -> list[Window]:
+    """The numbers of these leaves, within the time in which sources look for them."""
+    begin, end = min(leaf.first_us for leaf in span) - DAY_US, max(leaf.last_us for leaf in span) + DAY_US
+    return [Window(first, last, begin, end) for first, last in merged((leaf.first, leaf.last) for leaf in span)]
+
+
+def judge_stranger(
+    stranger: Stranger,
+    before: Stranger | None,
+    heads: dict[tuple[str, int], str],
+    positions: dict[str, int],
+    *,
+    is_sealed: bool,
+) -> Wrong | None:
+    """A record under no root: None where it is only too young for one."""
+    writer, held = stranger.writer, stranger.held
+    if not writer or held.seq == 0:
+        return Wrong("unchained", writer, held.seq, held.id, f"event {held.id} belongs to no chain")
+    if held.odd:
+        return Wrong("misplaced", writer, held.seq, held.id, f"event {held.id}: {held.odd}")
+    if is_sealed:
+        sentence = f"event {held.id} claims the number {held.seq}, under which another record was sealed"
+        return Wrong("fork", writer, held.seq, held.id, sentence)
+    if stranger.place and stranger.offset < positions.get(stranger.place, 0):
+        sentence = (
+            f"event {held.id} says that it stood at {stranger.place}/{stranger.offset} of the log, which the roots "
+            "cover, and is under none: it was not on the log"
+        )
+        return Wrong("unsealed", writer, held.seq, held.id, sentence)
+    if before is not None and before.writer == writer and before.held.seq == held.seq:
+        sentence = f"event {held.id} claims the number {held.seq}, which event {before.held.id} has"
+        return Wrong("fork", writer, held.seq, held.id, sentence)
+    follows = before is not None and before.writer == writer and before.held.seq == held.seq - 1
+    expected = before.held.hash if follows and before is not None else heads.get((writer, held.seq - 1))
+    if expected is not None and held.prev != expected:
+        sentence = f"event {held.id} names another record before it than the one there"
+        return Wrong("broken-link", writer, held.seq, held.id, sentence)
+    return None
