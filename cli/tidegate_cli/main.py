@@ -9,7 +9,15 @@ import sys
 import typer
 
 from tidegate.errors import ConfigFault, Fault
-from tidegate_cli import bundle_commands, log_commands, serve_commands, tool_commands, trust_commands, verify_commands
+from tidegate_cli import (
+    bundle_commands,
+    export_commands,
+    log_commands,
+    serve_commands,
+    tool_commands,
+    trust_commands,
+    verify_commands,
+)
 from tidegate_cli.faults import fault_in
 
 GUIDE = """
@@ -45,6 +53,7 @@ serve_commands.add_to(app)
 tool_commands.add_to(app)
 log_commands.add_to(app)
 bundle_commands.add_to(app)
+export_commands.add_to(app)
 verify_commands.add_to(app)
 trust_commands.add_to(app)
 

@@ -90,8 +90,8 @@ def _finding(fields: dict[str, Any], value: bytes) -> Seen | None:
     return Seen("finding.raised.v1", time_us, {**told, **own}, value)
 
 
-def age_us(text: str, at_us: int | None = None) -> int:
-    """`--since` as microseconds since the epoch; 0 of "". Raises ConfigFault."""
+def age_us(text: str, at_us: int | None = None, *, option: str = "--since") -> int:
+    """`--since` or its like as microseconds since the epoch; 0 of "". Raises ConfigFault."""
     if not text:
         return 0
     if age := _AGE.fullmatch(text):
@@ -100,6 +100,6 @@ def age_us(text: str, at_us: int | None = None) -> int:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigFault(
-            f"--since {text}: give an age like 90s, 15m, 2h, 7d, or a time like 2026-03-01T12:00:00Z"
+            f"{option} {text}: give an age like 90s, 15m, 2h, 7d, or a time like 2026-03-01T12:00:00Z"
         ) from None
     return int(when.replace(tzinfo=when.tzinfo or UTC).timestamp() * 1_000_000)

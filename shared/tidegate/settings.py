@@ -88,6 +88,7 @@ class Audit(Part, frozen=True, kw_only=True):
     mode: Mode = "spool"
     capture: Capture = "masked"
     roots: Roots = Roots()
+    ocsf_topic: bool = False  # calls as OCSF objects on the topic `ocsf`, for SIEMs
 
 
 class Rule(Part, frozen=True, kw_only=True):

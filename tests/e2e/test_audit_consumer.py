@@ -333,6 +333,7 @@ async def test_what_cannot_be_read_is_buried_untouched_and_the_rest_goes_on(sett
     for offset, (letter, reason) in enumerate(zip(letters, BROKEN.values(), strict=True), start=1):
         added = dict(letter.headers[2:])
         assert added.pop("dlq.error.message")
+        assert int(added.pop("dlq.original.time_us")) <= letter.time_us
         assert added == {
             "dlq.reason": reason.encode(),
             "dlq.original.topic": b"calls",

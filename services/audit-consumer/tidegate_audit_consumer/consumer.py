@@ -22,6 +22,7 @@ from tidegate_audit_consumer.metrics import Metrics
 from tidegate_audit_consumer.migrate import migrate
 from tidegate_audit_consumer.parts import Counts, Parts
 from tidegate_audit_consumer.progress import Progress
+from tidegate_audit_consumer.siem import Siem, open_siem
 from tidegate_audit_consumer.spine import consume
 
 GROUP = "audit-consumer"
@@ -103,15 +104,23 @@ async def create_audit_consumer(
         analytics = await _open_analytics(settings, stack)
         parts = await _assemble(log, analytics, clock, registry, bounds or Bounds(), stack)
         consumer = AuditConsumer(settings, parts)
+        runners: list[AuditConsumer | Siem] = [consumer]
+        if settings.audit.ocsf_topic:
+            siem, subscription = await open_siem(log, parts.bounds, registry)
+            stack.push_async_callback(subscription.close)
+            runners.append(siem)
         try:
             async with asyncio.TaskGroup() as group:
-                task = group.create_task(consumer.run(), name="audit-consumer")
+                names = ("audit-consumer", "ocsf")
+                tasks = [group.create_task(one.run(), name=name) for one, name in zip(runners, names, strict=False)]
                 try:
                     yield consumer
                 finally:
-                    consumer.stop()
-                    await asyncio.wait([task], timeout=settings.limits.drain_timeout_s)
-                    task.cancel()
+                    for one in runners:
+                        one.stop()
+                    await asyncio.wait(tasks, timeout=settings.limits.drain_timeout_s)
+                    for task in tasks:
+                        task.cancel()
         except BaseExceptionGroup as faults:
             raise faults.exceptions[0] if len(faults.exceptions) == 1 else faults from None
 

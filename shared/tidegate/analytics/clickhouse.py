@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
@@ -186,8 +186,18 @@ def read_address(data_dir: Path) -> Address:
 
 def open_reader(settings: Settings) -> ClickHouseAnalytics:
     """For reading, from any process: the server, or the process that owns the embedded engine. Raises as above."""
+    return _open_from_outside(settings, "reader")
+
+
+def open_writer(settings: Settings) -> ClickHouseAnalytics:
+    """For writing, from any process. Raises as above."""
+    return _open_from_outside(settings, "writer")
+
+
+def _open_from_outside(settings: Settings, account: Literal["reader", "writer"]) -> ClickHouseAnalytics:
     if settings.analytics != "chdb":
         return open_server(settings.analytics, settings.analytics_password)
     address = read_address(settings.data_dir)
-    token = (settings.data_dir / address.reader_token_file).read_text().strip()
-    return open_server(f"clickhouse://reader@{address.host}:{address.port}/{DATABASE}", token)
+    file = address.reader_token_file if account == "reader" else address.writer_token_file
+    token = (settings.data_dir / file).read_text().strip()
+    return open_server(f"clickhouse://{account}@{address.host}:{address.port}/{DATABASE}", token)

@@ -19,7 +19,7 @@ from tidegate.log.kafka_connection import for_librdkafka
 from tidegate.log.port import STATE_TOPICS, TOPICS, Record
 from tidegate.settings import Settings
 
-_WITHOUT_EVENTS = frozenset(("detections", "dead-letters", *STATE_TOPICS))
+_WITHOUT_EVENTS = frozenset(("detections", "dead-letters", "ocsf", *STATE_TOPICS))
 """Topics whose values are not stored events: their headers are the record's own."""
 
 _OPENING = (b"writer", b"seq", b"prev", b"type", b"id", b"time_us")

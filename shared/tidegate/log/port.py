@@ -7,8 +7,10 @@ are shared out) or alone from the start (to fold a state). Topic names here are 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-TOPICS = ("calls", "sessions", "detections", "dead-letters", "policy", "control", "catalog", "integrity")
-"""Histories. `policy`, `control`, `catalog` and `integrity` are never expired."""
+TOPICS = ("calls", "sessions", "detections", "dead-letters", "policy", "control", "catalog", "integrity", "ocsf")
+"""Histories; `ocsf` repeats calls for security tools. `policy`, `control`, `catalog` and `integrity` are never
+expired.
+"""
 
 STATE_TOPICS = ("policy-state", "control-state", "catalog-state", "detector-state", "integrity-state")
 """Compacted twins, keyed by entity: the whole current value; a None value deletes."""

@@ -1,0 +1,112 @@
+"""The topic `ocsf` for security tools: every call's end, and every request that never became a call, as an OCSF API
+Activity. On with `audit.ocsf_topic`.
+
+A consumer group of its own: a ClickHouse that is away or rebuilt neither delays nor repeats what a SIEM gets. At least
+once: objects are durable before the offsets settle; the key is the event's id, `metadata.uid` as well, to deduplicate
+by. Counterpart: `tidegate.ocsf`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from tidegate.errors import LogUnavailable
+from tidegate.events import CallAbandoned, CallCompleted, CallRequested, RequestRefused
+from tidegate.log.port import Delivered, EventLog, Record, Subscription
+from tidegate.ocsf.activity import activity_of
+from tidegate.ocsf.api_activity import api_activity
+from tidegate_audit_consumer.batch import Bounds, ends_of
+from tidegate_audit_consumer.reading import read
+
+TOPIC = "ocsf"
+GROUP = "ocsf"
+SOURCES = ("calls", "sessions")
+BATCH_MAX = 500
+
+_HEADERS = (("content-type", b"application/json"),)
+_log = logging.getLogger(__name__)
+
+
+def objects_of(records: Sequence[Delivered]) -> list[Record]:
+    """What these records say to a SIEM; nothing of those that cannot be read, which are dead letters already."""
+    found = []
+    for record in records:
+        event = read(record)
+        if not isinstance(event, CallRequested | CallCompleted | CallAbandoned | RequestRefused):
+            continue
+        if (activity := activity_of(event)) is not None:
+            value = msgspec.json.encode(api_activity(activity))
+            found.append(Record(TOPIC, activity.uid.encode(), value, _HEADERS))
+    return found
+
+
+class Siem:
+    """The publisher. `run` until `stop`; what is in hand then is published if the first try succeeds."""
+
+    def __init__(self, log: EventLog, subscription: Subscription, bounds: Bounds, registry: CollectorRegistry) -> None:
+        self._log = log
+        self._subscription = subscription
+        self._bounds = bounds
+        self._stopping = asyncio.Event()
+        self._failures = 0
+        self._objects = Counter("tidegate_ocsf_objects", "Objects appended to the topic ocsf", registry=registry)
+        self._lag = Gauge(
+            "tidegate_ocsf_lag_records",
+            "Records in the log that the topic ocsf does not reflect yet",
+            registry=registry,
+        )
+
+    async def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                records = await self._subscription.poll(BATCH_MAX, self._bounds.idle_s)
+                self._lag.set(await self._subscription.lag())
+            except LogUnavailable as fault:
+                await self._pause(fault)
+                continue
+            if records and await self._publish(records):
+                await self._settle(records)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def _publish(self, records: Sequence[Delivered]) -> bool:
+        """True once they are durable; False when stopping came first."""
+        objects = await asyncio.to_thread(objects_of, records)
+        while True:
+            try:
+                if objects:
+                    await self._log.append(objects)
+                self._objects.inc(len(objects))
+                self._failures = 0
+                return True
+            except LogUnavailable as fault:
+                if self._stopping.is_set():
+                    return False
+                await self._pause(fault)
+
+    async def _settle(self, records: Sequence[Delivered]) -> None:
+        """A lost claim is no harm: whoever has the partition now publishes these again, under the same ids."""
+        try:
+            await self._subscription.settle(ends_of(records))
+        except LogUnavailable as fault:
+            _log.warning("offsets of the topic ocsf not settled: %s", fault.sentence)
+
+    async def _pause(self, fault: LogUnavailable) -> None:
+        delay = min(self._bounds.backoff_max_s, self._bounds.backoff_min_s * 2 ** min(self._failures, 16))
+        if self._failures % 10 == 0:
+            _log.warning("the topic ocsf waits for the log, nothing is dropped: %s", fault.sentence)
+        self._failures += 1
+        try:
+            await asyncio.wait_for(self._stopping.wait(), delay)
+        except TimeoutError:
+            return
+
+
+async def open_siem(log: EventLog, bounds: Bounds, registry: CollectorRegistry) -> tuple[Siem, Subscription]:
+    """The publisher and what it follows, to be closed after it. Raises LogUnavailable."""
+    subscription = await log.follow(SOURCES, group=GROUP)
+    return Siem(log, subscription, bounds, registry), subscription
