@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp.shared.uri_template import InvalidUriTemplate, UriTemplate
 
-from tidegate_edge.uris import TEMPLATE_CHARS_MAX, compiled, marked, parted
+from tidegate_edge.uris import EXPRESSIONS_MAX, TEMPLATE_CHARS_MAX, compiled, first_match, marked, parted
 
 SERVERS = st.from_regex(r"[a-z][a-z0-9-]{0,11}", fullmatch=True)
 
@@ -82,12 +82,23 @@ def test_what_a_template_expands_to_is_of_it(template: str, values: dict[str, st
 
 
 def test_no_template_makes_matching_slow() -> None:
-    hostile = compiled("a://" + "{x}a" * 200)
+    assert compiled("a://" + "{x}a" * 200) is None
+    hostile = compiled("a://" + "{x}a" * EXPRESSIONS_MAX)
     assert hostile is not None
     began = time.process_time()
     assert not hostile.matches("a://" + "a" * 4_000 + "b")
     assert time.process_time() - began < 0.5
     assert not hostile.matches("a://" + "a" * 10_000)  # longer than URIs are here
+
+
+def test_a_server_s_many_templates_take_no_time_from_another_s() -> None:
+    costly = [(found, "bad") for n in range(2_000) if (found := compiled("{+a}{?b}" * 8 + str(n))) is not None]
+    honest = compiled("a{x}")
+    assert honest is not None
+    assert len(costly) == 2_000
+    began = time.process_time()
+    assert first_match([*costly, (honest, "good")], "a" * 4_000, str) == "good"
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
     """The question as a call: what was permitted for the tool is permitted for what it asks, content apart."""
     question = Ongoing(call.visit, call.request, call.item, call.target, call.terms, now_us())
     question.method, question.root = method, call.root
-    for fact in ("ruling", "rules", "bundle", "release", "catalog", "control_epoch", "abilities"):
+    for fact in ("ruling", "rules", "bundle", "release", "catalog", "control_epoch", "abilities", "target_captured"):
         setattr(question, fact, getattr(call, fact))
     question.decision, question.stage, question.reason = "allow", "policy", call.reason
     assert call.ruling is not None

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate_edge.abilities import ASKED_WITH, missing
 from tidegate_edge.accept import Request
 from tidegate_edge.calls import Inputs, Ongoing
 from tidegate_edge.edge import Edge
@@ -27,6 +28,7 @@ from tidegate_edge.visit import Visit
 PURPOSE: Final = "request-state"
 STATE_TTL_S: Final = 600
 ROUNDS_MAX: Final = 8
+QUESTIONS_MAX: Final = 16  # of one round
 RESUMABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
 _BESIDE: Final = frozenset({"_meta", "inputResponses", "requestState"})
 INVALID_STATE: Final = RpcError(INVALID_PARAMS, "Invalid or expired requestState", {"reason": "invalid_request_state"})
@@ -128,6 +130,22 @@ def seal_state(edge: Edge, call: Ongoing, result: bytes) -> bytes:
     required = _decode_input_required(result)
     fields["requestState"] = msgspec.Raw(encode(_sealed(edge, call, state=required.requestState)))
     return encode(fields)
+
+
+def unfit_questions(call: Ongoing, result: bytes) -> str | dict[str, Any]:
+    """Why a modern client cannot be asked what a modern server asks: a sentence, or the capabilities that it lacks;
+    {} where it can. Raises msgspec.DecodeError, ValueError.
+    """
+    asked, _ = asked_in(result)
+    if len(asked) > QUESTIONS_MAX:
+        return f"{call.server} asks {len(asked)} questions at once; {QUESTIONS_MAX} are allowed."
+    pairs: list[tuple[str, dict[str, Any]]] = []
+    for one in asked.values():
+        params = msgspec.json.decode(one.params)
+        if one.method not in ASKED_WITH or not isinstance(params, dict):
+            return f"{call.server} asks for something that no client is asked for: {one.method[:64]}"
+        pairs.append((one.method, params))
+    return missing(pairs, call.abilities)
 
 
 def pause_result(edge: Edge, call: Ongoing, paused: Paused) -> bytes:

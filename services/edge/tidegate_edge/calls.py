@@ -27,7 +27,7 @@ from tidegate_edge.visit import Visit
 
 NULL: Final = msgspec.Raw(b"null")
 EMPTY_OBJECT: Final = b"{}"
-TARGET_CHARS_MAX: Final = 1_024  # of a resource's URI; a tool's name is shorter
+TARGET_CHARS_MAX: Final = 1_024  # as an event keeps it
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -100,6 +100,7 @@ class Ongoing:
         "server",
         "stage",
         "target",
+        "target_captured",
         "terms",
         "upstream_modern",
         "visit",
@@ -116,7 +117,8 @@ class Ongoing:
         self.principal = visit.principal
         self.item = item
         self.server = item.server if item else visit.door[:64]
-        self.target = target[:TARGET_CHARS_MAX]
+        self.target = target  # whole: what is decided on is what is sent
+        self.target_captured = ""  # the same without what the inspection found; "": nothing was
         self.terms = terms
         self.inputs: Inputs | None = None
         self.abilities: Abilities = NONE
@@ -205,7 +207,7 @@ def _dimensions(call: Ongoing, place: Place) -> dict[str, Any]:
         "edge": place.edge,
         "method": call.method,
         "server": call.server,
-        "target": call.target,
+        "target": (call.target_captured or call.target)[:TARGET_CHARS_MAX],
         "mode": call.terms.mode,
         "decision": call.decision,
         "stage": call.stage,

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from tidegate.limits import URI_CHARS_MAX
 from tidegate_edge.doors import EMPTY, Door, Plan, open_doors
 from tidegate_edge.messages import encode
 from tidegate_edge.shelves import DEFINITION_BYTES_MAX, Item, Kind, Shelf, made_up, shelve
-from tidegate_edge.uris import parted
+from tidegate_edge.uris import first_match, parted
 
 __all__ = ["DEFINITION_BYTES_MAX", "Catalog", "Door", "Item", "Kind", "Plan", "Shelf", "renamed", "shelve"]
 
@@ -37,6 +38,13 @@ class Catalog:
         """The tool that a client means at a door: "" for /mcp, a server's name, `sets/x`."""
         return self._doors.get(door, EMPTY).tools.get(name)
 
+    def shows(self, door: str, tool: Item) -> bool:
+        """Whether a server's tool is at this door, under whatever name."""
+        if door == tool.server:
+            return True
+        shown = self._doors.get(door, EMPTY).tools.values()
+        return any((item.server, item.name) == (tool.server, tool.name) for item in shown)
+
     def find_prompt(self, door: str, name: str) -> Item | None:
         """The prompt that a client means at a door."""
         return self._doors.get(door, EMPTY).prompts.get(name)
@@ -47,6 +55,8 @@ class Catalog:
         By the map, by our mark, by a template; else it is of the one server that has resources here, if it is one.
         What several servers have is found under its marked URIs alone.
         """
+        if len(uri) > URI_CHARS_MAX:
+            return None
         here = self._doors.get(door, EMPTY)
         item = here.resources.get(uri)
         if item is not None:
@@ -56,9 +66,9 @@ class Catalog:
             return self._of_server(*part)
         if uri in here.shared:
             return None
-        for template, item in here.matchers:
-            if template.matches(uri):
-                return item, uri
+        item = first_match(here.matchers, uri, _server_of)
+        if item is not None:
+            return item, uri
         sole = next(iter(here.readers)) if len(here.readers) == 1 else None
         return self._of_server(sole, uri) if sole else None
 
@@ -66,8 +76,12 @@ class Catalog:
         own = self._doors[server]
         item = own.resources.get(uri)
         if item is None:
-            item = next((item for template, item in own.matchers if template.matches(uri)), None)
+            item = first_match(own.matchers, uri, _server_of)
         return item or made_up(self.shelves[server], uri), uri
+
+
+def _server_of(item: Item) -> str:
+    return item.server
 
 
 def renamed(item: Item, name: str) -> bytes:

@@ -82,6 +82,7 @@ def careful(decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
 
 decode_wire: Final = careful(msgspec.json.Decoder(Wire).decode)
 decode_fields: Final = careful(msgspec.json.Decoder(dict[str, msgspec.Raw]).decode)
+decode_text: Final = careful(msgspec.json.Decoder(str).decode)
 decode_result_head: Final = careful(msgspec.json.Decoder(ResultHead).decode)
 decode_error: Final = careful(msgspec.json.Decoder(RpcError).decode)
 

@@ -58,7 +58,7 @@ async def _governed(edge: Edge, visit: Visit, request: Request) -> Reply:
         )  # opens when it lasts
     with edge.inflight.running(visit.protocol_session, request.id):
         reply = await spine.call(edge, visit, request)
-    if request.method in targets.SUBSCRIBING and b'"error"' not in reply.body[:64]:
+    if request.method in targets.SUBSCRIBING and not reply.recorded:  # it was done: refusals say that they are recorded
         await notices.subscribed(edge, visit, request)
     return reply
 

@@ -13,7 +13,7 @@ import msgspec
 
 from tidegate.errors import Fault
 from tidegate.ids import now_us
-from tidegate_edge import lists, rewrite
+from tidegate_edge import lists, rewrite, strict_json
 from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import careful, decode_fields
@@ -119,6 +119,8 @@ def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes)
     if ruling is None or server not in lists.visible_servers(ruling, principal, visit.door):
         return None
     if _is_quarantined(edge, visit, server):
+        return None
+    if not method.startswith("notifications/") or not strict_json.is_strict(params):
         return None
     scan = ruling.scanner.scan(params, "result")
     if scan.blocked is not None:

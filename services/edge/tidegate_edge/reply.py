@@ -4,6 +4,7 @@
 
 from typing import Any, Final
 
+import msgspec
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 
 from tidegate.errors import Fault, UpstreamFault
@@ -21,6 +22,7 @@ from tidegate_edge.messages import (
     Reply,
     RpcError,
     decode_error,
+    decode_fields,
     encode,
     error_body,
     result_body,
@@ -29,6 +31,7 @@ from tidegate_edge.upstream.port import Answer, Paused
 
 HEADER_MISMATCH_REASON: Final = "header-mismatch"
 DECISION_META: Final = "tidegate/decision"
+_DECISION_MARKS: Final = (b"tidegate/decision", b"\\/", b"\\u")  # written plainly, or with escapes
 BLOCKED_RESULT: Final = "The server answered, but its answer holds something that may not be passed on."
 
 
@@ -102,13 +105,38 @@ def _answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
         return _upstream_error(edge, call, given.error)
     raw = given.result
     if request.modern and call.result_type == "input_required":
-        return Reply(200, result_body(request.id, bridge.seal_state(edge, call, raw)))
+        unfit = bridge.unfit_questions(call, raw)
+        if unfit:
+            return _not_asked(call, unfit)
+        return Reply(200, result_body(request.id, _in_its_own_name(bridge.seal_state(edge, call, raw))))
     if not request.modern or not call.upstream_modern or b'"resultType"' not in raw:
         raw = translate.result_for_client(raw, request.modern, call.method)
     if call.result_type == "task" or call.method in targets.TASKS:
         raw = tasks.shown(edge, call, raw)
     raw = rewrite.result(call.ruling.catalog, call.visit.door, call.server, call.method, raw)
-    return Reply(200, result_body(request.id, raw))
+    return Reply(200, result_body(request.id, _in_its_own_name(raw)))
+
+
+def _not_asked(call: Ongoing, unfit: str | dict[str, Any]) -> Reply:
+    """2026-07-28 basic/patterns/mrtr: a server must not ask for what the client did not declare."""
+    if isinstance(unfit, str):
+        return refused(call, unfit, decision="allow", reason="upstream-malformed")
+    sentence = f"{call.server} asks for {', '.join(sorted(unfit))}, which this client did not declare"
+    return error(call, RpcError(MISSING_CAPABILITY, sentence, {"requiredCapabilities": unfit}))
+
+
+def _in_its_own_name(raw: bytes) -> bytes:
+    """A result without what is the gateway's alone to say; the same bytes where there is nothing of it."""
+    if not any(mark in raw for mark in _DECISION_MARKS):
+        return raw
+    fields = decode_fields(raw)
+    try:
+        meta = decode_fields(fields["_meta"])
+    except (KeyError, msgspec.DecodeError):
+        return raw
+    if meta.pop(DECISION_META, None) is None:
+        return raw
+    return encode({**fields, "_meta": meta})
 
 
 def _upstream_error(edge: Edge, call: Ongoing, raw: bytes) -> Reply:
@@ -121,6 +149,9 @@ def _upstream_error(edge: Edge, call: Ongoing, raw: bytes) -> Reply:
         return error(call, RpcError(MISSING_CAPABILITY, given.message, lacking))
     if not call.request.modern and given.code == MISSING_CAPABILITY and call.is_tool_call:
         return refused(call, f"{call.server}: {given.message}", decision="allow", reason="client-lacks-capability")
+    if isinstance(given.data, dict) and DECISION_META in given.data:  # the gateway's alone to say
+        data = {key: value for key, value in given.data.items() if key != DECISION_META}
+        given = RpcError(given.code, given.message, data)
     return error(call, translate.error_for_client(given, call))
 
 

@@ -11,8 +11,9 @@ import msgspec
 
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.messages import careful, decode_fields, encode
-from tidegate_edge.uris import marked
+from tidegate_edge.uris import first_match, marked
 
+LOOKED_UP_MAX: Final = 64  # URIs of one message, that are compared with what the servers offer
 Raw = msgspec.Raw
 Change = Callable[[Raw], Raw]
 _LINK: Final = b"resource_link"
@@ -71,19 +72,25 @@ class _Uris:
         self._catalog = catalog
         self._door = door
         self._server = server
+        self._looked_up = 0
 
     def link(self, raw: Raw) -> Raw:
-        """A URI to be followed."""
+        """A URI to be followed. After so many, each gets a mark: with it a URI leads back in any case."""
         text = _text(raw)
         if text is None:
             return raw
-        shown = uri(self._catalog, self._door, self._server, text)
+        self._looked_up += 1
+        known = self._looked_up <= LOOKED_UP_MAX
+        shown = uri(self._catalog, self._door, self._server, text) if known else marked(self._server, text)
         return raw if shown == text else Raw(encode(shown))
 
     def told(self, raw: Raw) -> Raw:
         """A URI that names what is there; only one that would lead elsewhere changes."""
         text = _text(raw)
         if text is None:
+            return raw
+        self._looked_up += 1
+        if self._looked_up > LOOKED_UP_MAX:
             return raw
         here = self._catalog.door(self._door)
         leads_nowhere = text not in here.shared and self._catalog.find_resource(self._door, text) is None
@@ -92,7 +99,8 @@ class _Uris:
     def _is_of_shared_template(self, text: str) -> bool:
         here = self._catalog.door(self._door)
         own = self._catalog.door(self._server)
-        return any(item.name in here.shared and template.matches(text) for template, item in own.matchers)
+        shared = ((template, item) for template, item in own.matchers if item.name in here.shared)
+        return first_match(shared, text, lambda item: item.server) is not None
 
     def contents(self, raw: Raw) -> Raw:
         """resources/read: `contents[].uri`."""

@@ -9,13 +9,12 @@ import msgspec
 
 from tidegate.ids import uuid7
 from tidegate_edge import asking, bridge, reply, strict_json
-from tidegate_edge.bridge import ROUNDS_MAX, InputRequest
+from tidegate_edge.bridge import QUESTIONS_MAX, ROUNDS_MAX, InputRequest
 from tidegate_edge.calls import Inputs, Ongoing
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import Reply, decode_error, encode
 from tidegate_edge.upstream.port import Answer, Paused
 
-QUESTIONS_MAX: Final = 16  # of one round
 WAITS_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between rounds in which nothing new is known
 _DECLINED: Final = msgspec.Raw(b'{"action":"cancel"}')
 

@@ -6,17 +6,17 @@ import msgspec
 from mcp.shared.inbound import encode_header_value, mcp_param_headers, validate_mcp_param_headers
 
 from tidegate.errors import Fault, UpstreamFault
-from tidegate.events import Outcome
+from tidegate.events import Finding, Outcome
 from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
 from tidegate.limits import FINDINGS_PER_CALL_MAX
 from tidegate_edge import bridge, reply, strict_json, targets, tasks, translate
 from tidegate_edge.accept import PARAM_HEADER, Request
-from tidegate_edge.calls import NULL, Ended, Inputs, Ongoing
+from tidegate_edge.calls import NULL, TARGET_CHARS_MAX, Ended, Inputs, Ongoing
 from tidegate_edge.catalog import Item
 from tidegate_edge.edge import Edge
-from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head, encode
+from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head, decode_text, encode
 from tidegate_edge.talk import Conversation
 from tidegate_edge.upstream.port import NO_ROUTING, Answer, Outgoing, Paused, Routing
 from tidegate_edge.visit import Visit
@@ -35,7 +35,7 @@ def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = No
     named = targets.named(request)
     item = found.item if found else None
     terms = edge.terms_of(item.server if item else visit.door, item)
-    call = Ongoing(visit, request, item, found.target if found else named, terms, now_us())
+    call = Ongoing(visit, request, item, found.target if found else named[:TARGET_CHARS_MAX], terms, now_us())
     call.ruling = ruling
     call.members = decode_fields(request.raw_params)
     call.arguments = targets.arguments(call.members, request, found) if handle is None else tasks.arguments(handle)
@@ -150,9 +150,10 @@ def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
     beside = {key: value for key, value in call.members.items() if key not in _BESIDE_ARGUMENTS}
     other = scanner.scan(encode(beside), "arguments") if beside else EMPTY
     call.findings = (scan.findings + other.findings)[:FINDINGS_PER_CALL_MAX]
-    blocked = scan.blocked or other.blocked
+    hidden = _hidden_in_target(scanner, call)
+    blocked = scan.blocked or other.blocked or hidden
     if blocked is not None:
-        what = "arguments" if scan.blocked else "params"
+        what = "arguments" if blocked is not other.blocked else "params"
         call.refuse(
             "inspection", "arguments-blocked", f"The {what} hold something that may not be sent: {blocked.rule}."
         )
@@ -163,6 +164,16 @@ def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
     if other.masked is not None:
         call.members.update(decode_fields(other.masked))
         _mask_inputs(call)
+
+
+def _hidden_in_target(scanner: Scanner, call: Ongoing) -> Finding | None:
+    """What stands in a URI that may not be sent: a URI with a part masked would be another resource's."""
+    if not targets.is_by_uri(call):
+        return None
+    scan = scanner.scan(encode(call.target), "arguments")
+    if scan.recorded is not None:
+        call.target_captured = decode_text(scan.recorded)
+    return next((one for one in scan.findings if one.action in ("mask", "block")), None)
 
 
 def _mask_inputs(call: Ongoing) -> None:
@@ -188,6 +199,8 @@ def inspect_refused(edge: Edge, call: Ongoing) -> None:
     call.findings = _capture(ruling.scanner, call).findings
     if call.item is None:
         call.target = ruling.told(call.target, "arguments")
+    elif targets.is_by_uri(call):
+        call.target_captured = ruling.told(call.target, "arguments")
     if call.item is None or call.reason == "argument-not-representable":  # the caller's words are in the sentence
         call.message = ruling.told(call.message, "arguments")
 

@@ -39,6 +39,15 @@ def read(raw: bytes) -> Any:
     return value
 
 
+def is_strict(raw: bytes) -> bool:
+    """Whether the bytes read in one way, and only in one."""
+    try:
+        read(raw)
+    except NotStrictJson:
+        return False
+    return True
+
+
 def _read_slowly(text: str) -> None:
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tidegate_edge import asking, rewrite
+from tidegate_edge import asking, rewrite, strict_json
 from tidegate_edge.calls import Ongoing
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import careful, decode_fields, encode, notification
@@ -45,7 +45,9 @@ class Conversation:
         if method in LIST_CHANGES:
             self._edge.discovery.heard(call.server, LIST_CHANGES[method])
             return  # told where list changes are told
-        if method in _SWALLOWED or (call.request.modern and method in _LEGACY_ALONE):
+        if method in _SWALLOWED or not method.startswith("notifications/"):
+            return
+        if call.request.modern and method in _LEGACY_ALONE:
             return
         if method == "notifications/progress":
             shown = self._progress(params)
@@ -72,10 +74,9 @@ class Conversation:
     def _inspected(self, method: str, params: bytes) -> bytes | None:
         call = self._call
         assert call.ruling is not None
-        try:
-            scan = call.ruling.scanner.scan(params, "result")
-        except msgspec.DecodeError:
+        if not strict_json.is_strict(params):  # what is inspected is what the client reads
             return None
+        scan = call.ruling.scanner.scan(params, "result")
         if scan.blocked is not None:
             self._edge.counters.refused_requests["notification-blocked"] += 1
             return None

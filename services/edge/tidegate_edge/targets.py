@@ -57,7 +57,7 @@ def find(catalog: Catalog, door: str, request: Request, handle: Handle | None = 
     name = named(request)
     if handle is not None:
         item = catalog.find(handle.server, handle.tool)
-        return Found(item, item.name) if item else None
+        return Found(item, item.name) if item and catalog.shows(door, item) else None
     if request.method in TASKS:
         return None
     if request.method == "tools/call":
@@ -72,6 +72,11 @@ def find(catalog: Catalog, door: str, request: Request, handle: Handle | None = 
 
 def _is_of_prompt(request: Request) -> bool:
     return request.method == "completion/complete" and _object(request.params.get("ref")).get("type") == "ref/prompt"
+
+
+def is_by_uri(call: Ongoing) -> bool:
+    """Whether the target is a URI, in the client's words, and not a name out of the catalogue."""
+    return call.method not in _KINDS and call.method not in TASKS and not _is_of_prompt(call.request)
 
 
 def arguments(members: dict[str, msgspec.Raw], request: Request, found: Found | None) -> bytes:

@@ -79,10 +79,15 @@ def _meta(call: Ongoing, upstream_modern: bool) -> msgspec.Raw | None:
     if token:
         meta["progressToken"] = msgspec.Raw(encode(token))
     if modern and not upstream_modern:
-        meta = {key: value for key, value in meta.items() if not key.startswith(META_PREFIX)}
+        meta = _without_protocol(meta)
     elif upstream_modern and not modern:
-        meta = {**meta, **_modern_meta(call.abilities.declared, call.log_level)}
+        meta = {**_without_protocol(meta), **_modern_meta(call.abilities.declared, call.log_level)}
     return msgspec.Raw(encode(meta)) if meta else None
+
+
+def _without_protocol(meta: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """Members that mean something in the other era are not a client's to set."""
+    return {key: value for key, value in meta.items() if not key.startswith(META_PREFIX)}
 
 
 @lru_cache(1024)

@@ -8,12 +8,16 @@ server has put into its template.
 """
 
 import re
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
 
 from tidegate.limits import URI_CHARS_MAX
 
 TEMPLATE_CHARS_MAX: Final = 1_024
+EXPRESSIONS_MAX: Final = 16  # of one template
+WALKED_CHARS_MAX: Final = 16_384  # by one server's templates, for one URI
 MARK: Final = "~"
+T = TypeVar("T")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:(?://)?)(.*)", re.DOTALL)
 _MARKED: Final = re.compile(r"([a-z][a-z0-9-]{0,11})~(.*)", re.DOTALL)
 _PARTS: Final = re.compile(r"\{([^{}]+)\}|([^{}]+)|(.)", re.DOTALL)
@@ -61,16 +65,20 @@ class Template:
 
     def matches(self, uri: str) -> bool:
         """Whether some values make this URI of the template."""
+        return self.walked(uri)[0]
+
+    def walked(self, uri: str) -> tuple[bool, int]:
+        """(whether it matches, how many characters it took to know)."""
         if len(uri) > URI_CHARS_MAX or not uri.startswith(self.prefix):
-            return False
+            return False, 0
         states = self._onward(1)
-        for character in uri:
+        for index, character in enumerate(uri):
             moved = (states << 1) & self._literals.get(character, 0)
             stayed = states & self._runs & ~self._barred.get(character, 0)
             states = self._onward(moved | stayed)
             if not states:
-                return False
-        return bool(states & self._done)
+                return False, index + 1
+        return bool(states & self._done), len(uri)
 
     def _onward(self, states: int) -> int:
         """With the states that are reached without a character: behind a run, behind a group."""
@@ -81,9 +89,26 @@ class Template:
             states = more
 
 
+def first_match(matchers: Iterable[tuple[Template, T]], uri: str, owner_of: Callable[[T], str]) -> T | None:
+    """The first that matches. Each owner's templates take so many characters at most, then they are passed over: a
+    server's own templates must not hold up the others'.
+    """
+    taken: dict[str, int] = {}
+    for template, one in matchers:
+        owner = owner_of(one)
+        if taken.get(owner, 0) > WALKED_CHARS_MAX:
+            continue
+        matches, walked = template.walked(uri)
+        if matches:
+            return one
+        if walked:
+            taken[owner] = taken.get(owner, 0) + walked
+    return None
+
+
 def compiled(template: str) -> Template | None:
     """None for what is not a template: braces that do not pair, an unknown operator, or too long."""
-    if len(template) > TEMPLATE_CHARS_MAX:
+    if len(template) > TEMPLATE_CHARS_MAX or template.count("{") > EXPRESSIONS_MAX:
         return None
     elements: list[str | None] = []
     barred: dict[int, str] = {}

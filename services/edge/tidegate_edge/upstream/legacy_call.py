@@ -291,7 +291,7 @@ class LegacyCall:
         server_id: RequestId = wire.id  # type: ignore[assignment]
         asked = Asked(wire.method, params_of(wire))
         waiting = len(self.pending) + len(self._relaying)
-        known = own_answer(asked.method, self.where.caller.capabilities, waiting)
+        known = own_answer(asked, self.where.caller.capabilities, waiting)
         if known is not None:
             self._send_off(self._tell(server_id, known), f"answer {asked.method}")
         elif self._is_parked or self._talk.pausable:

@@ -17,7 +17,7 @@ from tidegate_edge.upstream.errands import Errands
 from tidegate_edge.upstream.legacy_call import POST_TIMEOUT_S, SessionGone
 from tidegate_edge.upstream.legacy_sessions import InitializeRefused, LegacySessions
 from tidegate_edge.upstream.patience import Patience
-from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer, Caller, Talk, Wanted
+from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer, Asked, Caller, Talk, Wanted
 from tidegate_edge.upstream.replicas import Replica
 from tidegate_edge.upstream.server_asks import own_answer, refusal
 from tidegate_edge.upstream.sse import Event
@@ -182,7 +182,7 @@ class _Stream:
         await replica.pool.send(head, response_body(server_id, answer), timeout_s=POST_TIMEOUT_S)
 
     async def _answer_to(self, method: str, params: bytes) -> Answer:
-        known = own_answer(method, self.caller.capabilities, len(self._asking) - 1)
+        known = own_answer(Asked(method, params), self.caller.capabilities, len(self._asking) - 1)
         if known is not None:
             return known
         try:

@@ -2,21 +2,16 @@
 server is told when the client does not answer. Pure.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from tidegate_edge.messages import INTERNAL_ERROR, METHOD_NOT_FOUND, RequestId, RpcError, encode
-from tidegate_edge.upstream.answers import fields_of
+from tidegate_edge import abilities, strict_json
+from tidegate_edge.messages import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, RequestId, RpcError, encode
 from tidegate_edge.upstream.port import Answer, Asked
 
 GATHER_S: Final = 0.03  # what a server asks at once is put to the client at once
 ASKED_MAX: Final = 16  # of a client at a time, by one request
-CAPABILITY_OF: Final = {
-    "elicitation/create": "elicitation",
-    "sampling/createMessage": "sampling",
-    "roots/list": "roots",
-}
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -38,12 +33,17 @@ class Pending(msgspec.Struct, frozen=True):
         return refusal(-1, "the client went away")
 
 
-def own_answer(method: str, capabilities: bytes, waiting: int) -> Answer | None:
+def own_answer(asked: Asked, capabilities: bytes, waiting: int) -> Answer | None:
     """What the client need not be asked for: it declared `capabilities`, and `waiting` questions are put to it."""
-    if method == "ping":
+    if asked.method == "ping":
         return Answer(result=b"{}")
-    capability = CAPABILITY_OF.get(method)
-    if capability is None or capability not in fields_of(capabilities):
+    try:
+        params: Any = strict_json.read(asked.params)
+    except (strict_json.NotStrictJson, msgspec.DecodeError):
+        params = None
+    if not isinstance(params, dict):
+        return refusal(INVALID_PARAMS, "params must be an object that reads in one way")
+    if not abilities.of_legacy(capabilities).can_answer(asked.method, params):
         return refusal(METHOD_NOT_FOUND, "the client declared no such capability")
     if waiting >= ASKED_MAX:
         return refusal(INTERNAL_ERROR, f"more than {ASKED_MAX} questions at once")

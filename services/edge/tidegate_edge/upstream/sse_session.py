@@ -178,9 +178,7 @@ class SseSession:
         assert isinstance(wire.method, str)
         server_id: RequestId = wire.id  # type: ignore[assignment]
         asked = Asked(wire.method, params_of(wire))
-        known = own_answer(
-            asked.method, self.caller.capabilities, sum(len(one.pending) for one in self._calls.values())
-        )
+        known = own_answer(asked, self.caller.capabilities, sum(len(one.pending) for one in self._calls.values()))
         if known is None and self._calls:
             next(reversed(self._calls.values())).asked(server_id, asked)
         elif known is None and self._listeners:
