@@ -226,6 +226,7 @@ def document(report: Report) -> dict[str, Any]:
         "latest": report.latest,
         "sealed_at": shown_time(report.sealed_us) if report.sealed_us else None,
         "records": report.records,
+        "unproven": report.unproven,
         "pending": report.pending,
         "first_wrong": None if first is None else first._asdict(),
         "wrong": [one._asdict() for one in report.wrong],
@@ -266,6 +267,9 @@ def _show(report: Report) -> None:
     for wrong in report.wrong[:SHOWN_MAX]:
         say(f"  {wrong.kind} · {plain(wrong.writer)} · record {wrong.seq}: {plain(wrong.sentence)}")
     if report.verdict == "broken":
-        say(f"{report.records:,} other records are what was sealed, under {report.roots:,} roots ({series}).")
+        say(
+            f"{report.records:,} records are what was sealed and {report.unproven:,} cannot be proven to be, "
+            f"under {report.roots:,} roots ({series})."
+        )
     if report.pending and report.verdict != "unproven":
         say(f"{report.pending:,} records are younger than the last root ({shown_time(report.sealed_us)}).")

@@ -30,6 +30,7 @@ class Report(msgspec.Struct, kw_only=True):
     latest: dict[str, int] = {}  # number of the last root, by sealer
     sealed_us: int = 0  # when the last root of the series that is furthest behind was sealed
     records: int = 0  # under roots, and found to be what was sealed
+    unproven: int = 0  # under roots, and wrong, gone, or where too much is gone to tell
     pending: int = 0  # after the last root: chained, and not sealed yet
     problems: list[RootProblem] = []
     wrong: list[Wrong] = []
@@ -112,10 +113,14 @@ class Verification:
             compared = compare(leaf, held)
             wrong = list(compared.wrong)
             for one in compared.stood_for:
-                if not await self._source.has(one.id):
+                if await self._source.has(one.id):
+                    self.report.records += 1
+                    self.report.unproven -= 1
+                else:
                     wrong.append(Wrong("missing", leaf.writer, one.seq, one.id, f"finding {one.id} is missing"))
             judged.append((leaf, wrong))
-            self.report.records += leaf.last - leaf.first + 1 - len({one.seq for one in wrong})
+            self.report.records += compared.proven
+            self.report.unproven += leaf.last - leaf.first + 1 - compared.proven
         self._wrong += [(leaf.first_us, wrong) for leaf, wrong in as_rewrites(judged)]
         if self._progress is not None:
             self._progress(self.report.records)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from tests.parts.audit_events import delivered, finding, requested
+from tests.parts.kafka import Kafka
 from tests.parts.sealed import (
     Sealed,
     chained,
@@ -22,18 +24,22 @@ from tests.parts.sealed import (
     quick_settings,
     sealed_house,
     sealed_times,
-    sealing_alone,
+    sealing_on,
     until,
 )
 
-from tidegate.audit.history import open_history
+from tidegate.audit.history import open_history, seams
 from tidegate.audit.merkle import root_of
 from tidegate.audit.roots import AuditKey, Root, open_audit_key, tree_of, trusted_audit_keys
 from tidegate.chain import Chain, open_event, open_head
 from tidegate.events import RootSealed
+from tidegate.ids import uuid7
+from tidegate.log.kafka import KafkaLog
 from tidegate.log.port import Record
 from tidegate.log.sqlite import SqliteLog
 from tidegate.policy.signing import ensure_signing_key
+from tidegate.settings import Audit, Roots, Settings
+from tidegate.settings import Kafka as KafkaSettings
 from tidegate_audit_consumer.roots_file import read_roots, roots_path
 from tidegate_audit_consumer.rows import open_batch
 from tidegate_audit_consumer.store import store
@@ -382,7 +388,7 @@ async def test_two_regions_writers_are_proven_under_two_series_of_roots(sealed: 
     settings, log = quick_settings(tmp_path, region="us"), SqliteLog(tmp_path / "log.db")
     records = chained("us-edge.spool.1", number, 10)
     await log.append(records)
-    async with sealing_alone(settings, log) as sealer:
+    async with sealing_on(settings, log) as sealer:
         await sealed_times(sealer, 1)
     await log.close()
     american = list(read_roots(roots_path(settings)))
@@ -404,9 +410,11 @@ async def test_two_regions_writers_are_proven_under_two_series_of_roots(sealed: 
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from tests.parts.sealed import quick_settings, sealing_alone
+from tests.parts.sealed import quick_settings, sealing_on
 from tidegate.log.sqlite import SqliteLog
 from tidegate.policy.signing import ensure_signing_key
+from tidegate.settings import Audit, Roots, Settings
+from tidegate.settings import Kafka as KafkaSettings
 from tidegate_audit_consumer import journal, sealing
 from tidegate_audit_consumer.roots_file import roots_path
 
@@ -430,7 +438,7 @@ async def main():
             sealing.Sealer._publish = half
         case "settle":
             sealing._settle = hang
-    async with sealing_alone(settings, log):
+    async with sealing_on(settings, log):
         await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -457,7 +465,7 @@ async def test_a_sealer_that_is_killed_is_continued_by_the_next_without_a_gap(tm
         await process.wait()
     log = SqliteLog(tmp_path / "log.db")
     settings = quick_settings(tmp_path)
-    async with sealing_alone(settings, log) as sealer:
+    async with sealing_on(settings, log) as sealer:
         await sealed_times(sealer, 2)
     await log.close()
     published = list(read_roots(roots_path(settings)))
@@ -522,3 +530,39 @@ async def test_the_command_verifies_saves_and_proves_and_says_so_offline(sealed:
     )
     code, out, err = await cli("verify", "--config", config, *period)
     assert (code, "altered · shown.spool.1 · record 2" in out) == (1, True), out + err
+
+
+@pytest.mark.kafka
+async def test_on_kafka_one_consumer_seals_and_another_goes_on_when_it_ends(kafka: Kafka, tmp_path: Path) -> None:
+    topics = KafkaSettings(prefix=f"roots{uuid7()}.", partitions=3, replication=1, min_insync=1)
+    key_file = tmp_path / "audit.pem"
+    ensure_signing_key(key_file)
+    async with AsyncExitStack() as stack:
+        parts = []
+        for name in ("a", "b"):
+            roots = Roots(every_s=0.3, key_file=str(key_file), file=str(tmp_path / f"{name}.jsonl"))
+            settings = Settings(log=f"kafka://{kafka.bootstrap}", kafka=topics, audit=Audit(roots=roots))
+            log = KafkaLog(settings)
+            stack.push_async_callback(log.close)
+            await log.prepare()
+            parts.append((settings, log))
+        records = [one._replace(key=b"k%d" % (at % 7)) for at, one in enumerate(chained("edge.spool.1", 0, 60))]
+        await parts[0][1].append(records[:40])
+        async with sealing_on(*parts[0]) as first:
+            await sealed_times(first, 2)
+            async with sealing_on(*parts[1]) as second:
+                await sealed_times(first, 4)
+                assert (first.held, second.sealed) == (True, 0), "one at a time"
+                first.stopping.set()
+                await until(lambda: not first.held)
+                await parts[0][1].append(records[40:])
+                await sealed_times(second, 2)
+    published = [one for name in ("a", "b") for one in read_roots(tmp_path / f"{name}.jsonl")]
+    key = open_audit_key(parts[0][0])
+    assert key is not None
+    history = open_history(published, trusted_audit_keys([key.public]))
+    assert history.problems == []
+    assert history.covers("edge.spool.1") == [(1, 60)]
+    assert seams(history.leaves["edge.spool.1"]) == []
+    at_b = {root.number for root in read_roots(tmp_path / "b.jsonl")}
+    assert at_b == set(range(1, max(at_b) + 1)), "the second file has what was sealed elsewhere, too"

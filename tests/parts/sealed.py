@@ -14,12 +14,12 @@ from tidegate.chain import Chain
 from tidegate.events import RootSealed
 from tidegate.ids import now_us
 from tidegate.lifecycle import background
-from tidegate.log.port import Record
+from tidegate.log.port import EventLog, Record
 from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Audit, Roots, Settings
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import AuditConsumer, create_audit_consumer
-from tidegate_audit_consumer.integrity import Integrity, open_integrity
+from tidegate_audit_consumer.integrity import Integrity, named_writer, open_integrity
 from tidegate_audit_consumer.journal import Journal
 from tidegate_audit_consumer.metrics import IntegrityMetrics
 from tidegate_audit_consumer.roots_file import RootsFile, read_roots, roots_path
@@ -129,20 +129,16 @@ async def sealed_house(root: Path, every_s: float = 0.1, **others: Any) -> Async
 
 
 @asynccontextmanager
-async def sealing_alone(settings: Settings, log: SqliteLog) -> AsyncIterator[Sealer]:
+async def sealing_on(settings: Settings, log: EventLog) -> AsyncIterator[Sealer]:
     """A sealer without ClickHouse, which it does not need."""
-
-    @asynccontextmanager
-    async def writer() -> AsyncIterator[SqliteLog]:
-        yield log
 
     async def watch(journal: Journal) -> None:
         await asyncio.Event().wait()
 
     key = open_audit_key(settings)
     assert key is not None
-    metrics = IntegrityMetrics(CollectorRegistry())
-    sealer = Sealer(settings, key, log, writer, now_us, metrics, RootsFile(roots_path(settings)), watch)
+    metrics, file = IntegrityMetrics(CollectorRegistry()), RootsFile(roots_path(settings))
+    sealer = Sealer(settings, key, log, lambda: named_writer(settings, log), now_us, metrics, file, watch)
     async with background() as tasks:
         tasks.start(sealer.run(), "seal")
         yield sealer

@@ -17,7 +17,7 @@ from tidegate.settings import Settings
 from tidegate_audit_consumer.checking import Checker
 from tidegate_audit_consumer.metrics import IntegrityMetrics
 from tidegate_audit_consumer.roots_file import RootsFile, roots_path
-from tidegate_audit_consumer.sealing import OpenWriter, Sealer, sealer_name
+from tidegate_audit_consumer.sealing import Sealer, sealer_name
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ async def open_integrity(
     clock: Callable[[], int],
     *,
     registry: CollectorRegistry,
-    open_writer: OpenWriter | None = None,
 ) -> AsyncIterator[Integrity | None]:
     """None where nothing is sealed: `audit.roots.every_s` is 0, or a cluster has no audit key.
 
@@ -56,8 +55,7 @@ async def open_integrity(
     name = sealer_name(settings)
     checker = Checker(analytics, trust, name, settings.audit.roots.every_s, clock, metrics)
     file = RootsFile(roots_path(settings))
-    opening = open_writer or (lambda: _writer(settings, log))
-    sealer = Sealer(settings, key, log, opening, clock, metrics, file, checker.watch)
+    sealer = Sealer(settings, key, log, lambda: named_writer(settings, log), clock, metrics, file, checker.watch)
     await asyncio.to_thread(_publish_key, settings, key)
     async with background() as tasks:
         tasks.start(sealer.run(), "integrity: seal")
@@ -68,7 +66,7 @@ async def open_integrity(
 
 
 @contextlib.asynccontextmanager
-async def _writer(settings: Settings, log: EventLog) -> AsyncIterator[EventLog]:
+async def named_writer(settings: Settings, log: EventLog) -> AsyncIterator[EventLog]:
     """On Kafka a log of its own, whose name fences the sealer before; the local log has one owner anyway."""
     if settings.is_local:
         yield log

@@ -42,7 +42,12 @@ class Wrong(NamedTuple):
 
 
 class Compared(NamedTuple):
+    """`proven` counts the records that are what was sealed; of the rest some may be right, where too much is gone to
+    tell.
+    """
+
     wrong: list[Wrong]
+    proven: int
     stood_for: list[Repeatable]  # absent: whether another record with its id stands for it, is for the caller to see
 
 
@@ -61,7 +66,7 @@ def compare(leaf: Leaf, held: Iterable[Held]) -> Compared:
         if one.odd and (one.seq, one.id) not in named
     ]
     wrong = sorted((*found.wrong, *odd), key=lambda one: one.seq)
-    return Compared(wrong[:WRONG_MAX], found.stood_for)
+    return Compared(wrong[:WRONG_MAX], found.proven, found.stood_for)
 
 
 def _believable(leaf: Leaf, numbered: Numbered) -> list[str] | None:
@@ -113,6 +118,7 @@ def _judged(leaf: Leaf, numbered: Numbered, hashes: Sequence[str]) -> Compared:
     wrong: list[Wrong] = []
     stood_for: list[Repeatable] = []
     repeatable = {one.seq: one for one in leaf.repeatable}
+    proven = 0
     for seq, expected in enumerate(hashes, leaf.first):
         same = numbered.get(seq, ())
         right = [one for one in same if one.hash == expected]
@@ -122,13 +128,14 @@ def _judged(leaf: Leaf, numbered: Numbered, hashes: Sequence[str]) -> Compared:
         elif not same:
             wrong.append(_missing(leaf, seq, seq, numbered))
         elif right:
+            proven += 1
             wrong += [_fork(leaf, right[0], stray) for stray in (*right[1:], *strays)]
         else:
             wrong.append(_altered(leaf, same[0], f"its bytes have the SHA-256 {same[0].hash}, sealed was {expected}"))
             wrong += [_fork(leaf, same[0], stray) for stray in same[1:]]
         if len(wrong) >= WRONG_MAX:
             break
-    return Compared(wrong, stood_for)
+    return Compared(wrong, proven, stood_for)
 
 
 def _walked(leaf: Leaf, numbered: Numbered) -> Compared:
@@ -145,7 +152,7 @@ def _walked(leaf: Leaf, numbered: Numbered) -> Compared:
         seq, expected = seq - 1, right[0].prev
     if seq == leaf.last and len(numbered) == leaf.last - leaf.first + 1 and _is_linked(leaf, numbered):
         first = numbered[leaf.first][0]
-        return Compared([*wrong, _rewritten(leaf, first)], [])
+        return Compared([*wrong, _rewritten(leaf, first)], 0, [])
     if seq in numbered:
         wrong.append(_altered(leaf, numbered[seq][0], f"sealed was a record with the SHA-256 {expected}"))
     wrong += _missing_runs(leaf, numbered)
@@ -154,7 +161,7 @@ def _walked(leaf: Leaf, numbered: Numbered) -> Compared:
             wrong.append(_altered(leaf, numbered[at][0], f"record {at + 1} names another one before it"))
         if len(wrong) >= WRONG_MAX:
             break
-    return Compared(wrong, [])
+    return Compared(wrong, leaf.last - seq, [])
 
 
 def _missing_runs(leaf: Leaf, numbered: Numbered) -> list[Wrong]:
