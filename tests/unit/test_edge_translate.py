@@ -245,6 +245,14 @@ def test_elicitation_by_url_needs_its_own_word() -> None:
     assert not form.can_answer("tools/call", {})
 
 
+def test_of_extensions_the_one_that_both_eras_have_is_declared_on() -> None:
+    ui = {"mimeTypes": ["text/html;profile=mcp-app"]}
+    given = {"io.modelcontextprotocol/ui": {**ui, "x": 1}, "io.modelcontextprotocol/tasks": {}, "vendor/x": {}}
+    able = abilities.of_legacy(json.dumps({"extensions": given}).encode())
+    assert json.loads(able.declared) == {"extensions": {"io.modelcontextprotocol/ui": ui}}
+    assert able.names == frozenset()
+
+
 @pytest.mark.parametrize("raw", [b"null", b"{}", b"[]", b"7", b'{"sampling":true}'])
 def test_odd_capabilities_are_none(raw: bytes) -> None:
     assert abilities.of_legacy(raw).names == frozenset()
