@@ -115,7 +115,8 @@ async def test_when_no_server_lists_the_client_is_told_so_and_not_shown_an_empty
             for modern in (True, False):
                 answer = await listed(edge.place.speaker(), modern=modern)
                 assert "error" in answer.json, answer.body
-                assert "bad" in answer.error["message"]
+                assert answer.error["message"]
+            assert "tools of bad" in edge.edge.discovery.degraded
             bad.list_status = 200
 
             async def is_listed() -> bool:

@@ -223,11 +223,11 @@ def unbalanced(parts: Stage, tally: Tally) -> list[str]:
     faults += [f"{nonce}: a server saw it, and no record permits it" for nonce in seen.keys() - asked.keys()]
     for nonce, records in asked.items():
         outcomes = [ended.get(record.call_id, "unknown") for record in records]
-        if len(records) != 1:
-            faults.append(f"{nonce}: {len(records)} records permit it")
+        if len({record.root_call_id for record in records}) != 1:  # a further round is a record of its own
+            faults.append(f"{nonce}: {len(records)} calls were permitted")
         if "unknown" in outcomes:
             faults.append(f"{nonce}: its record has no end")
-        if nonce not in seen and outcomes != ["cancelled"]:
+        if nonce not in seen and set(outcomes) != {"cancelled"}:
             faults.append(f"{nonce}: permitted, ended as {outcomes}, and no server saw it")
     faults += [f"{nonce}: answered, and not recorded" for nonce in tally.answered - asked.keys()]
     return faults
