@@ -1,6 +1,28 @@
 -- The signed roots over the log, their leaves, and how ClickHouse compared with each: taken from the events themselves, so that
 -- a rebuild from the log brings them back. What a root proves is proven by `tidegate verify` from the bytes in `raw`, never
 -- from these columns.
+-- One view looks at every event for these few; what it finds goes on to three tables, and is not kept here.
+CREATE TABLE IF NOT EXISTS tidegate.integrity_events
+(
+    event_id String COMMENT 'Identity of the event',
+    type LowCardinality(String) COMMENT 'root.sealed.v1 or root.checked.v1',
+    time DateTime64(6, 'UTC') COMMENT 'When it happened',
+    raw String COMMENT 'The stored bytes'
+)
+ENGINE = Null
+COMMENT 'On the way from events_raw to roots, leaves and checks; always empty';
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS tidegate.integrity_feed TO tidegate.integrity_events
+(
+    event_id String COMMENT 'As in integrity_events',
+    type String COMMENT 'As in integrity_events',
+    time DateTime64(6, 'UTC') COMMENT 'As in integrity_events',
+    raw String COMMENT 'As in integrity_events'
+)
+AS SELECT event_id, type, time, raw
+FROM tidegate.events_raw
+WHERE topic = 'integrity';
+
 CREATE TABLE IF NOT EXISTS tidegate.roots
 (
     sealer LowCardinality(String) COMMENT 'Whose series of roots this is',
@@ -43,7 +65,7 @@ AS SELECT
     JSONExtractUInt(raw, 'root', 'events') AS events,
     JSONExtractString(raw, 'key_id') AS key_id,
     raw
-FROM tidegate.events_raw
+FROM tidegate.integrity_events
 WHERE type = 'root.sealed.v1';
 
 CREATE TABLE IF NOT EXISTS tidegate.leaves
@@ -83,7 +105,7 @@ AS SELECT
     fromUnixTimestamp64Micro(leaf.last_us, 'UTC') AS last_at,
     JSONExtractString(raw, 'sealer') AS sealer,
     JSONExtractUInt(raw, 'number') AS number
-FROM tidegate.events_raw
+FROM tidegate.integrity_events
 ARRAY JOIN JSONExtract(
     raw, 'leaves',
     'Array(Tuple(writer String, first UInt64, last UInt64, prev String, head String, tree String, first_us Int64, last_us Int64))') AS leaf
@@ -131,7 +153,7 @@ AS SELECT
     JSONExtractString(raw, 'of_writer') AS writer,
     JSONExtractUInt(raw, 'of_seq') AS seq,
     JSONExtractString(raw, 'message') AS message
-FROM tidegate.events_raw
+FROM tidegate.integrity_events
 WHERE type = 'root.checked.v1';
 
 CREATE VIEW IF NOT EXISTS tidegate.integrity
