@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.parts.edge import BUNDLE, LEGACY, MODERN, SECRET, RunningEdge, Speaker, running_edge
+from tests.parts.edge import BUNDLE, LEGACY, MODERN, SECRET, RunningEdge, Speaker, running_edge, until
 from tests.parts.scripted import Behaviour, Scripted, Seen, Stream, http, question, refusal, result, scripted, text
 
 from tidegate.events import CallCompleted, CallRequested, SessionOpened
@@ -569,6 +569,8 @@ async def test_a_task_s_handle_serves_at_doors_of_its_tool_alone(edge: RunningEd
     handle = (await speaker.ask(calling(speaker))).result["taskId"]
     get = {"taskId": handle}
     assert (await speaker.ask(modern(speaker, "tasks/get", get, name=handle))).result["taskId"] == handle
+    sent = [one for one in up.seen if one.method == "tasks/get"][-1]
+    assert sent.params["taskId"] == sent.headers["mcp-name"] == "t-1"
     before = up.count("tasks/get")
     narrow = Speaker(edge.place.listen, edge.place.token(audience=f"{edge.settings.url}/mcp/old"))
     refused = await narrow.ask(modern(narrow, "tasks/get", get, name=handle, path="/mcp/old"))
@@ -629,3 +631,175 @@ async def test_huge_numbers_as_ids_come_back_as_they_were(speaker: Speaker) -> N
     for request_id in (10**30, -(10**25), 2**63, "x" * 10_000, ""):
         answer = await speaker.ask(speaker.legacy("ping", request_id=request_id))
         assert answer.json["id"] == request_id
+
+
+async def test_a_task_asks_nobody_for_what_was_not_declared(speaker: Speaker, up: Scripted, upset: Any) -> None:
+    up.behaviours["echo"] = saying({"resultType": "task", "taskId": "t-2", "status": "working"})
+    asked = {"q": {"method": "sampling/createMessage", "params": {"messages": [], "maxTokens": 1}}}
+    up.behaviours["tasks/get"] = saying({"taskId": "t-2", "status": "input_required", "inputRequests": asked})
+    handle = (await speaker.ask(calling(speaker))).result["taskId"]
+    answer = await speaker.ask(modern(speaker, "tasks/get", {"taskId": handle}, name=handle))
+    assert answer.error["code"] == -32021
+    able: dict[str, Any] = {"sampling": {}}
+    answer = await speaker.ask(modern(speaker, "tasks/get", {"taskId": handle}, name=handle, able=able))
+    assert answer.result["inputRequests"] == asked
+
+
+# streams, and what others have there
+
+
+def getting(speaker: Speaker, path: str = "/mcp", **more: str) -> bytes:
+    """A GET for the session's stream."""
+    headers = {"Mcp-Session-Id": speaker.session, "Accept": "text/event-stream", "MCP-Protocol-Version": LEGACY}
+    return speaker.request(b"", path, "GET", headers={**headers, "Content-Length": "", "Content-Type": "", **more})
+
+
+async def test_what_a_stream_kept_serves_no_other_session(edge: RunningEdge, up: Scripted, upset: Any) -> None:
+    async def behave(server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(writer)
+        token = seen.params["_meta"]["progressToken"]
+        note = {"jsonrpc": "2.0", "method": "notifications/progress"}
+        await stream.send({**note, "params": {"progressToken": token, "progress": 1}})
+        await stream.send(result(seen, text("for alice") | {"resultType": "complete"}))
+        stream.end()
+
+    up.behaviours["echo"] = behave
+    alice = edge.place.speaker()
+    await alice.initialize()
+    client = await alice.connect()
+    client.write(alice.legacy("tools/call", {"name": "up__echo", "_meta": {"progressToken": 1}}))
+    await client.stream()
+    events = await client.events()
+    client.close()
+    first = events[0].id
+    assert first
+    same, other, agent = (
+        edge.place.speaker(),
+        edge.place.speaker(user="mallory@example.com"),
+        edge.place.speaker(agent="x"),
+    )
+    for thief in (same, other, agent):
+        await thief.initialize()
+        stolen = await thief.ask(getting(thief, **{"Last-Event-ID": first}))
+        assert stolen.status == 400
+        assert b"alice" not in stolen.body
+    again = await alice.connect()
+    again.write(getting(alice, **{"Last-Event-ID": first}))
+    assert (await again.stream()).status == 200
+    assert "for alice" in [event.data for event in await again.events()][-1]
+    again.close()
+
+
+async def test_a_question_is_answered_and_a_call_is_cancelled_by_their_own_session_alone(
+    edge: RunningEdge, up: Scripted, upset: Any
+) -> None:
+    await ask_then_tell(elicitation(), "s", upset, up)
+    alice, mallory, same = (
+        edge.place.speaker(),
+        edge.place.speaker(user="mallory@example.com"),
+        edge.place.speaker(),
+    )
+    for one in (alice, mallory, same):
+        await one.initialize(capabilities={"elicitation": {}})
+    client = await alice.connect()
+    client.write(alice.legacy("tools/call", {"name": "up__echo"}, request_id=77))
+    await client.stream()
+    asked = None
+    while asked is None or "method" not in asked:
+        event = await client.event()
+        assert event is not None
+        asked = json.loads(event.data) if event.data else None
+
+    def reply_of(who: Speaker, answer: dict[str, Any]) -> bytes:
+        headers = {"Mcp-Session-Id": who.session, "MCP-Protocol-Version": LEGACY}
+        body = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": answer}).encode()
+        return who.request(body, headers=headers)
+
+    for thief in (mallory, same):
+        assert (await thief.ask(reply_of(thief, {"action": "accept", "content": {"by": "thief"}}))).status == 400
+        gone = thief.legacy("notifications/cancelled", {"requestId": 77}, request_id=None)
+        assert (await thief.ask(gone)).status == 202
+    assert (await alice.ask(reply_of(alice, {"action": "accept", "content": {"by": "alice"}}))).status == 202
+    assert (await alice.ask(reply_of(alice, {"action": "accept", "content": {"by": "late"}}))).status == 400
+    last = [event.json for event in await client.events() if event.data][-1]
+    client.close()
+    assert last["id"] == 77
+    assert last["result"]["content"][0]["text"] == "done"
+    assert up.calls("echo")[-1].params["inputResponses"]["q"]["content"] == {"by": "alice"}
+    pairs = await recorded(edge, "elicitation/create")
+    assert pairs[-1][1] is not None
+    assert pairs[-1][1].outcome == "ok"
+    rounds = await recorded(edge, "tools/call")
+    assert pairs[-1][0].root_call_id == rounds[-1][0].root_call_id != rounds[-1][0].call_id
+
+
+async def test_a_batch_of_calls_that_ask_ends_and_each_question_is_recorded(
+    edge: RunningEdge, speaker: Speaker, up: Scripted, upset: Any
+) -> None:
+    await ask_then_tell(elicitation(), "s", upset, up)
+    await speaker.initialize("2025-03-26", {"elicitation": {}})
+    before = len(await recorded(edge, "elicitation/create"))
+    call = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "up__echo", "arguments": {}}}
+    batch = json.dumps([{**call, "id": n} for n in range(32)]).encode()
+    answer = await speaker.ask(speaker.request(batch, headers={"Mcp-Session-Id": speaker.session}))
+    assert len(answer.json) == 32
+    pairs = (await recorded(edge, "elicitation/create"))[before:]
+    assert len(pairs) == 32
+    assert all(end is not None and end.outcome == "upstream-failed" for _, end in pairs)
+
+
+async def test_streams_and_subscriptions_beyond_what_is_allowed_are_refused(
+    edge: RunningEdge, speaker: Speaker, up: Scripted
+) -> None:
+    wanted = {"notifications": {"resourceSubscriptions": [f"file:///{n}" for n in range(10_000)]}}
+    before = len(up.seen)
+    answer = await speaker.ask(modern(speaker, "subscriptions/listen", wanted))
+    assert (answer.status, answer.error["code"]) == (400, -32602)
+    assert len(up.seen) == before
+    await speaker.initialize()
+    clients = [await speaker.connect() for _ in range(200)]
+    for client in clients:
+        client.write(getting(speaker))
+    statuses = [(await client.stream()).status for client in clients]
+    for client in clients:
+        client.close()
+    assert set(statuses) <= {200, 429}
+    await until(lambda: len(edge.edge.streams) == 0)
+
+
+async def test_an_update_is_told_to_those_alone_who_may_read_it_now(
+    edge: RunningEdge, speaker: Speaker, up: Scripted, upset: Any
+) -> None:
+    opened = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def listen(server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(writer)
+        tag = {"io.modelcontextprotocol/subscriptionId": seen.message["id"]}
+        granted = {"notifications": seen.params["notifications"], "_meta": tag}
+        note = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": granted}
+        await stream.send(note)
+        if "resourceSubscriptions" not in seen.params["notifications"]:
+            return
+        opened.set()
+        await go_on.wait()
+        for uri in ("file:///dir/a", f"file:///dir/{PRIVATE}", "file:///elsewhere", "file:///dir/b"):
+            said = {"jsonrpc": "2.0", "method": "notifications/resources/updated"}
+            await stream.send({**said, "params": {"uri": uri, "_meta": tag}})
+        await asyncio.sleep(5)
+
+    up.behaviours["subscriptions/listen"] = listen
+    client = await speaker.connect()
+    wanted = {"notifications": {"resourceSubscriptions": ["file:///dir", f"file:///{PRIVATE}"]}}
+    client.write(modern(speaker, "subscriptions/listen", wanted, path="/mcp/up"))
+    assert (await client.stream()).status == 200
+    acknowledged = await client.event()
+    assert acknowledged is not None
+    assert acknowledged.json["params"]["notifications"] == {"resourceSubscriptions": ["file:///dir"]}
+    await asyncio.wait_for(opened.wait(), 5)
+    go_on.set()
+    heard = [await client.event(), await client.event()]
+    client.close()
+    assert [one.json["params"]["uri"] for one in heard if one] == ["file:///dir/a", "file:///dir/b"]
+    pairs = await recorded(edge, "resources/subscribe")
+    assert [one.decision for one, _ in pairs[-2:]] == ["allow", "deny"]

@@ -63,16 +63,17 @@ class Catalog:
             return item, item.name
         part = parted(uri) if here.merges else None
         if part is not None and part[0] in here.readers:
-            return self._of_server(*part)
+            return self.of_server(*part)
         if uri in here.shared:
             return None
         item = first_match(here.matchers, uri, _server_of)
         if item is not None:
             return item, uri
         sole = next(iter(here.readers)) if len(here.readers) == 1 else None
-        return self._of_server(sole, uri) if sole else None
+        return self.of_server(sole, uri) if sole else None
 
-    def _of_server(self, server: str, uri: str) -> tuple[Item, str]:
+    def of_server(self, server: str, uri: str) -> tuple[Item, str]:
+        """What a server of this catalogue means by a URI of its own."""
         own = self._doors[server]
         item = own.resources.get(uri)
         if item is None:

@@ -11,12 +11,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from tidegate.claims import Principal
 from tidegate.errors import Fault
 from tidegate.ids import now_us
 from tidegate_edge import lists, rewrite, strict_json
 from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import careful, decode_fields
+from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Caller, Talk, Wanted
 from tidegate_edge.visit import Visit
 
@@ -122,6 +124,8 @@ def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes)
         return None
     if not method.startswith("notifications/") or not strict_json.is_strict(params):
         return None
+    if method == UPDATED and not may_read(ruling, principal, server, updated_uri(params) or ""):
+        return None
     scan = ruling.scanner.scan(params, "result")
     if scan.blocked is not None:
         edge.counters.refused_requests["notification-blocked"] += 1
@@ -132,6 +136,12 @@ def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes)
         )
     except msgspec.DecodeError:
         return None
+
+
+def may_read(ruling: Ruling, principal: Principal, server: str, uri: str) -> bool:
+    """As things are now: what was subscribed to may be forbidden since, or have been another server's elsewhere."""
+    item, _ = ruling.catalog.of_server(server, uri)
+    return ruling.decide(principal, item, {"uri": uri}).effect == "allow"
 
 
 def _is_quarantined(edge: Edge, visit: Visit, server: str) -> bool:

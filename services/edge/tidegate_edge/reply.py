@@ -104,10 +104,12 @@ def _answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
     if given.error:
         return _upstream_error(edge, call, given.error)
     raw = given.result
-    if request.modern and call.result_type == "input_required":
+    asks = call.result_type == "input_required"
+    if request.modern and (asks or call.method in targets.TASKS):
         unfit = bridge.unfit_questions(call, raw)
         if unfit:
             return _not_asked(call, unfit)
+    if request.modern and asks:
         return Reply(200, result_body(request.id, _in_its_own_name(bridge.seal_state(edge, call, raw))))
     if not request.modern or not call.upstream_modern or b'"resultType"' not in raw:
         raw = translate.result_for_client(raw, request.modern, call.method)

@@ -20,7 +20,6 @@ from tidegate_edge import asking, lists, sessions, steps
 from tidegate_edge.accept import LEGACY_VERSIONS, MODERN_VERSIONS, Request, refuse
 from tidegate_edge.announcements import Hearing
 from tidegate_edge.calls import Ongoing, requested_event
-from tidegate_edge.catalog import Item
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply, RpcError, encode, error_body, notification
@@ -41,10 +40,10 @@ from tidegate_edge.overhearing import (
     Need,
     changes,
     is_wanted,
+    may_read,
     passed_on,
     updated_uri,
 )
-from tidegate_edge.ruling import Ruling
 from tidegate_edge.talk import LIST_CHANGES, is_loud_enough
 from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer
 from tidegate_edge.visit import Visit
@@ -191,7 +190,7 @@ class GetStream:
         for uri in record.uris if ruling else ():
             assert ruling is not None
             found = ruling.catalog.find_resource(visit.door, uri)
-            if found is not None and _may_read(ruling, visit, *found):
+            if found is not None and may_read(ruling, visit.principal, found[0].server, found[1]):
                 wanted.setdefault(found[0].server, set()).add(found[1])
         self.wanted = {server: frozenset(uris) for server, uris in wanted.items()}
 
@@ -239,11 +238,6 @@ class GetStream:
             return await asking.ask(edge, call, method, params)
         await edge.recorder.record(requested_event(call, edge.place, edge.limits.capture_bytes_max), call.terms.mode)
         return Answer(error=encode(RpcError(INVALID_REQUEST, call.message)))
-
-
-def _may_read(ruling: Ruling, visit: Visit, item: Item, uri: str) -> bool:
-    """As things are now, and at this door: elsewhere, or before, the URI may have been another server's."""
-    return ruling.decide(visit.principal, item, {"uri": uri}).effect == "allow"
 
 
 class FromServer:

@@ -50,7 +50,7 @@ def params_for_upstream(call: Ongoing, upstream_modern: bool) -> bytes:
             fields["arguments"] = msgspec.Raw(call.arguments)
     else:
         fields = decode_fields(call.arguments)
-    for key in members.keys() - _OWN:
+    for key in members.keys() - _OWN - fields.keys():  # never over what was decided on
         fields[key] = members[key]
     inputs = call.inputs
     if inputs is not None and upstream_modern:
