@@ -24,7 +24,8 @@ from tidegate_audit_consumer.reading import read
 TOPIC = "ocsf"
 GROUP = "ocsf"
 SOURCES = ("calls", "sessions")
-BATCH_MAX = 500
+BATCH_MAX = 2_000
+LAG_S = 5.0  # how often the lag is measured
 
 _HEADERS = (("content-type", b"application/json"),)
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Siem:
         self._bounds = bounds
         self._stopping = asyncio.Event()
         self._failures = 0
+        self._measured = -LAG_S
         self._objects = Counter("tidegate_ocsf_objects", "Objects appended to the topic ocsf", registry=registry)
         self._lag = Gauge(
             "tidegate_ocsf_lag_records",
@@ -63,7 +65,7 @@ class Siem:
         while not self._stopping.is_set():
             try:
                 records = await self._subscription.poll(BATCH_MAX, self._bounds.idle_s)
-                self._lag.set(await self._subscription.lag())
+                await self._measure()
             except LogUnavailable as fault:
                 await self._pause(fault)
                 continue
@@ -72,6 +74,12 @@ class Siem:
 
     def stop(self) -> None:
         self._stopping.set()
+
+    async def _measure(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._measured + LAG_S:
+            self._measured = now
+            self._lag.set(await self._subscription.lag())
 
     async def _publish(self, records: Sequence[Delivered]) -> bool:
         """True once they are durable; False when stopping came first."""
