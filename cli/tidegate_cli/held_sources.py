@@ -51,6 +51,7 @@ class Stranger(NamedTuple):
     writer: str
     held: Held
     raw: bytes
+    time_us: int
     place: str
     offset: int
 
@@ -140,7 +141,8 @@ class ClickHouseSource:
             )
             for row in told(rows):
                 found = found_of(row)
-                yield Stranger(writer, found.held, found.raw, f"{row['topic']}/{row['partition']}", row["offset"])
+                place = f"{row['topic']}/{row['partition']}"
+                yield Stranger(writer, found.held, found.raw, row["time"], place, row["offset"])
 
     async def of_call(self, call_id: str) -> list[tuple[str, int, bytes]]:
         """Writer, number and bytes of a call's events."""
@@ -218,7 +220,7 @@ class DirectorySource:
             ]
             for time_us, found in self._read(outside):
                 if from_us <= time_us <= to_us:
-                    yield Stranger(writer, found.held, found.raw, "", 0)
+                    yield Stranger(writer, found.held, found.raw, time_us, "", 0)
 
     def _read(self, places: Iterable[tuple[int, int]]) -> list[tuple[int, Found]]:
         found = []

@@ -90,7 +90,7 @@ async def verify(
 async def _verify(
     source: Source, trust: Trust, keys: Sequence[str], from_us: int, to_us: int, files: list[Path], save: Path | None
 ) -> Report:
-    verification = Verification(source, trust, from_us, to_us)
+    verification = Verification(source, trust, from_us, to_us, time.time_ns() // 1000)
     published: list[RootSealed] = [event for file in files for event in read_roots_of(file)]
     roots = await verification.roots(published)
     if save is None:
@@ -228,6 +228,7 @@ def document(report: Report) -> dict[str, Any]:
         "records": report.records,
         "unproven": report.unproven,
         "pending": report.pending,
+        "overdue": report.overdue,
         "first_wrong": None if first is None else first._asdict(),
         "wrong": [one._asdict() for one in report.wrong],
         "problems": [one._asdict() for one in report.problems],
@@ -259,7 +260,10 @@ def _show(report: Report) -> None:
             f"[green]Whole[/]: {report.records:,} records are what was sealed, under {report.roots:,} roots ({series})."
         )
     elif report.verdict == "unproven":
-        say(f"[yellow]Unproven[/]: no root covers the {report.pending:,} records of this time.")
+        say(
+            f"[yellow]Unproven[/]: {report.overdue:,} records are older than ten minutes and under no root; "
+            "give the published file with --roots, or see why nothing is sealed."
+        )
     else:
         say(f"[bold red]Broken[/]: {len(report.wrong) + len(report.problems):,} things are wrong; the first:")
     for problem in report.problems[:SHOWN_MAX]:

@@ -4,7 +4,7 @@ Nothing is believed but the audit key: roots must be signed and in one series, r
 ClickHouse is asked only brings bytes. Counterparts: `held_sources.py` (where they come from), `tidegate.audit`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,12 +18,13 @@ from tidegate_cli.held_sources import EVENTS_FILE, KEY_FILE, ROOTS_FILE, Found, 
 WRONG_MAX = 10_000
 DAY_US = 86_400_000_000
 SPAN_RECORDS = 20_000
+PENDING_MAX_US = 600_000_000  # how long a record may be under no root
 
 
 class Report(msgspec.Struct, kw_only=True):
     """What was proven. `wrong` is in the order of time, so that its first is the first wrong record."""
 
-    verdict: str = "whole"  # broken; unproven: there are records, and no root covers any
+    verdict: str = "whole"  # broken; unproven: nothing is wrong, and roots that should be there are not
     from_us: int
     to_us: int
     roots: int = 0
@@ -32,6 +33,7 @@ class Report(msgspec.Struct, kw_only=True):
     records: int = 0  # under roots, and found to be what was sealed
     unproven: int = 0  # under roots, and wrong, gone, or where too much is gone to tell
     pending: int = 0  # after the last root: chained, and not sealed yet
+    overdue: int = 0  # of these, so old that a root should cover them: roots were not sealed, or are not here
     problems: list[RootProblem] = []
     wrong: list[Wrong] = []
 
@@ -59,12 +61,10 @@ class Saving:
 class Verification:
     """One run over one period."""
 
-    def __init__(
-        self, source: Source, trust: Trust, from_us: int, to_us: int, *, progress: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, source: Source, trust: Trust, from_us: int, to_us: int, now_us: int) -> None:
         self._source = source
         self._trust = trust
-        self._progress = progress
+        self._now_us = now_us
         self._wrong: list[tuple[int, Wrong]] = []  # with the time that orders them
         self._windows: dict[str, list[Window]] = {}  # what was read and compared
         self.report = Report(from_us=from_us, to_us=to_us)
@@ -89,7 +89,7 @@ class Verification:
         del report.wrong[WRONG_MAX:]
         if report.wrong or report.problems:
             report.verdict = "broken"
-        elif not report.records and report.pending:
+        elif report.overdue:
             report.verdict = "unproven"
         return report
 
@@ -122,8 +122,6 @@ class Verification:
             self.report.records += compared.proven
             self.report.unproven += leaf.last - leaf.first + 1 - compared.proven
         self._wrong += [(leaf.first_us, wrong) for leaf, wrong in as_rewrites(judged)]
-        if self._progress is not None:
-            self._progress(self.report.records)
 
     async def _strangers(self, history: History) -> None:
         positions: dict[str, int] = {}
@@ -139,8 +137,11 @@ class Verification:
             wrong = judge_stranger(stranger, before, heads, positions, is_sealed=is_sealed)
             if wrong is None:
                 self.report.pending += 1
+                self.report.overdue += stranger.time_us < self._now_us - PENDING_MAX_US
             else:
-                self._wrong.append((2**63, wrong))
+                self._wrong.append((stranger.time_us, wrong))
+                if self.saving is not None:
+                    self.saving.take([stranger])
             before = stranger
 
     def _is_wanted(self, leaf: Leaf) -> bool:

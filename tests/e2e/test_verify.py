@@ -297,7 +297,7 @@ async def test_a_late_record_is_pending_until_the_next_root_covers_it(sealed: Se
     await sealed.append(chained("late.spool.1", number, 3, chain))
     await sealed.ingested()
     report = await sealed.verify(*hour(number))
-    assert (report.verdict, report.records, report.pending) == ("whole", 5, 3)
+    assert (report.verdict, report.records, report.pending, report.overdue) == ("unproven", 5, 3, 3)
     await sealed.seal()
     report = await sealed.verify(*hour(number))
     assert (report.verdict, report.records, report.pending) == ("whole", 8, 0)

@@ -110,7 +110,11 @@ class Sealed:
 
     async def verify(self, from_us: int, to_us: int, roots: Sequence[RootSealed] = (), trust: Any = None) -> Report:
         verification = Verification(
-            ClickHouseSource(self.consumer.analytics), trust if trust is not None else self.trust, from_us, to_us
+            ClickHouseSource(self.consumer.analytics),
+            trust if trust is not None else self.trust,
+            from_us,
+            to_us,
+            now_us(),
         )
         return await verification.run(await verification.roots(roots))
 
