@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from tidegate.analytics.port import Analytics
-from tidegate.audit.holdings import Held
+from tidegate.audit.holdings import Held, Wrong
 from tidegate.audit.links import link_of
 from tidegate.chain import open_event
 from tidegate.errors import ConfigFault
 from tidegate.events import Leaf, RootSealed
 from tidegate.log.port import Delivered
+from tidegate_cli.derived_calls import wrong_calls
 
 EVENTS_FILE, ROOTS_FILE, KEY_FILE = "events.jsonl", "roots.jsonl", "audit.pub"
 DAY_US = 86_400_000_000
@@ -69,6 +70,10 @@ class Source(Protocol):
 
     def strangers(self, from_us: int, to_us: int, covered: Mapping[str, Sequence[Window]]) -> AsyncIterator[Stranger]:
         """Records of this time that were not read: no window of their writer has them."""
+        ...
+
+    def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
+        """What is wrong with tables that are made from the records, each with the time of what it is about."""
         ...
 
 
@@ -143,6 +148,9 @@ class ClickHouseSource:
                 found = found_of(row)
                 place = f"{row['topic']}/{row['partition']}"
                 yield Stranger(writer, found.held, found.raw, row["time"], place, row["offset"])
+
+    def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
+        return wrong_calls(self._analytics, from_us, to_us, now_us)
 
     async def of_call(self, call_id: str) -> list[tuple[str, int, bytes]]:
         """Writer, number and bytes of a call's events."""
@@ -221,6 +229,12 @@ class DirectorySource:
             for time_us, found in self._read(outside):
                 if from_us <= time_us <= to_us:
                     yield Stranger(writer, found.held, found.raw, time_us, "", 0)
+
+    async def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
+        """Nothing is: a directory holds records alone."""
+        nothing: tuple[tuple[int, Wrong], ...] = ()
+        for one in nothing:
+            yield one
 
     def _read(self, places: Iterable[tuple[int, int]]) -> list[tuple[int, Found]]:
         found = []

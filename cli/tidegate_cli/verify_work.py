@@ -231,6 +231,7 @@ def document(report: Report) -> dict[str, Any]:
         "overdue": report.overdue,
         "first_wrong": None if first is None else first._asdict(),
         "wrong": [one._asdict() for one in report.wrong],
+        "rows": [one._asdict() for one in report.rows],
         "problems": [one._asdict() for one in report.problems],
     }
 
@@ -265,11 +266,14 @@ def _show(report: Report) -> None:
             "give the published file with --roots, or see why nothing is sealed."
         )
     else:
-        say(f"[bold red]Broken[/]: {len(report.wrong) + len(report.problems):,} things are wrong; the first:")
+        count = len(report.wrong) + len(report.rows) + len(report.problems)
+        say(f"[bold red]Broken[/]: {count:,} things are wrong; the first:")
     for problem in report.problems[:SHOWN_MAX]:
         say(f"  root {problem.number} of {plain(problem.sealer)}: {plain(problem.sentence)}")
     for wrong in report.wrong[:SHOWN_MAX]:
         say(f"  {wrong.kind} · {plain(wrong.writer)} · record {wrong.seq}: {plain(wrong.sentence)}")
+    for row in report.rows[:SHOWN_MAX]:
+        say(f"  {row.kind} · {plain(row.sentence)}")
     if report.verdict == "broken":
         say(
             f"{report.records:,} records are what was sealed and {report.unproven:,} cannot be proven to be, "

@@ -36,10 +36,11 @@ class Report(msgspec.Struct, kw_only=True):
     overdue: int = 0  # of these, so old that a root should cover them: roots were not sealed, or are not here
     problems: list[RootProblem] = []
     wrong: list[Wrong] = []
+    rows: list[Wrong] = []  # of tables that are made from the records; a wrong record makes a wrong row
 
     @property
     def first_wrong(self) -> Wrong | None:
-        return self.wrong[0] if self.wrong else None
+        return next(iter((*self.wrong, *self.rows)), None)
 
 
 class Saving:
@@ -85,9 +86,12 @@ class Verification:
         for leaves in history.leaves.values():
             await self._writer(leaves)
         await self._strangers(history)
+        async for found in self._source.derived(report.from_us, report.to_us, self._now_us):
+            if len(report.rows) < WRONG_MAX:
+                report.rows.append(found[1])
         report.wrong = [wrong for _, wrong in sorted(self._wrong, key=lambda one: (one[0], one[1].writer, one[1].seq))]
         del report.wrong[WRONG_MAX:]
-        if report.wrong or report.problems:
+        if report.wrong or report.rows or report.problems:
             report.verdict = "broken"
         elif report.overdue:
             report.verdict = "unproven"

@@ -47,7 +47,7 @@ from tidegate_audit_consumer.store import store
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TIDEGATE = Path(sys.executable).parent / "tidegate"
-CASES = 20
+CASES = 24
 
 
 def writer_of(case: int) -> str:
@@ -219,10 +219,35 @@ async def test_tampering_is_found_and_the_first_wrong_record_is_named(
         assert named == rows[report.wrong[0].seq - 1][0]
 
 
+ROWS: list[tuple[str, str, str]] = [
+    (
+        *("a row changes", "UPDATE decision = 'deny' WHERE server = 'git' AND call_id = {id}"),
+        "in `calls` does not say what its records say: decision",
+    ),
+    ("a row is deleted", "DELETE WHERE call_id = {id}", "has no row in `calls`"),
+]
+
+
+@pytest.mark.parametrize(("at", "tampering"), list(enumerate(ROWS)), ids=[one[0] for one in ROWS])
+async def test_rows_of_calls_that_do_not_say_what_their_records_say_are_found(
+    sealed: Sealed, at: int, tampering: tuple[str, str, str]
+) -> None:
+    _, what, words = tampering
+    case = CASES - 2 - 2 * at
+    assert (await sealed.verify(*hour(case))).rows == []
+    call_id = msgspec.json.decode((await rows_of(sealed, case))[5][1])["call_id"]
+    await sealed.execute(f"ALTER TABLE tidegate.calls_raw {what.format(id=repr(call_id))} SETTINGS mutations_sync = 2")
+    report = await sealed.verify(*hour(case))
+    assert (report.verdict, report.wrong, report.records) == ("broken", [], 10)
+    (row,) = report.rows
+    assert f"call {call_id} " in row.sentence
+    assert words in row.sentence
+
+
 async def test_other_hours_are_whole_while_one_is_not(sealed: Sealed) -> None:
     await delete(sealed, CASES - 1, "seq = 2")
     assert (await sealed.verify(*hour(CASES - 1))).verdict == "broken"
-    untouched = await sealed.verify(*hour(CASES - 2))
+    untouched = await sealed.verify(*hour(CASES - 5))
     assert (untouched.verdict, untouched.records) == ("whole", 10)
 
 
@@ -279,9 +304,9 @@ async def test_roots_that_were_deleted_from_clickhouse_are_believed_from_the_fil
     await sealed.execute("INSERT INTO tidegate.roots_before SELECT * FROM tidegate.roots")
     await sealed.execute("TRUNCATE TABLE tidegate.roots")
     try:
-        without = await sealed.verify(*hour(CASES - 2))
+        without = await sealed.verify(*hour(CASES - 5))
         assert (without.verdict, without.pending) == ("unproven", 10)
-        report = await sealed.verify(*hour(CASES - 2), roots=published)
+        report = await sealed.verify(*hour(CASES - 5), roots=published)
         assert (report.verdict, report.records, report.roots) == ("whole", 10, len(rows))
     finally:
         await sealed.execute("INSERT INTO tidegate.roots SELECT * FROM tidegate.roots_before")

@@ -1,0 +1,111 @@
+"""Compares the rows of `calls` with what the records of each call say: people query rows, and roots cover records.
+
+The expected row is made from the stored bytes by the audit consumer's own reading. Personal columns are left out: they
+go when a subject is erased. Counterpart: `verifying.py`, which proves the records.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from tidegate.analytics.port import Analytics
+from tidegate.audit.holdings import Wrong
+from tidegate.log.port import Delivered
+
+PAGE_CALLS = 2_000
+RECORDS_PER_CALL_MAX = 16
+MISSING_MAX = 1_000
+SETTLED_US = 60_000_000  # rows are inserted before their records are: younger ones are left for the next time
+DAY_US = 86_400_000_000
+TIMES = ("requested_at", "abandoned_at", "completed_at")
+SIDES = tuple(
+    f"{side}_{name}" for side in ("requested", "completed") for name in ("mode", "stage", "reason", "message")
+)
+COLUMNS = (
+    *("call_id", "tenant", "root_call_id", "region", "edge", "subject_id", "agent", "session_id", "protocol"),
+    *("protocol_session_id", "method", "server", "target", "decision", "bundle", "labels", "version", "outcome"),
+    *("error_code", "release", "catalog", "groups", "control_epoch", "arguments_bytes", "arguments_digest"),
+    *("result_bytes", "result_digest", "policy_us", "upstream_us", "total_us", "masked", "requested_rules"),
+    *("completed_rules", "requested_event", "abandoned_event", "completed_event", *SIDES),
+)
+_SELECTED = ", ".join([*COLUMNS, *(f"toUnixTimestamp64Micro({name})" for name in TIMES)])
+_PERIOD = "BETWEEN fromUnixTimestamp64Micro({from:Int64}) AND fromUnixTimestamp64Micro({to:Int64})"
+
+Row = Mapping[str, Any]
+
+
+async def wrong_calls(analytics: Analytics, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
+    """Each with the time of its call: rows that say something else than the call's records, rows without, and none."""
+    period = {"from": from_us, "to": min(to_us, now_us - SETTLED_US)}
+    async for page in _pages(analytics, period):
+        records = await _records(analytics, page)
+        for row in page:
+            if (wrong := judge(row, records.get(row["call_id"], []))) is not None:
+                yield row["requested_at"], wrong
+    answer = await analytics.query(
+        "SELECT writer, seq, event_id, call_id, toUnixTimestamp64Micro(time) FROM tidegate.events "  # noqa: S608
+        f"WHERE topic = 'calls' AND time {_PERIOD} AND call_id NOT IN (SELECT call_id FROM tidegate.calls_raw "
+        "WHERE requested_at BETWEEN fromUnixTimestamp64Micro({before:Int64}) AND fromUnixTimestamp64Micro({to:Int64})) "
+        "ORDER BY time LIMIT {limit:UInt32}",
+        period | {"before": max(0, from_us - DAY_US), "limit": MISSING_MAX},
+    )
+    for writer, seq, event_id, call_id, time_us in answer.rows:
+        yield time_us, Wrong("missing", writer, seq, event_id, f"call {call_id} has no row in `calls`")
+
+
+def judge(row: Row, records: Sequence[Delivered]) -> Wrong | None:
+    """Of one call; `records` are all that there are of it."""
+    from tidegate_audit_consumer.rows import open_batch
+
+    columns = open_batch(records).calls
+    if not columns:
+        sentence = f"the row of call {row['call_id']} in `calls` rests on no record"
+        return Wrong("unsealed", "", 0, row["call_id"], sentence)
+    differing = [name for name in (*COLUMNS, *TIMES) if _plain(row[name]) != _greatest(columns[name])]
+    if not differing:
+        return None
+    sentence = f"the row of call {row['call_id']} in `calls` does not say what its records say: {', '.join(differing)}"
+    return Wrong("misplaced", "", 0, row["call_id"], sentence)
+
+
+async def _pages(analytics: Analytics, period: Mapping[str, int]) -> AsyncIterator[Sequence[Row]]:
+    after: tuple[int, str, str] = (period["from"] - 1, "", "")
+    while True:
+        answer = await analytics.query(
+            f"SELECT {_SELECTED} FROM tidegate.calls_raw FINAL WHERE requested_at {_PERIOD} "  # noqa: S608
+            "AND greatest(completed_at, abandoned_at) <= fromUnixTimestamp64Micro({to:Int64}) "
+            "AND (toUnixTimestamp64Micro(requested_at), tenant, call_id) > ({at:Int64}, {tenant:String}, {id:String}) "
+            "ORDER BY requested_at, tenant, call_id LIMIT {limit:UInt32}",
+            {**period, "at": after[0], "tenant": after[1], "id": after[2], "limit": PAGE_CALLS},
+        )
+        if not answer.rows:
+            return
+        page = [dict(zip((*COLUMNS, *TIMES), row, strict=True)) for row in answer.rows]
+        yield page
+        after = (page[-1]["requested_at"], page[-1]["tenant"], page[-1]["call_id"])
+
+
+async def _records(analytics: Analytics, page: Sequence[Row]) -> dict[str, list[Delivered]]:
+    answer = await analytics.query(
+        "SELECT call_id, hex(raw) FROM tidegate.events WHERE topic = 'calls' AND call_id IN {ids:Array(String)} "  # noqa: S608
+        f"AND time {_PERIOD} ORDER BY time, event_id LIMIT {{most:UInt32}} BY call_id",
+        {
+            "ids": [row["call_id"] for row in page],
+            "from": min(row["requested_at"] for row in page) - DAY_US,
+            "to": max(max(row[name] for name in TIMES) for row in page) + DAY_US,
+            "most": RECORDS_PER_CALL_MAX,
+        },
+    )
+    records: dict[str, list[Delivered]] = {}
+    for at, (call_id, raw) in enumerate(answer.rows):
+        records.setdefault(call_id, []).append(Delivered("calls", 0, at, b"", bytes.fromhex(raw), (), 0))
+    return records
+
+
+def _greatest(values: Sequence[Any]) -> Any:
+    """As the table merges: each column is a maximum."""
+    said = [_plain(value) for value in values if value is not None]
+    return max(said) if said else None
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else int(value) if isinstance(value, bool) else value
