@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.parts.edge import BUNDLE, LEGACY, MODERN, SECRET, RunningEdge, Speaker, running_edge, until
+from tests.parts.edge import (
+    BLOCKED,
+    BUNDLE,
+    LEGACY,
+    MODERN,
+    SECRET,
+    RunningEdge,
+    Speaker,
+    legacy_body,
+    running_edge,
+    until,
+)
 from tests.parts.scripted import Behaviour, Scripted, Seen, Stream, http, question, refusal, result, scripted, text
 
 from tidegate.events import CallCompleted, CallRequested, SessionOpened
@@ -803,3 +814,135 @@ async def test_an_update_is_told_to_those_alone_who_may_read_it_now(
     assert [one.json["params"]["uri"] for one in heard if one] == ["file:///dir/a", "file:///dir/b"]
     pairs = await recorded(edge, "resources/subscribe")
     assert [one.decision for one, _ in pairs[-2:]] == ["allow", "deny"]
+
+
+# what clients say of themselves, and whose a URI is
+
+
+async def test_a_client_s_name_for_itself_hides_no_secret(edge: RunningEdge, speaker: Speaker, up: Scripted) -> None:
+    info = {"io.modelcontextprotocol/clientInfo": {"name": SECRET, "version": f"1 {SECRET}"}}
+    params = {"name": "up__echo", "arguments": {}}
+    assert (await speaker.ask(modern(speaker, "tools/call", params, meta=info))).status == 200
+    assert SECRET.encode() not in up.calls("echo")[-1].body
+    hidden = {"name": "up__secret-tool", "arguments": {}}
+    assert (await speaker.ask(modern(speaker, "tools/call", hidden, meta=info))).status == 400
+    opening = legacy_body("initialize", {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": SECRET}})
+    assert (await speaker.ask(speaker.request(opening))).status == 200
+    assert SECRET.encode() not in b"".join(await edge.place.stored())
+
+
+async def test_a_server_cannot_have_what_is_another_s_by_a_mark(tmp_path: Any) -> None:
+    behaviours = offering(), offering()
+    listed = [{"uri": "file://good~/x", "name": "x"}, {"uri": "file:///own", "name": "y"}]
+    behaviours[0]["resources/list"] = saying({"resources": listed})
+    behaviours[0]["echo"] = saying({"content": [{"type": "resource_link", "name": "l", "uri": "file://good~/x"}]})
+    async with (
+        scripted(capabilities=OFFERS, behaviours=behaviours[0]) as bad,
+        scripted(capabilities=OFFERS, behaviours=behaviours[1]) as good,
+        running_edge(tmp_path, {"bad": {"url": bad.url}, "good": {"url": good.url}}) as one,
+    ):
+        speaker = one.place.speaker()
+        shown = (await speaker.ask(modern(speaker, "resources/list", {}))).result["resources"]
+        assert [entry["uri"] for entry in shown] == ["file:///own", "file://bad~good~/x"]
+        link = (await speaker.ask(calling(speaker, "bad__echo"))).result["content"][0]["uri"]
+        assert link == "file://bad~good~/x"
+        for uri, server, own in ((link, bad, "file://good~/x"), ("file://good~/x", good, "file:///x")):
+            assert (await speaker.ask(modern(speaker, "resources/read", {"uri": uri}))).status == 200
+            assert server.seen[-1].params["uri"] == own
+
+
+async def test_every_governed_method_is_recorded_twice_and_once_where_it_is_denied(
+    edge: RunningEdge, speaker: Speaker
+) -> None:
+    nobody = edge.place.speaker(groups=("sales",))
+    ref = {"ref": {"type": "ref/prompt", "name": "greet"}, "argument": {"name": "a", "value": "b"}}
+    uri = {"uri": "file:///recorded"}
+    methods: dict[str, dict[str, Any]] = {
+        "tools/call": {"name": "echo"},
+        "prompts/get": {"name": "greet"},
+        "resources/read": uri,
+        "completion/complete": ref,
+        "resources/subscribe": uri,
+        "resources/unsubscribe": uri,
+    }
+    for who, ends in ((speaker, True), (nobody, False)):
+        await who.initialize()
+        for path in ("/mcp/up", "/mcp/old"):
+            for method, params in methods.items():
+                before = len(await recorded(edge, method))
+                await who.ask(who.legacy(method, params, path=path))
+                if not method.startswith("resources/") or method == "resources/read":
+                    await who.ask(modern(who, method, params, path=path))
+                pairs = (await recorded(edge, method))[before:]
+                assert len(pairs) == (1 if "subscribe" in method else 2), (method, path)
+                for asked, end in pairs:
+                    assert asked.decision == ("allow" if ends else "deny")
+                    assert (end is not None) is ends
+                    assert end is None or end.outcome == "ok", (method, path)
+
+
+# what servers say where people and logs read it
+
+
+async def test_a_server_s_words_forge_no_line_of_the_log(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    forged = "no\n2026-01-01 CRITICAL forged \x1b[31m\u2028line"
+
+    async def refuse(server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(json.dumps(refusal(seen, -32000, forged), indent=2)))
+
+    behaviours: dict[str, Behaviour] = {"tools/list": refuse}
+    caplog.set_level("DEBUG")
+    async with (
+        scripted(behaviours=behaviours) as bad,
+        scripted("sessions", behaviours={"initialize": refuse}) as worse,
+        running_edge(tmp_path, {"bad": {"url": bad.url}, "worse": {"url": worse.url}}, waits=()) as one,
+    ):
+        await until(lambda: {"tools of bad", "tools of worse"} <= one.edge.discovery.degraded)
+    said = [one.getMessage() for one in caplog.records if "forged" in one.getMessage()]
+    assert said
+    assert all(words.isprintable() for words in said), said
+
+
+@pytest.mark.parametrize("era", ["up", "old"])
+async def test_what_a_server_asks_is_inspected_before_anybody_reads_it(
+    edge: RunningEdge, up: Scripted, old: Scripted, upset: Any, era: str
+) -> None:
+    server = up if era == "up" else old
+    message = {"text": ""}
+
+    async def live(server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(writer)
+        await stream.send(question("q", message=message["text"], requestedSchema=ELICIT["requestedSchema"]))
+        told = await server.answer_to("q")
+        await stream.send(result(seen, text(json.dumps(told.get("error") or told["result"]))))
+        stream.end()
+
+    speaker = edge.place.speaker()
+    await speaker.initialize(capabilities={"elicitation": {}})
+    for words, is_put in ((f"your key {SECRET}?", True), (f"say {BLOCKED}", False)):
+        old.seen.clear()
+        message["text"] = words
+        if era == "up":
+            await ask_then_tell(elicitation(message=words), "s", upset, up)
+        else:
+            server.behaviours["echo"] = live
+        before = len(await recorded(edge, "elicitation/create"))
+        client = await speaker.connect()
+        client.write(speaker.legacy("tools/call", {"name": f"{era}__echo"}, request_id=5))
+        head = await client.stream()
+        put = None
+        while is_put and put is None:
+            event = await client.event()
+            assert event is not None
+            put = json.loads(event.data) if "elicitation/create" in event.data else None
+        if put is not None:
+            assert SECRET not in json.dumps(put)
+            body = json.dumps({"jsonrpc": "2.0", "id": put["id"], "result": {"action": "decline"}}).encode()
+            assert (await speaker.ask(speaker.request(body, headers={"Mcp-Session-Id": speaker.session}))).status == 202
+        rest = head.body.decode() if head.body else "".join([one.data for one in await client.events()])
+        client.close()
+        assert '"id":5' in rest
+        assert BLOCKED not in rest
+        pairs = (await recorded(edge, "elicitation/create"))[before:]
+        assert [one.decision for one, _ in pairs] == (["allow"] if is_put else (["deny"] if era == "old" else []))
+        assert SECRET.encode() not in b"".join(await edge.place.stored())

@@ -22,6 +22,7 @@ from tidegate_edge.outlet import Outlet
 from tidegate_edge.upstream.port import Answer
 
 KIND: Final = "answer"
+ASKS_PER_EDGE_MAX: Final = 4_096
 LOOKS_EVERY_S: Final = 2.0  # whether the client is still there
 _ASK_ID: Final = re.compile(r"ask-([A-Za-z0-9]{1,32})-([0-9]{1,18})")
 
@@ -66,6 +67,8 @@ class Asks:
         """
         if not outlet.is_open:
             raise CallerFault("the client cannot be reached any more", code="client-unreachable")
+        if len(self._pending) >= ASKS_PER_EDGE_MAX:
+            raise CallerFault("too many questions wait for clients at this edge already", code="asks-too-many")
         if self._of_session[session] >= ASKS_PER_SESSION_MAX:
             raise CallerFault(
                 f"{ASKS_PER_SESSION_MAX} questions wait for this client already; it must answer some first",

@@ -27,6 +27,7 @@ from tidegate_edge.visit import Visit
 
 NULL: Final = msgspec.Raw(b"null")
 EMPTY_OBJECT: Final = b"{}"
+_CLAIMED_CHARS_MAX: Final = 128
 TARGET_CHARS_MAX: Final = 1_024  # as an event keeps it
 
 
@@ -187,7 +188,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             issuer=principal.issuer,
             subject=principal.subject,
             login=principal.login,
-            claimed_client=_claimed_client(call.request.client_info),
+            claimed_client=_claimed_client(call),
             arguments=arguments,
         ),
     )
@@ -268,7 +269,14 @@ def captured(whole: bytes, masked: bytes, capture: Capture, bytes_max: int) -> m
     return msgspec.Raw(kept) if len(kept) <= bytes_max else NULL
 
 
-def _claimed_client(client_info: object) -> str:
-    if not isinstance(client_info, dict):
+def _claimed_client(call: Ongoing) -> str:
+    """What the client says of itself, as carefully as all else that it sends."""
+    info = call.request.client_info
+    if not isinstance(info, dict):
         return ""
-    return f"{client_info.get('name', '')}/{client_info.get('version', '')}"[:128]
+    told = f"{info.get('name', '')!s:.{_CLAIMED_CHARS_MAX}}/{info.get('version', '')!s:.{_CLAIMED_CHARS_MAX}}"
+    if call.ruling is None:
+        return ""
+    if call.findings or call.decision != "allow":  # else its params were found to be clean
+        told = call.ruling.told(told, "arguments")
+    return told[:_CLAIMED_CHARS_MAX]

@@ -17,11 +17,14 @@ from tidegate_edge.accept import BATCH_VERSION, Request, Response, refuse
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
 from tidegate_edge.messages import INVALID_REQUEST, Reply, encode, result_body
+from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Answer, Caller
 from tidegate_edge.visit import Visit
 
 PURPOSE: Final = "session"
 ACKNOWLEDGED_WITHIN_S: Final = 1.0
+CLAIMED_CHARS_MAX: Final = 256
+CLAIMED_READ_BYTES: Final = 1_024
 GONE: Final = "Session not found: initialize again"
 
 
@@ -79,7 +82,7 @@ async def initialize(edge: Edge, principal: Principal, door: str, request: Reque
             issuer=principal.issuer,
             subject=principal.subject,
             login=principal.login,
-            claimed_client=info[:256].decode(errors="replace"),
+            claimed_client=_told(ruling, info),
         ),
     )
     await edge.recorder.record(event, "spool")
@@ -135,6 +138,12 @@ async def answered(edge: Edge, principal: Principal, response: Response) -> Repl
     if await edge.asks.answered(record.session_id, response.id, answer):
         return Reply(202)
     return refuse(400, INVALID_REQUEST, "nothing in this session waits for this response", response.id)
+
+
+def _told(ruling: Ruling | None, info: bytes) -> str:
+    """What a client says of itself, as an event may keep it; nothing where nobody knows yet what must be masked."""
+    text = info[:CLAIMED_READ_BYTES].decode(errors="replace")
+    return ruling.told(text, "arguments")[:CLAIMED_CHARS_MAX] if ruling is not None else ""
 
 
 def _relayed(capabilities: Any) -> bytes:

@@ -40,7 +40,9 @@ def answer_in(wire: Wire, request_id: RequestId) -> Answer | None:
         return None
     if wire.result is not msgspec.UNSET:
         return Answer(result=bytes(wire.result)) if wire.id == request_id else None
-    if wire.error is not msgspec.UNSET and wire.id in (request_id, None, msgspec.UNSET):
+    if wire.error is msgspec.UNSET or bytes(wire.error)[:1] != b"{":  # {"error": "invalid_token"} is OAuth's
+        return None
+    if wire.id in (request_id, None, msgspec.UNSET):
         return Answer(error=bytes(wire.error))
     return None
 
@@ -97,9 +99,14 @@ def _message(wire: Wire) -> str:
 def error_message(error: bytes) -> str:
     """A server's words about an error, bounded."""
     try:
-        return messages.decode_error(error).message[:_WORDS_MAX]
+        return printable(messages.decode_error(error).message)
     except msgspec.DecodeError:
-        return error[:_WORDS_MAX].decode(errors="replace")
+        return printable(error[:_WORDS_MAX].decode(errors="replace"))
+
+
+def printable(words: str) -> str:
+    """A server's words as they may stand in a sentence that is logged: bounded, on one line, without controls."""
+    return "".join(one if one.isprintable() else " " for one in words[:_WORDS_MAX])
 
 
 def error_code(answer: Answer) -> int:

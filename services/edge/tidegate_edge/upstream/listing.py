@@ -12,6 +12,7 @@ import msgspec
 from tidegate.errors import UpstreamFault
 from tidegate.limits import LIST_BYTES_MAX, LIST_PAGES_MAX, TOOLS_PER_SERVER_MAX
 from tidegate_edge.messages import METHOD_NOT_FOUND, careful, decode_error, decode_fields
+from tidegate_edge.upstream.answers import error_message
 from tidegate_edge.upstream.port import Answer, Definitions, ListKind
 
 Fetch = Callable[[str, str | None], Awaitable[Answer]]
@@ -162,7 +163,7 @@ def _read_page(name: str, kind: ListKind, answer: Answer) -> _Page:
     if answer.error:
         if kind == "templates" and _code(answer.error) == METHOD_NOT_FOUND:
             return _Page()  # `resources` is one capability; many servers have no templates
-        raise UpstreamFault(f"{name}: {METHODS[kind]} failed: {answer.error[:200].decode(errors='replace')}")
+        raise UpstreamFault(f"{name}: {METHODS[kind]} failed: {error_message(answer.error)}")
     try:
         return _decode_page(answer.result)
     except msgspec.DecodeError as error:

@@ -18,6 +18,7 @@ from tidegate_edge.messages import (
     encode,
 )
 from tidegate_edge.translate import CLIENT_INFO, MODERN
+from tidegate_edge.upstream.answers import error_message
 from tidegate_edge.upstream.port import Answer
 from tidegate_edge.upstream.stdio_session import StdioSession
 
@@ -116,7 +117,7 @@ async def _initialize(session: StdioSession, capabilities: bytes) -> Spoken:
     if answer.error:
         if _code(answer.error) == _UNSUPPORTED_VERSION:
             raise _Modern
-        said = answer.error[:200].decode(errors="replace")
+        said = error_message(answer.error)
         raise UpstreamFault(f"{session.name}: initialize failed: {said}", sent=False)
     try:
         told = _decode_initialized(answer.result)
