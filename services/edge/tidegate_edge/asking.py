@@ -4,21 +4,25 @@ It is a call of its own in the log, under the logical call that it belongs to (`
 """
 
 import asyncio
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 import msgspec
 
-from tidegate.errors import Fault, LogUnavailable
+from tidegate.errors import CallerFault, Fault, LogUnavailable
 from tidegate.events import Outcome
 from tidegate.ids import now_us
+from tidegate.sessions.port import SessionsUnavailable
 from tidegate_edge import strict_json
 from tidegate_edge.abilities import ASKED_WITH
 from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, RpcError, encode
 from tidegate_edge.upstream.port import Answer
+from tidegate_edge.visit import Visit
 
 ANSWERED_WITHIN_S: Final = 600.0  # people answer
+LOOKS_EVERY_S: Final = 2.0  # whether the session still stands
 
 
 async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
@@ -69,9 +73,10 @@ async def _put(edge: Edge, question: Ongoing) -> Answer:
     visit = question.visit
     question.forwarded_us = now_us()
     try:
-        answer = await edge.asks.ask(
+        asking = edge.asks.ask(
             visit.outlet, visit.protocol_session, question.method, question.arguments, ANSWERED_WITHIN_S
         )
+        answer = await _while_the_session_stands(edge, visit, asking)
         ended, answer = _inspected(question, answer)
     except Fault as fault:
         answer = _refused(INTERNAL_ERROR, fault.sentence)
@@ -84,6 +89,23 @@ async def _put(edge: Edge, question: Ongoing) -> Answer:
     except LogUnavailable as fault:
         return _refused(INTERNAL_ERROR, f"the answer could not be recorded: {fault.sentence}")
     return answer
+
+
+async def _while_the_session_stands(edge: Edge, visit: Visit, asking: Coroutine[Any, Any, Answer]) -> Answer:
+    """Nobody can answer once the session has ended. Raises CallerFault `client-unreachable`."""
+    task = asyncio.create_task(asking, name="ask")
+    try:
+        while not (await asyncio.wait((task,), timeout=LOOKS_EVERY_S))[0]:
+            try:
+                record = await edge.sessions.get(visit.principal.tenant, visit.protocol_session)
+            except SessionsUnavailable:
+                continue
+            if record is None:
+                raise CallerFault("the client's session has ended without an answer", code="client-unreachable")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _settle(edge: Edge, question: Ongoing, ended: Ended) -> None:

@@ -11,6 +11,8 @@ Gauges = Callable[[], dict[str, float]]
 _GAUGES = {
     "tidegate_calls_in_flight": "Calls forwarded and not yet answered",
     "tidegate_connections": "Open client connections",
+    "tidegate_streams": "GET streams and subscriptions that are open",
+    "tidegate_questions": "Questions put to legacy clients and not yet answered",
     "tidegate_pending_records": "Records handed over and not yet durable",
     "tidegate_spool_backlog_records": "Records durable here and not yet in the log",
     "tidegate_spool_backlog_bytes": "Bytes durable here and not yet in the log",

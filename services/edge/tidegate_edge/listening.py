@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, cast
 
 from tidegate.errors import Fault
-from tidegate_edge.upstream.port import Caller, Silence, Upstream, Wanted
+from tidegate_edge.upstream.port import ACKNOWLEDGED, Caller, Silence, Upstream, Wanted
 
 ListChange = Literal["tools", "prompts", "resources"]
 LIST_CHANGES: Final[Mapping[str, ListChange]] = {
@@ -50,8 +50,15 @@ class Ears(Silence):
 
     def __init__(self, heard: Callable[[ListChange], None]) -> None:
         self._heard = heard
+        self._has_begun = False
 
     def notified(self, method: str, params: bytes) -> None:
+        if method == ACKNOWLEDGED:
+            if self._has_begun:  # heard again after a while: the server may be another one by now
+                for changed in LIST_CHANGES.values():
+                    self._heard(changed)
+            self._has_begun = True
+            return
         kind = LIST_CHANGES.get(method)
         if kind is not None:
             self._heard(kind)

@@ -82,6 +82,9 @@ def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
     ruling = edge.rulings.get(visit.principal.tenant)
     if ruling is None:
         return refuse(503, INTERNAL_ERROR, "No policy bundle is active yet, so nothing can be listed.", request.id)
+    if not ruling.catalog.door(visit.door).servers and (edge.discovery.troubles or edge.discovery.awaiting):
+        told = "No server at this endpoint has told what it offers yet; try again shortly."
+        return refuse(503, INTERNAL_ERROR, told, request.id, {"reason": "lists-unavailable"})
     cursor = request.params.get("cursor")
     if cursor is not None and not isinstance(cursor, str):
         return _invalid(request, "params.cursor must be a string")

@@ -121,7 +121,8 @@ async def open_edge(
         desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
         outlets = Outlets(sessions, settings.limits.stream_kept_s, sessions.address)
         http = protocol_class(desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining)
-        registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records)))
+        watched: list[set[object]] = []
+        registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records, sum(map(len, watched)))))
 
         def awaiting() -> set[str]:
             waits = {f"tools of {name}" for name in discovery.awaiting} | set(sessions.awaiting)
@@ -132,6 +133,7 @@ async def open_edge(
             return waits
 
         def watch_connections(connections: set[object]) -> None:
+            watched.append(connections)
             tasks.start(sweep_connections(connections), "sweep connections")
 
         def degraded() -> set[str]:
@@ -245,12 +247,15 @@ async def _close_all(upstreams: dict[str, Upstream]) -> None:
     await asyncio.gather(*[upstream.close() for upstream in upstreams.values()], return_exceptions=True)
 
 
-def _gauges(edge: Edge, records: Records) -> dict[str, float]:
+def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
     backlog = records.backlog
     ruling = edge.rulings.get(edge.settings.tenant)
     at_us = now_us()
     return {
         "tidegate_calls_in_flight": edge.calls_in_flight,
+        "tidegate_connections": connections,
+        "tidegate_streams": len(edge.streams),
+        "tidegate_questions": len(edge.asks),
         "tidegate_pending_records": records.pending,
         "tidegate_spool_backlog_records": backlog.records,
         "tidegate_spool_backlog_bytes": backlog.bytes,
