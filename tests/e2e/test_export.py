@@ -5,7 +5,7 @@ import json
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from tidegate.analytics.clickhouse import open_reader
 from tidegate.analytics.port import Answer
 from tidegate.chain import Chain
+from tidegate.errors import LogUnavailable
 from tidegate.events import CallRequested, RequestRefused, Sealed
 from tidegate.ids import now_us, uuid7
 from tidegate.log.port import Delivered, Record
@@ -27,6 +28,7 @@ from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Audit, Settings, load_settings
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import AuditConsumer, create_audit_consumer
+from tidegate_audit_consumer.siem import open_siem
 from tidegate_cli import export_pages
 from tidegate_cli.export_pages import Span, pages
 from tidegate_cli.main import app
@@ -198,27 +200,28 @@ class Counting:
         return answer
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["in one moment", "over two months"])
 async def test_every_call_comes_out_once_however_small_the_pages_are(
-    settings: Settings, log: SqliteLog, monkeypatch: pytest.MonkeyPatch, together: bool
+    settings: Settings, log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_pages, "PAGE_ROWS", 7)
     now = now_us()
-    spread = 0 if together else 36 * HOUR_US
     chain = Chain("w")
-    requests = [requested(f"c{number:02}", now - HOUR_US - number * spread) for number in range(40)]
-    await log.append([chain.seal(one) for one in requests])
+    spreads = {"in one moment": 0, "over two months": 36 * HOUR_US}
+    for tenant, spread in spreads.items():
+        requests = [requested(f"c{at:02}", now - HOUR_US - at * spread, tenant=tenant) for at in range(40)]
+        await log.append([chain.seal(one) for one in requests])
     async with consuming(settings, log) as consumer:
-        await consumer.wait_until_ingested(40)
+        await consumer.wait_until_ingested(80)
         reader = open_reader(settings)
-        counting = Counting(reader)
-        span = Span(since_us=now - 3 * 8766 * HOUR_US, until_us=now)
-        found = [row async for page in pages(counting, span) for row in page.rows]  # type: ignore[arg-type]
+        for tenant in spreads:
+            counting = Counting(reader)
+            span = Span(since_us=now - 3 * 8766 * HOUR_US, until_us=now, tenant=tenant)
+            found = [row async for page in pages(counting, span) for row in page.rows]  # type: ignore[arg-type]
+            assert sorted(row.columns["call_id"] for row in found) == [f"c{at:02}" for at in range(40)], tenant
+            assert [row.requested_us for row in found] == sorted(row.requested_us for row in found)
+            assert counting.rows_max <= 7
+            assert counting.asked < 80
         await reader.close()
-    assert sorted(row.columns["call_id"] for row in found) == [f"c{number:02}" for number in range(40)]
-    assert [row.requested_us for row in found] == sorted(row.requested_us for row in found)
-    assert counting.rows_max == 7 if together else counting.rows_max <= 7
-    assert counting.asked < 120
 
 
 def refused() -> RequestRefused:
@@ -262,18 +265,52 @@ async def test_the_topic_tells_every_end_of_a_call_once_as_the_export_does(setti
     assert "***" not in text
 
 
-async def test_the_topic_continues_after_a_restart_and_its_key_is_the_events_id(
-    settings: Settings, log: SqliteLog
-) -> None:
+@asynccontextmanager
+async def publishing(log: SqliteLog) -> AsyncIterator[None]:
+    siem, subscription = await open_siem(log, QUICK, CollectorRegistry())
+    running = asyncio.create_task(siem.run())
+    yield
+    siem.stop()
+    await running
+    await subscription.close()
+
+
+async def test_the_topic_continues_after_a_restart_and_its_key_is_the_events_id(log: SqliteLog) -> None:
     chain = Chain("w")
     first, second = (requested(decision="deny") for _ in range(2))
     await log.append([chain.seal(first)])
-    async with consuming(settings, log):
+    async with publishing(log):
         await topic(log, 1)
     await log.append([chain.seal(second)])
-    async with consuming(settings, log):
+    async with publishing(log):
         found = await topic(log, 2)
     assert [record.key.decode() for record in found] == [first.id, second.id]
+
+
+class Failing:
+    """The log, of which some appends fail: before or after they are stored."""
+
+    def __init__(self, inner: SqliteLog, faults: list[str]) -> None:
+        self.inner = inner
+        self.faults = faults
+        self.follow = inner.follow
+
+    async def append(self, records: Sequence[Record]) -> None:
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault != "before":
+            await self.inner.append(records)
+        if fault:
+            raise LogUnavailable("the broker went away")
+
+
+async def test_a_log_that_fails_loses_no_object_and_repeats_only_whole_ones(log: SqliteLog) -> None:
+    events = [requested(decision="deny") for _ in range(5)]
+    chain = Chain("w")
+    await log.append([chain.seal(event) for event in events])
+    async with publishing(Failing(log, ["before", "after"])):  # type: ignore[arg-type]
+        found = await topic(log, 10)
+    assert [record.key.decode() for record in found] == [event.id for event in events] * 2
+    assert len({record.value for record in found}) == 5
 
 
 async def test_without_the_setting_there_is_no_object_and_no_group(settings: Settings, log: SqliteLog) -> None:
