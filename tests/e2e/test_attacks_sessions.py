@@ -24,6 +24,7 @@ from tests.parts.edge import (
 from tests.parts.scripted import Behaviour, Scripted, Seen, Stream, http, question, refusal, result, scripted, text
 
 from tidegate.events import CallCompleted, CallRequested, SessionOpened
+from tidegate_edge import asks, rounds
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -946,3 +947,25 @@ async def test_what_a_server_asks_is_inspected_before_anybody_reads_it(
         pairs = (await recorded(edge, "elicitation/create"))[before:]
         assert [one.decision for one, _ in pairs] == (["allow"] if is_put else (["deny"] if era == "old" else []))
         assert SECRET.encode() not in b"".join(await edge.place.stored())
+
+
+async def test_calls_that_wait_for_their_clients_are_bounded(
+    edge: RunningEdge, up: Scripted, upset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asks, "ASKS_PER_EDGE_MAX", 1)
+    await ask_then_tell(elicitation(), "s", upset, up)
+    speaker = edge.place.speaker()
+    await speaker.initialize(capabilities={"elicitation": {}})
+    client = await speaker.connect()
+    client.write(speaker.legacy("tools/call", {"name": "up__echo"}, request_id=1))
+    await until(lambda: len(edge.edge.asks) == 1)
+    second = await speaker.ask(speaker.legacy("tools/call", {"name": "up__echo"}, request_id=2))
+    assert second.text == "done"
+    assert up.calls("echo")[-1].params["inputResponses"] == {"q": {"action": "cancel"}}
+    monkeypatch.setattr(rounds, "WAITING_MAX", 1)
+    third = await speaker.ask(speaker.legacy("tools/call", {"name": "up__echo"}, request_id=3))
+    assert third.result["_meta"]["tidegate/decision"]["reason"] == "gateway-busy"
+    cancelled = speaker.legacy("notifications/cancelled", {"requestId": 1}, request_id=None)
+    assert (await speaker.ask(cancelled)).status == 202
+    await until(lambda: len(edge.edge.asks) == 0 and edge.edge.calls_waiting == 0)
+    client.close()

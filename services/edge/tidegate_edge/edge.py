@@ -56,6 +56,7 @@ class Edge:
         self.quarantines: dict[str, Quarantines] = {}  # by tenant
         self.renewals = Renewals(settings.limits.session_idle_s * RENEWED_AFTER)
         self.calls_in_flight = 0
+        self.calls_waiting = 0  # between two rounds, for their clients
         self.asks = Asks(sessions)
         self.inflight = InFlight(sessions)
         self.streams = OpenStreams(sessions, settings.limits.streams_per_subject_max)

@@ -15,6 +15,7 @@ from tidegate_edge.edge import Edge
 from tidegate_edge.messages import Reply, decode_error, encode
 from tidegate_edge.upstream.port import Answer, Paused
 
+WAITING_MAX: Final = 4_096  # calls at one edge: they are not counted as in flight meanwhile
 WAITS_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between rounds in which nothing new is known
 _DECLINED: Final = msgspec.Raw(b'{"action":"cancel"}')
 
@@ -26,6 +27,18 @@ def is_asked_live(call: Ongoing, answer: Answer | Paused) -> bool:
 
 async def ask_client(edge: Edge, call: Ongoing, answer: Answer | Paused) -> Inputs | Reply:
     """The client's answers for the next round, or why there is none."""
+    if edge.calls_waiting >= WAITING_MAX:
+        return reply.refused(
+            call, "The gateway waits for too many clients already. Try again later.", reason="gateway-busy"
+        )
+    edge.calls_waiting += 1
+    try:
+        return await _ask_client(edge, call, answer)
+    finally:
+        edge.calls_waiting -= 1
+
+
+async def _ask_client(edge: Edge, call: Ongoing, answer: Answer | Paused) -> Inputs | Reply:
     assert isinstance(answer, Answer)
     rounds = call.inputs.rounds + 1 if call.inputs else 1
     if rounds > ROUNDS_MAX:
