@@ -16,7 +16,7 @@ TokenOption = Annotated[
     ),
 ]
 DirectoryArgument = Annotated[
-    Path, typer.Argument(metavar="DIR", help="manifest.json, policies/*.cedar, cases.yaml, …")
+    Path, typer.Argument(metavar="DIR", help="manifest.json, grants.yaml, policies/*.cedar, …")
 ]
 
 
@@ -33,14 +33,20 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(quarantine, name="quarantine", rich_help_panel=PANEL)
 
 
-def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
-    """Check a bundle's directory without any service: syntax, schema, entities, inspection, and its own cases.
+def check(
+    directory: DirectoryArgument,
+    show_cedar: Annotated[bool, typer.Option("--show-cedar", help="Show the Cedar that grants.yaml compiles to.")] = (
+        False
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle's directory without any service: grants, rules, schema, entities, inspection, and its own cases.
 
     Exit code 1 where it could not be released.
     """
     from tidegate_cli.bundles import show_check
 
-    raise typer.Exit(show_check(directory, as_json))
+    raise typer.Exit(show_check(directory, show_cedar, as_json))
 
 
 def publish(

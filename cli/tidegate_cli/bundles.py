@@ -18,16 +18,16 @@ MANIFEST = "manifest.json"
 PROBLEMS_SHOWN_MAX = 20
 
 
-def show_check(directory: Path, as_json: bool) -> int:
+def show_check(directory: Path, show_cedar: bool, as_json: bool) -> int:
     """The exit code: 1 where a problem is fatal."""
     from tidegate.policy.bundle import load_bundle
     from tidegate.policy.cases import load_cases
     from tidegate.policy.check import check_bundle
 
-    digest, cases = "", 0
+    digest, cases, cedar = "", 0, ""
     try:
         bundle = load_bundle(directory)
-        digest = bundle.digest
+        digest, cedar = bundle.digest, bundle.grants.cedar
         problems: Sequence[Problem] = check_bundle(bundle)
         cases = len(load_cases(bundle.text("cases.yaml"))) if not problems else 0
     except BundleFault as fault:
@@ -35,8 +35,11 @@ def show_check(directory: Path, as_json: bool) -> int:
     fatal = any(problem.fatal for problem in problems)
     listed = [problem._asdict() for problem in problems]
     if as_json:
-        print_document({"releasable": not fatal, "digest": digest, "cases": cases, "problems": listed})
+        shown = {"cedar": cedar} if show_cedar else {}
+        print_document({"releasable": not fatal, "digest": digest, "cases": cases, "problems": listed, **shown})
         return int(fatal)
+    if show_cedar:
+        say(plain(cedar) if cedar else "There is no grants.yaml that compiles: the rules are in policies/*.cedar.\n")
     _say_problems(listed, directory)
     if not fatal:
         passed = f", {cases} case{'s' if cases != 1 else ''} passed" if cases else ""

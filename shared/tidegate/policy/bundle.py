@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -17,6 +18,8 @@ import msgspec
 
 from tidegate.errors import BundleFault, Problem
 from tidegate.limits import BUNDLE_BYTES_MAX
+from tidegate.policy.grants import GRANTS
+from tidegate.policy.grants_cedar import COMPILED, Compiled, compile_grants
 
 MANIFEST = "manifest.json"
 SCHEMA = "schema.cedarschema"
@@ -24,7 +27,7 @@ ENTITIES = "entities.json"
 INSPECTION = "inspection.yaml"
 CASES = "cases.yaml"
 POLICY_PATH = re.compile(r"policies/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.cedar")
-KNOWN_FILES = frozenset({MANIFEST, SCHEMA, ENTITIES, INSPECTION, CASES})
+KNOWN_FILES = frozenset({MANIFEST, GRANTS, SCHEMA, ENTITIES, INSPECTION, CASES})
 UNREAD_FILES = frozenset({"README.md"})
 FILES_MAX = 1_000
 
@@ -57,8 +60,24 @@ class Bundle:
 
     @property
     def policies(self) -> dict[str, str]:
-        """The Cedar texts by path, sorted."""
+        """The Cedar texts by path, sorted; what grants.yaml compiles to is one of them, first, as COMPILED.
+
+        Raises BundleFault where grants.yaml has problems.
+        """
+        if problems := self.grants.problems:
+            raise BundleFault(str(problems[0]), problems=problems)
+        made = {COMPILED: self.grants.cedar} if self.grants.cedar else {}
+        return {**made, **self.written}
+
+    @property
+    def written(self) -> dict[str, str]:
+        """The Cedar texts of policies/ by path, sorted."""
         return {path: self.files[path].decode() for path in sorted(self.files) if POLICY_PATH.fullmatch(path)}
+
+    @cached_property
+    def grants(self) -> Compiled:
+        """grants.yaml and what it compiles to; empty where there is none."""
+        return compile_grants(self.text(GRANTS)) if GRANTS in self.files else Compiled("", (), {}, ())
 
     @staticmethod
     def from_bytes(canonical: bytes) -> "Bundle":
@@ -92,7 +111,9 @@ def load_bundle(directory: str | Path) -> Bundle:
     """The bundle in a directory. Hidden files and README.md are left out; another unknown file is refused as a slip."""
     root = Path(directory)
     if not root.is_dir():
-        raise BundleFault(f"{root} is not a directory; a bundle is a directory with {MANIFEST} and policies/*.cedar")
+        raise BundleFault(
+            f"{root} is not a directory; a bundle is a directory with {MANIFEST} and {GRANTS} or policies/*.cedar"
+        )
     files: dict[str, bytes] = {}
     bytes_left = BUNDLE_BYTES_MAX
     for path in _readable(root):
@@ -119,8 +140,8 @@ def _readable(root: Path) -> Iterator[Path]:
 def _unfit(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
     if MANIFEST not in files:
         yield MANIFEST, 'is missing; it needs at least {"v": 1, "name": "…"}'
-    if not any(POLICY_PATH.fullmatch(path) for path in files):
-        yield "policies/", "there is no policies/*.cedar; without a policy every call is denied"
+    if GRANTS not in files and not any(POLICY_PATH.fullmatch(path) for path in files):
+        yield "policies/", f"there is neither {GRANTS} nor policies/*.cedar; without a policy every call is denied"
     for path, content in files.items():
         if path not in KNOWN_FILES and not POLICY_PATH.fullmatch(path):
             yield path, f"is not a file of a bundle; known are {', '.join(sorted(KNOWN_FILES))} and policies/NAME.cedar"

@@ -5,7 +5,7 @@ raises.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from cedarpy import _internal as cedar
@@ -15,9 +15,17 @@ from tidegate.inspection.rules import load_inspection
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA, Bundle, Manifest
 from tidegate.policy.cases import run_cases
 from tidegate.policy.entities import ToolFacts, open_entities
+from tidegate.policy.grants import GRANTS
+from tidegate.policy.grants_cedar import COMPILED
+from tidegate.policy.grants_schema import unknown_arguments, unknown_names
 from tidegate.policy.rules import Rule, check_depth, parse_rules
 
 _POLICY_PREFIX = re.compile(r"^for policy `[^`]*`, ")
+_NAMES_UNKNOWN = ("unrecognized action", "unable to find an applicable action")
+_NUMBERS = {
+    "expected Long but saw decimal": "; the argument or the limit is a decimal: write 50.0 for a limit on a decimal",
+    "expected decimal but saw Long": "; the argument is a whole number: write 50 for a limit on it",
+}
 _ANGLES = str.maketrans("<>", "()")  # Set<Set<…>> nests as brackets do
 
 
@@ -26,16 +34,30 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
 
     With `tools`, those that are known, a rule that names another one is pointed out (not fatal: it may come later).
     """
-    rules, problems = parse_rules(bundle.policies)
+    made = {COMPILED: bundle.grants.cedar} if bundle.grants.cedar else {}
+    texts = {**made, **bundle.written}
+    rules, problems = parse_rules(texts)
+    problems += bundle.grants.problems
     broken = bool(problems)
     problems += _manifest(bundle)
     problems += _entities(bundle)
     problems += _inspection(bundle)
-    problems += [] if broken else _schema(bundle, rules)
+    problems += [] if broken else _schema(bundle, texts, rules)
     problems += [] if tools is None else _unknown_tools(rules, tools)
     if not any(problem.fatal for problem in problems):
         problems += _cases(bundle)
-    return sorted(problems, key=lambda problem: (problem.path, problem.line))
+    placed = dict.fromkeys(_at_source(problem, bundle) for problem in problems)
+    return sorted(placed, key=lambda problem: (problem.path, problem.line))
+
+
+def _at_source(problem: Problem, bundle: Bundle) -> Problem:
+    """What is said of a compiled rule is said of the line of grants.yaml that it was made from."""
+    if problem.path != COMPILED:
+        return problem
+    lines = bundle.grants.lines
+    hint = next((hint for words, hint in _NUMBERS.items() if words in problem.sentence), "")
+    sentence = f"{problem.sentence}{hint}"
+    return Problem(GRANTS, sentence, lines.get(problem.rule, 0), problem.rule.partition(":")[0], problem.fatal)
 
 
 def _manifest(bundle: Bundle) -> list[Problem]:
@@ -50,7 +72,7 @@ def _manifest(bundle: Bundle) -> list[Problem]:
     )
 
 
-def _schema(bundle: Bundle, rules: list[Rule]) -> list[Problem]:
+def _schema(bundle: Bundle, texts: Mapping[str, str], rules: list[Rule]) -> list[Problem]:
     text = bundle.text(SCHEMA)
     if not text:
         return []
@@ -59,11 +81,19 @@ def _schema(bundle: Bundle, rules: list[Rule]) -> list[Problem]:
         schema = cedar.Schema.from_str(text)
     except ValueError as error:
         return [Problem(SCHEMA, str(error))]
-    found = msgspec.json.decode(cedar.validate_policies("\n".join(bundle.policies.values()), schema, release_gil=True))
+    found = msgspec.json.decode(cedar.validate_policies("\n".join(texts.values()), schema, release_gil=True))
     named = found.get("id_annotations_by_policy_id", {})
     by_id = {rule.id: rule for rule in rules}
     problems = [_invalid(by_id.get(named.get(error["policy_id"], "")), error["error"]) for error in found["errors"]]
+    problems = [problem for problem in problems if not _is_about_names(problem)]
+    problems += unknown_names(bundle.grants.grants, text)
+    problems += unknown_arguments(bundle.grants.grants, text, schema)
     return problems + _typed_entities(bundle, schema)
+
+
+def _is_about_names(problem: Problem) -> bool:
+    """Of compiled rules: `unknown_names` says it better."""
+    return problem.path == COMPILED and any(words in problem.sentence for words in _NAMES_UNKNOWN)
 
 
 def _invalid(rule: Rule | None, error: str) -> Problem:
