@@ -34,7 +34,7 @@ def export_calls(config: Path, span: Span, form: str, output: Path | None) -> in
     settings = live_settings(config)
     span = msgspec.structs.replace(span, content=form == "jsonl").settled()
     try:
-        with _target(output) as stream, _progress(span) as told:
+        with _target(output) as stream, _progress(span, output) as told:
             count = asyncio.run(_export(settings, span, LINES[form], stream, told))
     except BrokenPipeError:  # whoever read has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,9 +118,9 @@ def _target(output: Path | None) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _progress(span: Span) -> Iterator[Told]:
+def _progress(span: Span, output: Path | None) -> Iterator[Told]:
     """A bar over the time that was asked for; none where stderr is no terminal, or the lines go to the same one."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or (output is None and sys.stdout.isatty()):
         yield lambda _count, _reached: None
         return
     from rich.console import Console

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from tests.parts.audit_events import abandoned, completed, requested
+from tests.parts.kafka import Kafka
 from tests.parts.ocsf_schemas import problems
 from typer.testing import CliRunner
 
@@ -23,9 +24,11 @@ from tidegate.chain import Chain
 from tidegate.errors import LogUnavailable
 from tidegate.events import CallRequested, RequestRefused, Sealed
 from tidegate.ids import now_us, uuid7
-from tidegate.log.port import Delivered, Record
+from tidegate.log.kafka import KafkaLog
+from tidegate.log.port import Delivered, EventLog, Record
 from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Audit, Settings, load_settings
+from tidegate.settings import Kafka as KafkaSettings
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import AuditConsumer, create_audit_consumer
 from tidegate_audit_consumer.siem import open_siem
@@ -231,13 +234,13 @@ def refused() -> RequestRefused:
     )  # fmt: skip
 
 
-async def topic(log: SqliteLog, count: int) -> list[Delivered]:
-    """So many objects of the topic `ocsf`, or what there is when patience ends."""
+async def topic(log: EventLog, count: int) -> list[Delivered]:
+    """Objects of the topic `ocsf`, so many of them different. Raises TimeoutError."""
     subscription = await log.follow(["ocsf"])
     found: list[Delivered] = []
     try:
-        async with asyncio.timeout(10):
-            while len(found) < count:
+        async with asyncio.timeout(30):
+            while len({record.key for record in found}) < count:
                 found += await subscription.poll(1_000, 1.0)
     finally:
         await subscription.close()
@@ -266,7 +269,7 @@ async def test_the_topic_tells_every_end_of_a_call_once_as_the_export_does(setti
 
 
 @asynccontextmanager
-async def publishing(log: SqliteLog) -> AsyncIterator[None]:
+async def publishing(log: EventLog) -> AsyncIterator[None]:
     siem, subscription = await open_siem(log, QUICK, CollectorRegistry())
     running = asyncio.create_task(siem.run())
     yield
@@ -308,9 +311,32 @@ async def test_a_log_that_fails_loses_no_object_and_repeats_only_whole_ones(log:
     chain = Chain("w")
     await log.append([chain.seal(event) for event in events])
     async with publishing(Failing(log, ["before", "after"])):  # type: ignore[arg-type]
-        found = await topic(log, 10)
+        await topic(log, 5)
+    found = await topic(log, 5)
     assert [record.key.decode() for record in found] == [event.id for event in events] * 2
     assert len({record.value for record in found}) == 5
+
+
+@pytest.mark.kafka
+async def test_publishers_that_share_the_partitions_tell_every_call_over_a_rebalance(kafka: Kafka) -> None:
+    topics = KafkaSettings(prefix=f"t{uuid7()[-8:]}.", partitions=3, replication=1, min_insync=1)
+    log = KafkaLog(Settings(log=f"kafka://{kafka.bootstrap}", kafka=topics))
+    await log.prepare()
+    chain = Chain("w")
+    events = [requested(decision="deny", agent=f"agent-{at}") for at in range(300)]
+    records = [chain.seal(event) for event in events]
+    try:
+        await log.append(records[:100])
+        async with publishing(log):
+            await topic(log, 100)
+            async with publishing(log):
+                await log.append(records[100:200])
+                await topic(log, 200)
+            await log.append(records[200:])
+            found = await topic(log, 300)
+    finally:
+        await log.close()
+    assert {record.key.decode() for record in found} == {event.id for event in events}
 
 
 async def test_without_the_setting_there_is_no_object_and_no_group(settings: Settings, log: SqliteLog) -> None:
