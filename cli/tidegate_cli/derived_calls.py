@@ -37,9 +37,9 @@ async def wrong_calls(analytics: Analytics, from_us: int, to_us: int, now_us: in
     """Each with the time of its call: rows that say something else than the call's records, rows without, and none."""
     period = {"from": from_us, "to": min(to_us, now_us - SETTLED_US)}
     async for page in _pages(analytics, period):
-        records = await _records(analytics, page)
+        expected = expected_rows(await _records(analytics, page))
         for row in page:
-            if (wrong := judge(row, records.get(row["call_id"], []))) is not None:
+            if (wrong := judge(row, expected.get(row["call_id"]))) is not None:
                 yield row["requested_at"], wrong
     answer = await analytics.query(
         "SELECT writer, seq, event_id, call_id, toUnixTimestamp64Micro(time) FROM tidegate.events "  # noqa: S608
@@ -52,15 +52,24 @@ async def wrong_calls(analytics: Analytics, from_us: int, to_us: int, now_us: in
         yield time_us, Wrong("missing", writer, seq, event_id, f"call {call_id} has no row in `calls`")
 
 
-def judge(row: Row, records: Sequence[Delivered]) -> Wrong | None:
-    """Of one call; `records` are all that there are of it."""
+def expected_rows(records: Sequence[Delivered]) -> dict[str, Row]:
+    """By call: the row that its records make. As the table merges, each column is a maximum."""
     from tidegate_audit_consumer.rows import open_batch
 
     columns = open_batch(records).calls
-    if not columns:
+    places: dict[str, list[int]] = {}
+    for place, call_id in enumerate(columns.get("call_id", ())):
+        places.setdefault(call_id, []).append(place)
+    wanted = [(name, columns[name]) for name in (*COLUMNS, *TIMES)] if columns else []
+    return {call_id: {name: _greatest(values, at) for name, values in wanted} for call_id, at in places.items()}
+
+
+def judge(row: Row, expected: Row | None) -> Wrong | None:
+    """Of one call; None where the row says what its records say."""
+    if expected is None:
         sentence = f"the row of call {row['call_id']} in `calls` rests on no record"
         return Wrong("unsealed", "", 0, row["call_id"], sentence)
-    differing = [name for name in (*COLUMNS, *TIMES) if _plain(row[name]) != _greatest(columns[name])]
+    differing = [name for name, value in expected.items() if _plain(row[name]) != value]
     if not differing:
         return None
     sentence = f"the row of call {row['call_id']} in `calls` does not say what its records say: {', '.join(differing)}"
@@ -84,9 +93,9 @@ async def _pages(analytics: Analytics, period: Mapping[str, int]) -> AsyncIterat
         after = (page[-1]["requested_at"], page[-1]["tenant"], page[-1]["call_id"])
 
 
-async def _records(analytics: Analytics, page: Sequence[Row]) -> dict[str, list[Delivered]]:
+async def _records(analytics: Analytics, page: Sequence[Row]) -> list[Delivered]:
     answer = await analytics.query(
-        "SELECT call_id, hex(raw) FROM tidegate.events WHERE topic = 'calls' AND call_id IN {ids:Array(String)} "  # noqa: S608
+        "SELECT hex(raw) FROM tidegate.events WHERE topic = 'calls' AND call_id IN {ids:Array(String)} "  # noqa: S608
         f"AND time {_PERIOD} ORDER BY time, event_id LIMIT {{most:UInt32}} BY call_id",
         {
             "ids": [row["call_id"] for row in page],
@@ -95,17 +104,13 @@ async def _records(analytics: Analytics, page: Sequence[Row]) -> dict[str, list[
             "most": RECORDS_PER_CALL_MAX,
         },
     )
-    records: dict[str, list[Delivered]] = {}
-    for at, (call_id, raw) in enumerate(answer.rows):
-        records.setdefault(call_id, []).append(Delivered("calls", 0, at, b"", bytes.fromhex(raw), (), 0))
-    return records
+    return [Delivered("calls", 0, at, b"", bytes.fromhex(raw), (), 0) for at, (raw,) in enumerate(answer.rows)]
 
 
-def _greatest(values: Sequence[Any]) -> Any:
-    """As the table merges: each column is a maximum."""
-    said = [_plain(value) for value in values if value is not None]
+def _greatest(values: Sequence[Any], places: Sequence[int]) -> Any:
+    said = [_plain(values[place]) for place in places if values[place] is not None]
     return max(said) if said else None
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else int(value) if isinstance(value, bool) else value
+    return tuple(value) if isinstance(value, list) else int(value) if value is True or value is False else value

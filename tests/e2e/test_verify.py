@@ -405,6 +405,18 @@ async def test_the_check_after_each_root_finds_what_clickhouse_lost_and_raises_i
     assert raised == [("critical",)]
 
 
+async def test_a_root_that_was_spoiled_in_clickhouse_is_told_and_stops_nobody(sealed: Sealed) -> None:
+    await sealed.seal()
+    number = max(one for (one,) in await sealed.query("SELECT number FROM tidegate.roots"))
+    ((raw,),) = await sealed.query(f"SELECT hex(raw) FROM tidegate.roots WHERE number = {number}")
+    spoil = "ALTER TABLE tidegate.roots UPDATE raw = {} WHERE number = {} SETTINGS mutations_sync = 2"
+    await sealed.execute(spoil.format("'nothing'", number))
+    async with sealed.sealing() as integrity:
+        await until(lambda: integrity.checker.checked.get(number) == "broken")
+        await until(lambda: integrity.checker.checked.get(number + 1) == "whole")
+    await sealed.execute(spoil.format(f"unhex('{raw}')", number))
+
+
 async def test_two_regions_writers_are_proven_under_two_series_of_roots(sealed: Sealed, tmp_path: Path) -> None:
     number = 104
     await sealed.append(chained("eu-edge.spool.1", number, 10))

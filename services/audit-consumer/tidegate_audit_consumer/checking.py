@@ -57,52 +57,50 @@ class Checker:
         """Until cancelled. ClickHouse's faults are waited out; the log's end it."""
         while True:
             try:
-                for value in await self._unchecked():
-                    await self._check(value, journal)
+                for number, event_id, value in await self._unchecked():
+                    await self._check(number, event_id, value, journal)
             except (AnalyticsUnavailable, AnalyticsRefused) as fault:
                 self._metrics.faults.inc()
                 _log.warning("ClickHouse is not compared with the roots for now: %s", fault.sentence)
             await asyncio.sleep(min(1.0, self._every_s / 4))
 
-    async def _unchecked(self) -> list[bytes]:
+    async def _unchecked(self) -> list[tuple[int, str, bytes]]:
         answer = await self._analytics.query(
-            "SELECT hex(raw) FROM tidegate.roots FINAL WHERE sealer = {sealer:String} AND number NOT IN "
-            "(SELECT number FROM tidegate.checks WHERE sealer = {sealer:String}) "
+            "SELECT number, event_id, hex(raw) FROM tidegate.roots FINAL WHERE sealer = {sealer:String} "
+            "AND number NOT IN (SELECT number FROM tidegate.checks WHERE sealer = {sealer:String}) "
             "AND number NOT IN {done:Array(UInt64)} ORDER BY number LIMIT {limit:UInt32}",
             {"sealer": self._sealer, "done": list(self.checked)[-1_000:], "limit": ROOTS_AT_ONCE},
         )
-        return [bytes.fromhex(value) for (value,) in answer.rows]
+        return [(number, event_id, bytes.fromhex(value)) for number, event_id, value in answer.rows]
 
-    async def _check(self, value: bytes, journal: Journal) -> None:
-        event = open_event(value)
-        if not isinstance(event, RootSealed):
-            return
+    async def _check(self, number: int, event_id: str, value: bytes, journal: Journal) -> None:
+        opened, time_us = None, 0
         try:
+            event = _root_in(value)
+            time_us = event.time_us
             opened = open_root(event, self._trust)
             wrong = await self._wrong_in(opened)
         except RootFault as fault:
-            opened = None
-            wrong = [Wrong("altered", event.writer, event.seq, event.id, f"root {event.number}: {fault.sentence}")]
-        age_s = (self._clock() - event.time_us) / 1e6
-        if wrong and age_s < self._patience_for(wrong):
-            return
-        await self._tell(event, opened, wrong, journal)
+            wrong = [Wrong("altered", f"roots of {self._sealer}", number, event_id, f"root {number}: {fault.sentence}")]
+        age_s = (self._clock() - time_us) / 1e6
+        if not wrong or age_s >= self._patience_for(wrong):
+            await self._tell(number, opened, wrong, journal)
 
     def _patience_for(self, wrong: Sequence[Wrong]) -> float:
         """A gap may be filled by the next root: partitions are read one after the other."""
         return max(self.patience_s, 2 * self._every_s) if {one.kind for one in wrong} <= {"gap"} else self.patience_s
 
-    async def _tell(self, event: RootSealed, opened: Opened | None, wrong: list[Wrong], journal: Journal) -> None:
+    async def _tell(self, number: int, opened: Opened | None, wrong: list[Wrong], journal: Journal) -> None:
         verdict = "broken" if wrong else "whole"
         first = wrong[0] if wrong else None
         if first is not None:
-            _log.error("root %d of '%s': %d records wrong: %s", event.number, event.sealer, len(wrong), first.sentence)
+            _log.error("root %d of '%s': %d records wrong: %s", number, self._sealer, len(wrong), first.sentence)
             self._metrics.breaches.inc(len(wrong))
             await journal.report(wrong)
         checked = RootChecked(
             **journal.common(),
-            sealer=event.sealer,
-            number=event.number,
+            sealer=self._sealer,
+            number=number,
             digest=opened.digest if opened else "",
             verdict="broken" if wrong else "whole",
             events=opened.root.events if opened else 0,
@@ -113,7 +111,7 @@ class Checker:
             message=first.sentence if first else "",
         )
         await journal.add(checked)
-        self.checked[event.number] = verdict
+        self.checked[number] = verdict
         while len(self.checked) > 10_000:
             del self.checked[next(iter(self.checked))]
         self._metrics.checked.labels(verdict).inc()
@@ -199,6 +197,17 @@ class Checker:
         return [
             one for writer, leaves in writers.items() for one in seams(leaves) if _concerns(one, leaves, firsts[writer])
         ]
+
+
+def _root_in(value: bytes) -> RootSealed:
+    """Raises RootFault: what is in ClickHouse may have been changed."""
+    try:
+        event = open_event(value)
+    except msgspec.DecodeError as error:
+        raise RootFault(f"cannot be read ({error})") from error
+    if not isinstance(event, RootSealed):
+        raise RootFault("is another event")
+    return event
 
 
 def _concerns(wrong: Wrong, leaves: Sequence[Leaf], first: int) -> bool:
