@@ -33,7 +33,7 @@ class Serving(msgspec.Struct, frozen=True):
 
 def live_settings(config: Path) -> "Settings":
     """The file's settings, at the address where `up` serves them now, if it does. Raises ConfigFault."""
-    from tidegate.settings import load_settings
+    from tidegate.settings_file import load_settings
 
     settings = load_settings(config)
     serving = read_serving(settings) if settings.is_local else None

@@ -17,7 +17,8 @@ import msgspec
 import typer
 
 from tidegate.errors import ConfigFault, OurFault
-from tidegate.settings import Settings, host_port, load_settings
+from tidegate.settings import Settings, host_port
+from tidegate.settings_file import load_settings
 from tidegate_cli.options import write_serving
 from tidegate_cli.serve_commands import ALL
 

@@ -20,7 +20,8 @@ from tidegate.chain import Chain
 from tidegate.ids import now_us
 from tidegate.log.port import Delivered, Record
 from tidegate.log.sqlite import SqliteLog
-from tidegate.settings import Settings, load_settings
+from tidegate.settings import Settings
+from tidegate.settings_file import load_settings
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import AuditConsumer, create_audit_consumer
 from tidegate_audit_consumer.dead_letters import Letter, dead_letter, open_letter

@@ -13,7 +13,7 @@ from tests.e2e.first_example import ROOT, House, serving
 from tidegate.policy.bundle import load_bundle
 from tidegate.policy.cases import run_cases
 from tidegate.policy.check import check_bundle
-from tidegate.settings import load_settings
+from tidegate.settings_file import load_settings
 from tidegate_cli import snippets
 
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if (path / "tidegate.yaml").is_file())

@@ -27,8 +27,9 @@ from tidegate.ids import now_us, uuid7
 from tidegate.log.kafka import KafkaLog
 from tidegate.log.port import Delivered, EventLog, Record
 from tidegate.log.sqlite import SqliteLog
-from tidegate.settings import Audit, Settings, load_settings
+from tidegate.settings import Audit, Settings
 from tidegate.settings import Kafka as KafkaSettings
+from tidegate.settings_file import load_settings
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import AuditConsumer, create_audit_consumer
 from tidegate_audit_consumer.siem import open_siem

@@ -13,7 +13,8 @@ from tests.infra.deployment import COMPOSE, ROOT, built, compose, environment_fi
 from tidegate.local_issuer import issuer_name
 from tidegate.policy.signing import load_signing_key, trusted_keys
 from tidegate.secrets import open_secrets
-from tidegate.settings import Settings, host_port, load_settings
+from tidegate.settings import Settings, host_port
+from tidegate.settings_file import load_settings
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tests.infra.deployment import ROOT
 
-from tidegate.settings import load_settings
+from tidegate.settings_file import load_settings
 
 TERRAFORM = ROOT / "infra" / "terraform"
 TESTED = ("modules/naming", "modules/topology", "modules/validation", "environments/example")

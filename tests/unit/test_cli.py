@@ -13,7 +13,8 @@ from tidegate.identity import Principal, Refused, open_verifier
 from tidegate.jwks import IssuerKeys
 from tidegate.local_issuer import settings_issuer
 from tidegate.secrets import open_secrets
-from tidegate.settings import Settings, load_settings
+from tidegate.settings import Settings
+from tidegate.settings_file import load_settings
 from tidegate_cli import options, snippets
 from tidegate_cli.faults import fault_in
 

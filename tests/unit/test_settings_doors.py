@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from tidegate.errors import ConfigFault
-from tidegate.settings import Settings, load_settings
+from tidegate.settings import Settings
+from tidegate.settings_file import load_settings
 
 SERVERS = {"files": {"url": "http://127.0.0.1:1/mcp"}, "wiki": {"url": "http://127.0.0.1:2/mcp"}}
 READ = {"server": "files", "tool": "read"}

@@ -13,7 +13,7 @@ from tests.parts import sdk130
 from tests.parts.stdio_calls import ABLE, ANNA, BERT, ROOT, Heard, call, heard, plan, text, until
 
 from tidegate.errors import ConfigFault, UpstreamFault
-from tidegate.settings import load_settings
+from tidegate.settings_file import load_settings
 from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Outgoing, Paused, Wanted
 from tidegate_edge.upstream.stdio import StdioUpstream, plan_of
 from tidegate_edge.upstream.stdio_child import Command
