@@ -8,7 +8,7 @@ import asyncio
 import base64
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -88,7 +88,7 @@ def retry_letters(config: Path, ids: Sequence[str], *, everything: bool, reason:
     counts = {"stored": 0, "stored-before": 0, "unreadable": 0}
     told: list[dict[str, Any]] = []
 
-    async def show(results: Sequence[Retried]) -> None:
+    def show(results: Sequence[Retried]) -> None:
         for result in results:
             counts[result.outcome] += 1
             if not as_json:
@@ -141,7 +141,7 @@ async def _states(settings: Settings, letters: Sequence[Letter]) -> list[str]:
     return ["dead" if letter.id in dead else "stored" for letter in letters]
 
 
-async def _retry(settings: Settings, wanted: Wanted, show: Callable[[Sequence[Retried]], Awaitable[None]]) -> None:
+async def _retry(settings: Settings, wanted: Wanted, show: Callable[[Sequence[Retried]], None]) -> None:
     batch: list[Letter] = []
     size = 0
     async with reaching(settings, "writer") as analytics:
@@ -149,10 +149,10 @@ async def _retry(settings: Settings, wanted: Wanted, show: Callable[[Sequence[Re
             batch.append(letter)
             size += len(letter.record.value or b"")
             if len(batch) >= BATCH_LETTERS or size >= BATCH_BYTES:
-                await show(await retry(analytics, batch))
+                show(await retry(analytics, batch))
                 batch, size = [], 0
         if batch:
-            await show(await retry(analytics, batch))
+            show(await retry(analytics, batch))
 
 
 def _check(letter_id: str) -> None:

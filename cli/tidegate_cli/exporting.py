@@ -140,6 +140,6 @@ def _summary(count: int, span: Span, settings: Settings, output: Path | None) ->
     )
     if output is not None:
         text += f" in {output}"
-    if not count and span.server and span.server not in settings.servers:
-        text += f"; this configuration knows no server '{span.server}', but {', '.join(sorted(settings.servers))}"
+    if not count and span.server and settings.servers and span.server not in settings.servers:
+        text += f"; no server is named '{span.server}' here: there are {', '.join(sorted(settings.servers))}"
     return text
