@@ -6,8 +6,8 @@ Counterpart: `tidegate_audit_consumer.retrying`, which does what the consumer do
 
 import asyncio
 import base64
+import heapq
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,11 +121,15 @@ async def _letters(settings: Settings, wanted: Wanted) -> AsyncIterator[Letter]:
 
 
 async def _latest(settings: Settings, wanted: Wanted, last: int) -> list[Letter]:
-    """The last ones that the log has, oldest first."""
-    latest: deque[Letter] = deque(maxlen=last)
+    """The youngest, oldest of them first. Partitions arrive one beside the other, so time must order them."""
+    heap: list[tuple[int, int, Letter]] = []
+    number = 0
     async for letter in _letters(settings, wanted):
-        latest.append(letter)
-    return list(latest)
+        number += 1
+        heapq.heappush(heap, (letter.buried_us, number, letter))
+        if len(heap) > last:
+            heapq.heappop(heap)
+    return [letter for _, _, letter in sorted(heap)]
 
 
 async def _states(settings: Settings, letters: Sequence[Letter]) -> list[str]:
