@@ -6,6 +6,7 @@ Counterpart: `running.py` runs the services and knows no terminal.
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from tidegate_cli.serve_commands import ALL
 AWAIT_POLL_S = 0.25
 FOREIGN_EVERY_S = 10.0
 TEMPLATES_MAX = 1_000
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 PACKAGES = (
     "tidegate",
     "tidegate_cli",
@@ -161,9 +163,17 @@ class NowAndThen(logging.Filter):
         return True
 
 
+class OneLine(logging.Formatter):
+    """A message may hold a stranger's words: they must not look like a line of ours, nor steer a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return CONTROLS.sub(lambda one: one[0].encode("unicode_escape").decode(), super().formatMessage(record))
+
+
 def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     for handler in logging.getLogger().handlers:
+        handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
         handler.addFilter(NowAndThen())
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)

@@ -52,6 +52,7 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     claimed_client: str = ""  # clientInfo, self-reported: a hint, never an identity
     arguments: msgspec.Raw = msgspec.Raw(b"null")  # as captured
     result: msgspec.Raw = msgspec.Raw(b"null")  # as captured
+    inputs: msgspec.Raw = msgspec.Raw(b"null")  # what the client answered to a server's questions, as captured
 
 
 class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

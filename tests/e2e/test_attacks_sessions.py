@@ -416,6 +416,9 @@ async def test_answers_are_inspected_and_go_up_as_they_were_inspected(
     assert (await speaker.ask(request)).text == "done"
     assert SECRET.encode() not in up.calls("echo")[-1].body
     assert up.calls("echo")[-1].params["inputResponses"]["q"]["content"]["esc"] == "x"
+    requested, _ = await edge.place.calls("echo")
+    kept = json.loads(bytes(requested[-1].sealed.inputs))
+    assert kept == {"q": {"action": "accept", "content": {"key": "my [masked:key]", "esc": "x"}}}
     double = request.replace(b'"action": "accept"', b'"action":"cancel", "action": 1')
     before = len(up.calls("echo"))
     double = speaker.request(

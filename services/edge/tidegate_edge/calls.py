@@ -83,6 +83,7 @@ class Ongoing:
         "forwarded_us",
         "hidden",
         "inputs",
+        "inputs_captured",
         "item",
         "log_level",
         "members",
@@ -122,6 +123,7 @@ class Ongoing:
         self.target_captured = ""  # the same without what the inspection found; "": nothing was
         self.terms = terms
         self.inputs: Inputs | None = None
+        self.inputs_captured: bytes | None = None  # the client's answers without what the inspection found
         self.abilities: Abilities = NONE
         self.log_level = ""
         self.members: dict[str, msgspec.Raw] = {}  # of the params, byte for byte
@@ -190,8 +192,17 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             login=principal.login,
             claimed_client=_claimed_client(call),
             arguments=arguments,
+            inputs=_answers(call, bytes_max=capture_bytes_max),
         ),
     )
+
+
+def _answers(call: Ongoing, bytes_max: int) -> msgspec.Raw:
+    """What a client brought along for the server, where that was inspected and goes on."""
+    given = call.members.get("inputResponses") if call.decision == "allow" else None
+    if given is None:
+        return NULL
+    return captured(bytes(given), call.inputs_captured or bytes(given), call.terms.capture, bytes_max)
 
 
 def _dimensions(call: Ongoing, place: Place) -> dict[str, Any]:

@@ -150,6 +150,8 @@ def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
     beside = {key: value for key, value in call.members.items() if key not in _BESIDE_ARGUMENTS}
     other = scanner.scan(encode(beside), "arguments") if beside else EMPTY
     call.findings = (scan.findings + other.findings)[:FINDINGS_PER_CALL_MAX]
+    if other.recorded is not None and "inputResponses" in beside:
+        call.inputs_captured = bytes(decode_fields(other.recorded)["inputResponses"])
     hidden = _hidden_in_target(scanner, call)
     blocked = scan.blocked or other.blocked or hidden
     if blocked is not None:

@@ -44,10 +44,13 @@ class Template:
     holds its own state as long as characters suit it.
     """
 
-    def __init__(self, elements: list[str | None], barred: dict[int, str], groups: set[int]) -> None:
+    def __init__(
+        self, elements: list[str | None], barred: dict[int, str], groups: set[int], *, has_fragment: bool = True
+    ) -> None:
         """`elements`: a character each, or None for a run; `barred`: what the run at an index does not hold; `groups`:
         where an expression begins, of two elements, that may be left out whole.
         """
+        self._has_fragment = has_fragment  # else one behind a query is nobody's, and is not looked at
         self._literals: dict[str, int] = {}
         self._barred: dict[str, int] = {}
         for index, literal in enumerate(elements):
@@ -71,6 +74,8 @@ class Template:
         """(whether it matches, how many characters it took to know)."""
         if len(uri) > URI_CHARS_MAX or not uri.startswith(self.prefix):
             return False, 0
+        if not self._has_fragment:
+            uri = uri.partition("#")[0]
         states = self._onward(1)
         for index, character in enumerate(uri):
             moved = (states << 1) & self._literals.get(character, 0)
@@ -127,4 +132,5 @@ def compiled(template: str) -> Template | None:
             elements.append(operator)
         barred[len(elements)] = _NOT_IN[operator]
         elements.append(None)
-    return Template(elements, barred, groups)
+    has_query = any(element in ("?", "&") and index in groups for index, element in enumerate(elements))
+    return Template(elements, barred, groups, has_fragment=not has_query or "#" in elements)
