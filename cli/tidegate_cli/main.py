@@ -14,6 +14,7 @@ from tidegate_cli import (
     export_commands,
     log_commands,
     serve_commands,
+    sql_commands,
     tool_commands,
     trust_commands,
     verify_commands,
@@ -32,6 +33,7 @@ One MCP endpoint for all your agents: every tool call authenticated, decided by 
 [bold]Ask[/] what happens, and why:
   [cyan]tidegate log tail[/]
   [cyan]tidegate why DECISION_ID[/]
+  [cyan]tidegate sql "SELECT * FROM tidegate.denials"[/]
 
 [bold]Change[/] the rules:
   [cyan]tidegate bundle check policy/[/]
@@ -52,6 +54,7 @@ app = typer.Typer(
 serve_commands.add_to(app)
 tool_commands.add_to(app)
 log_commands.add_to(app)
+sql_commands.add_to(app)
 bundle_commands.add_to(app)
 export_commands.add_to(app)
 verify_commands.add_to(app)
