@@ -21,8 +21,8 @@ DirectoryArgument = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    bundle = typer.Typer(no_args_is_help=True, help="Policy bundles: check, publish, list, show, roll back.")
-    for command in (check, publish, rollback):
+    bundle = typer.Typer(no_args_is_help=True, help="Policy bundles: begin, check, publish, list, show, roll back.")
+    for command in (init, check, publish, rollback):
         bundle.command()(command)
     bundle.command("list")(list_releases)
     bundle.command("show")(show)
@@ -31,6 +31,24 @@ def add_to(app: typer.Typer) -> None:
     quarantine.command("list")(list_quarantines)
     quarantine.command("lift")(lift)
     app.add_typer(quarantine, name="quarantine", rich_help_panel=PANEL)
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory.")],
+    team: Annotated[str, typer.Option("--team", help="The group that may use what only reads.")] = "eng",
+    schema_only: Annotated[
+        bool, typer.Option("--schema-only", help="Only write the schema of an existing bundle anew.")
+    ] = False,
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Begin a bundle: a working policy for the configured servers, with a schema of their tools as they are now.
+
+    The servers are asked directly; Tidegate need not run.
+    """
+    from tidegate_cli.bundle_starting import start_bundle
+
+    raise typer.Exit(start_bundle(directory, config, team, schema_only, as_json))
 
 
 def check(

@@ -18,6 +18,7 @@ GRANTS = "grants.yaml"
 GRANTS_MAX = 500
 GRANTS_BYTES_MAX = 512 * 1024
 LIST_MAX = 500
+NAME_MAX = 512
 ANY = "*"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -344,8 +345,10 @@ def _names(node: yaml.Node | None, what: str) -> tuple[str, ...]:
 
 def _text(node: yaml.Node, what: str) -> str:
     value = _scalar(node, what)
-    if value.kind != "text" or not value.text.strip() or len(value.text) > 512:
-        raise _Wrong(_line(node), f"`{what}` takes a name of 1 to 512 characters; put '{value.text[:40]}' in quotes")
+    if value.kind != "text" or not value.text.strip() or len(value.text) > NAME_MAX:
+        raise _Wrong(
+            _line(node), f"`{what}` takes a name of 1 to {NAME_MAX} characters; put '{value.text[:40]}' in quotes"
+        )
     return value.text
 
 

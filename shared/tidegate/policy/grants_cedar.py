@@ -75,18 +75,18 @@ class _Piece:
         """The principal as a condition; "" for everybody."""
         if self.grant.everyone:
             return ""
-        parts = [f'principal in Group::"{_escaped(name)}"' for name in self.grant.teams]
-        parts += [f'principal == User::"{_escaped(name)}"' for name in self.grant.users]
+        parts = [f'principal in Group::"{escaped(name)}"' for name in self.grant.teams]
+        parts += [f'principal == User::"{escaped(name)}"' for name in self.grant.users]
         return _any(parts)
 
     @property
     def agent(self) -> str:
-        return _any(f'context.agent.id == "{_escaped(name)}"' for name in self.grant.agents)
+        return _any(f'context.agent.id == "{escaped(name)}"' for name in self.grant.agents)
 
     @property
     def actions(self) -> str:
         names = [f"{self.use.server}/{tool}" for tool in self.use.tools] or list(self.use.labels)
-        listed = [f'Action::"{_escaped(name)}"' for name in names]
+        listed = [f'Action::"{escaped(name)}"' for name in names]
         if not listed:
             return "action"
         if len(listed) == 1:
@@ -165,7 +165,7 @@ def _rule(
     unless: list[str],
     notes: Iterable[tuple[str, str]] = (),
 ) -> str:
-    lines = [f'@id("{name}")', *(f'@{key}("{_escaped(text)}")' for key, text in notes if text)]
+    lines = [f'@id("{name}")', *(f'@{key}("{escaped(text)}")' for key, text in notes if text)]
     text = "\n".join([*lines, f"{effect} {scope}"])
     if when:
         text += f"\nwhen {{ {_all(when)} }}"
@@ -178,8 +178,8 @@ def _limit(limit: Limit, optional: bool, fraction: bool) -> str:
     """True where the argument is there and as it must be; never an error, whatever is missing."""
     at, there = "context.args", []
     for name in limit.path:
-        bare = _is_bare(name)
-        quoted = f'"{_escaped(name)}"'
+        bare = is_bare(name)
+        quoted = f'"{escaped(name)}"'
         there.append(f"{at} has {name if bare else quoted}")
         at = f"{at}.{name}" if bare else f"{at}[{quoted}]"
     present = " && ".join(there)
@@ -207,12 +207,12 @@ def _test(op: Op, values: tuple[Value, ...], at: str, fraction: bool) -> str:
 
 
 def _below(directory: str, at: str) -> str:
-    return f'({at} == "{_escaped(directory)}" || {at} like "{_pattern(directory, wild=False)}/*")'
+    return f'({at} == "{escaped(directory)}" || {at} like "{_pattern(directory, wild=False)}/*")'
 
 
 def _literal(value: Value, fraction: bool) -> str:
     if value.kind == "text":
-        return f'"{_escaped(value.text)}"'
+        return f'"{escaped(value.text)}"'
     if value.kind == "decimal" or (fraction and value.kind == "long"):
         return f'decimal("{value.text if "." in value.text else value.text + ".0"}")'
     return value.text
@@ -249,18 +249,23 @@ def _any(parts: Iterable[str]) -> str:
     return found[0] if len(found) == 1 else f"({' || '.join(found)})" if found else ""
 
 
-def _is_bare(name: str) -> bool:
+def is_bare(name: str) -> bool:
+    """Whether an attribute's name stands without quotes."""
     return bool(name) and not name[0].isdigit() and _BARE.issuperset(name) and name not in _RESERVED
 
 
-def _escaped(text: str) -> str:
-    """The inside of a Cedar string literal, on one line."""
+def escaped(text: str) -> str:
+    """The inside of a Cedar string literal, on one line; half a character becomes the sign for an unknown one."""
     return "".join(
-        f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\u{{{ord(char):x}}}" for char in text
+        f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\u{{{_code(char):x}}}" for char in text
     )
+
+
+def _code(char: str) -> int:
+    return 0xFFFD if "\ud800" <= char <= "\udfff" else ord(char)
 
 
 def _pattern(text: str, *, wild: bool = True) -> str:
     """The inside of a `like` literal; `*` matches anything unless it shall be itself."""
-    escaped = _escaped(text)
-    return escaped if wild else escaped.replace("*", "\\*")
+    literal = escaped(text)
+    return literal if wild else literal.replace("*", "\\*")

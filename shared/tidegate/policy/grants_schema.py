@@ -13,10 +13,12 @@ from cedarpy import _internal as cedar
 
 from tidegate.errors import Problem
 from tidegate.policy.grants import ANY, GRANTS, Grant, Limit, Use
-from tidegate.policy.grants_cedar import rule_id
+from tidegate.policy.grants_cedar import escaped, rule_id
 
 _TOKEN = re.compile(r'"((?:\\.|[^"\\])*)"|//[^\n]*|([A-Za-z_]\w*)|(\S)', re.DOTALL)
 _MISSING = re.compile(r"attribute `.*` in context for .* not found|does not have the attribute|attribute .* not found")
+_ESCAPE = re.compile(r"\\(?:u\{([0-9A-Fa-f]{1,6})\}|(.))", re.DOTALL)
+_SIGNS = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
 _PROBES_MAX = 5_000
 
 
@@ -62,7 +64,8 @@ def declared_actions(schema_text: str) -> Mapping[str, tuple[str, ...]]:
     words: list[str] = []
     heading = False
     for token in _TOKEN.finditer(schema_text):
-        text, word, sign = token.groups()
+        literal, word, sign = token.groups()
+        text = None if literal is None else _ESCAPE.sub(_unescaped, literal)
         if word == "action" and not names and not words:
             heading = True
         elif heading and sign != ";":
@@ -93,9 +96,8 @@ def _has(
     """Whether the context of this action has such an argument, optional ones included."""
     key = (action, path)
     if key not in known and len(known) < _PROBES_MAX:
-        at = "context.args" + "".join(f"[{msgspec.json.encode(name).decode()}]" for name in path)
-        uid = msgspec.json.encode(action).decode()
-        probe = f"permit (principal, action == Action::{uid}, resource) when {{ {at} == {at} }};"
+        at = "context.args" + "".join(f'["{escaped(name)}"]' for name in path)
+        probe = f'permit (principal, action == Action::"{escaped(action)}", resource) when {{ {at} == {at} }};'
         errors = msgspec.json.decode(cedar.validate_policies(probe, schema))["errors"]
         known[key] = not any(_MISSING.search(error["error"]) for error in errors)
     return known.get(key, True)
@@ -111,3 +113,8 @@ def _sentence(lacking: list[str], limit: Limit, actions: Mapping[str, tuple[str,
 def _hint(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), 1, 0.7)
     return f"did you mean '{close[0]}'?" if close else "schema.cedarschema names what there is"
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code, sign = match.groups()
+    return chr(min(int(code, 16), 0x10FFFF)) if code else _SIGNS.get(sign, sign)
