@@ -21,8 +21,10 @@ DirectoryArgument = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    bundle = typer.Typer(no_args_is_help=True, help="Policy bundles: begin, check, publish, list, show, roll back.")
-    for command in (init, check, publish, rollback):
+    bundle = typer.Typer(
+        no_args_is_help=True, help="Policy bundles: begin, check, compare, publish, list, show, roll back."
+    )
+    for command in (init, check, diff, publish, rollback):
         bundle.command()(command)
     bundle.command("list")(list_releases)
     bundle.command("show")(show)
@@ -65,6 +67,23 @@ def check(
     from tidegate_cli.bundles import show_check
 
     raise typer.Exit(show_check(directory, show_cedar, as_json))
+
+
+def diff(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A bundle's directory, or a release: number or digest.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The same.")],
+    ring: RingOption = "main",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what NEW decides otherwise than OLD: what it allows, asks or refuses more, and rules that no call reaches.
+
+    Decided over the principals, tools and argument values that the rules and cases of both mention.
+    """
+    from tidegate_cli.bundle_comparing import show_differences
+
+    show_differences(old, new, ring, config, token, as_json)
 
 
 def publish(

@@ -96,7 +96,7 @@ def show_releases(ring: str, config: Path, token: str, as_json: bool) -> None:
 def show_bundle(digest: str, ring: str, config: Path, token: str, as_json: bool) -> None:
     """The one with this digest or beginning of one; of "", the one that rules the ring."""
     management = _management(config, token)
-    found = management.get(f"/bundles/{segment(_digest(management, digest, ring))}")
+    found = management.get(f"/bundles/{segment(whole_digest(management, digest, ring))}")
     if as_json:
         print_document(found)
         return
@@ -109,7 +109,7 @@ def show_bundle(digest: str, ring: str, config: Path, token: str, as_json: bool)
 
 def show_rollback(to: str, ring: str, config: Path, token: str, as_json: bool) -> None:
     management = _management(config, token)
-    wanted: int | str = int(to) if to.isdecimal() and len(to) < 12 else _digest(management, to, ring)
+    wanted: int | str = int(to) if to.isdecimal() and len(to) < 12 else whole_digest(management, to, ring)
     released = management.post("/rollback", msgspec.json.encode({"ring": ring, "to": wanted}))
     if as_json:
         print_document(released)
@@ -148,7 +148,7 @@ def _management(config: Path, token: str) -> Management:
     return open_management(live_settings(config), token)
 
 
-def _digest(management: Management, wanted: str, ring: str) -> str:
+def whole_digest(management: Management, wanted: str, ring: str) -> str:
     """A whole digest. Raises CallerFault where none, or more than one, is meant."""
     releases = management.get("/releases", ring=ring, limit=1000)
     if not wanted:

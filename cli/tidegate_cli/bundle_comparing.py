@@ -1,0 +1,78 @@
+"""The work of `tidegate bundle diff`: two bundles, from directories or releases, and what they decide differently."""
+
+from pathlib import Path
+
+import msgspec
+
+from tidegate.errors import CallerFault
+from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
+from tidegate.policy.differences import Change, Differences, Example, compare
+from tidegate_cli.bundles import whole_digest
+from tidegate_cli.management import open_management, segment
+from tidegate_cli.options import live_settings
+from tidegate_cli.output import plain, print_document, say
+
+SHOWN_MAX = 40
+
+
+def show_differences(old: str, new: str, ring: str, config: Path, token: str, as_json: bool) -> None:
+    """Raises Fault where one of them cannot be had or cannot decide."""
+    before, after = (_bundle(name, ring, config, token) for name in (old, new))
+    found = compare(before, after)
+    if as_json:
+        print_document(found)
+        return
+    _say_changes("[yellow]more permissive[/]", found.of("more-permissive"))
+    _say_changes("[cyan]stricter[/]", found.of("stricter"))
+    _say_unreachable(found)
+    tried = f"{found.decisions} calls that rules and cases mention, decided by both"
+    if not found.changes:
+        say(f"[green]no decision differs[/]  {tried}")
+    else:
+        say(f"[dim]{tried}[/]")
+    if not found.whole:
+        say("[yellow]not all of it[/]  the bundles mention more than is tried; give cases for what matters most")
+
+
+def _bundle(name: str, ring: str, config: Path, token: str) -> Bundle:
+    if Path(name).is_dir():
+        return load_bundle(name)
+    if not all(char in "0123456789abcdef" for char in name) or not name:
+        raise CallerFault(f"{name} is neither a directory nor a release; `tidegate bundle list` shows releases")
+    management = open_management(live_settings(config), token)
+    digest = name
+    if len(name) < 12 and name.isdecimal():
+        releases = management.get("/releases", ring=ring, limit=1000)
+        digest = next((str(release["digest"]) for release in releases if release["number"] == int(name)), "")
+        if not digest:
+            raise CallerFault(f"the ring '{ring}' has no release {name}; `tidegate bundle list` shows them")
+    files = management.get(f"/bundles/{segment(whole_digest(management, digest, ring))}")["files"]
+    return bundle_of({path: text.encode() for path, text in files.items()})
+
+
+def _say_changes(title: str, changes: list[Change]) -> None:
+    for change in changes[:SHOWN_MAX]:
+        rules = ", ".join(change.rules_after) or f"no rule; before by {', '.join(change.rules_before)}"
+        say(f"{title}  {plain(f'{change.server}/{change.tool}')}  {change.before} → {change.after}, by {plain(rules)}")
+        say(f"    for example {plain(_told(change.example))}")
+    if len(changes) > SHOWN_MAX:
+        say(f"and {len(changes) - SHOWN_MAX} more; --json lists all")
+
+
+def _say_unreachable(found: Differences) -> None:
+    for rule in found.unreachable:
+        where = plain(f"{rule.rule} ({rule.path}:{rule.line})")
+        if rule.example is None:
+            say(f"[magenta]unreachable[/]  {where} decides none of the calls tried")
+            continue
+        now = f"now by {', '.join(rule.now)}" if rule.now else "by no rule now"
+        say(f"[magenta]unreachable[/]  {where} decides nothing any more")
+        say(f"    before for example {plain(_told(rule.example))}, {plain(now)}")
+
+
+def _told(example: Example) -> str:
+    groups = f" of {', '.join(example.groups)}" if example.groups else ""
+    agent = f" through {example.agent}" if example.agent else ""
+    labels = f" [{', '.join(example.labels)}]" if example.labels else ""
+    arguments = msgspec.json.encode(example.arguments).decode()
+    return f"{example.user}{groups}{agent}: {example.server}/{example.tool}{labels} {arguments}"

@@ -1,0 +1,302 @@
+"""The calls that two bundles are compared over: every principal, tool and argument value that they mention.
+
+A value is tried with its neighbours: a number beside a limit, a text that a pattern takes and one that it does not, an
+argument left out. Bounded; the same for the same bundles. Counterpart: `differences.py`.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from cedarpy import _internal as cedar
+
+from tidegate.policy.bundle import CASES, ENTITIES, SCHEMA, Bundle
+from tidegate.policy.cases import load_cases
+from tidegate.policy.entities import ToolFacts, open_entities
+from tidegate.policy.grants_schema import declared_actions
+from tidegate.policy.rules import Rule, Uid, parse_rules
+
+PEOPLE_MAX = 60
+TARGETS_MAX = 400
+SHAPES_MAX = 64
+VALUES_MAX = 12
+STRANGER = "somebody-else"
+OTHER_TOOL = "any-other-tool"
+ABSENT = object()
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who asks."""
+
+    user: str
+    groups: tuple[str, ...] = ()
+    agent: str = ""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One tool, and the arguments to try it with."""
+
+    facts: ToolFacts
+    arguments: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Situations:
+    people: list[Person]
+    situations: list[Situation]
+    whole: bool
+
+
+@dataclass
+class _Mentions:
+    """What rules and cases speak of; dictionaries as ordered sets."""
+
+    users: dict[str, None] = field(default_factory=dict)
+    groups: dict[str, None] = field(default_factory=dict)
+    agents: dict[str, None] = field(default_factory=dict)
+    actions: dict[str, None] = field(default_factory=dict)
+    servers: dict[str, None] = field(default_factory=dict)
+    people: dict[Person, None] = field(default_factory=dict)
+    values: list[tuple[Rule, dict[Path, list[Any]]]] = field(default_factory=list)
+    cases: dict[ToolFacts, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def situations_of(*bundles: Bundle) -> Situations:
+    """Raises BundleFault where a bundle's cases or entities cannot be read."""
+    found = _Mentions()
+    for bundle in bundles:
+        _mentioned(bundle, found)
+    people = list(_people(found))
+    targets = list(_targets(bundles, found))
+    situations = [Situation(facts, _shapes(facts, found)) for facts in targets[:TARGETS_MAX]]
+    whole = len(people) <= PEOPLE_MAX and len(targets) <= TARGETS_MAX
+    return Situations(people[:PEOPLE_MAX], situations, whole)
+
+
+def _mentioned(bundle: Bundle, found: _Mentions) -> None:
+    rules, _ = parse_rules(bundle.policies)
+    for rule in rules:
+        bodies = _bodies(rule)
+        for uid in (*rule.principal.entities, *rule.action.entities, *rule.resource.entities, *_entities(bodies)):
+            _sorted_in(uid, found)
+        values: dict[Path, list[Any]] = {}
+        for path, value in _compared(bodies):
+            if path == ("agent", "id") and isinstance(value, str):
+                found.agents[value] = None
+            elif path[:1] == ("args",) and len(path) > 1:
+                known = values.setdefault(path[1:], [])
+                if not any(value is held or (type(value) is type(held) and value == held) for held in known):
+                    known.append(value)
+        found.values.append((rule, values))
+    for uid in open_entities(bundle.text(ENTITIES)).entities:
+        _sorted_in(uid, found)
+    for case, _ in load_cases(bundle.text(CASES)):
+        found.people[Person(case.user, case.groups, case.agent)] = None
+        shapes = found.cases.setdefault(ToolFacts(case.server, case.tool, case.labels), [])
+        if case.arguments not in shapes:
+            shapes.append(case.arguments)
+
+
+def _sorted_in(uid: Uid, found: _Mentions) -> None:
+    kind, name = uid
+    places = {"User": found.users, "Group": found.groups, "Action": found.actions, "Server": found.servers}
+    if kind in places:
+        places[kind][name] = None
+
+
+def _people(found: _Mentions) -> Iterator[Person]:
+    """Those of the cases; a member of each group and each user, through each agent that a rule names and another."""
+    agents = ["", *found.agents]
+    made = [Person(STRANGER, (), agent) for agent in agents]
+    made += [Person(f"member-of-{name}", (name,), agent) for name in found.groups for agent in agents]
+    made += [Person(name, (), agent) for name in found.users for agent in agents]
+    yield from dict.fromkeys([*found.people, *made])
+
+
+def _targets(bundles: Iterable[Bundle], found: _Mentions) -> Iterator[ToolFacts]:
+    """Tools that a rule, case or schema names, with the labels that schema or case give them; and for labels and
+    servers that rules name, a tool that nobody names.
+    """
+    labels = {name for name in found.actions if "/" not in name and name != "call"}
+    declared: dict[str, tuple[str, ...]] = {}
+    for bundle in bundles:
+        for name, words in declared_actions(bundle.text(SCHEMA)).items():
+            if "/" in name:
+                declared[name] = tuple(sorted({*declared.get(name, ()), *(labels & set(words))}))
+    named = dict.fromkeys([*(name for name in found.actions if "/" in name), *declared])
+    servers = list(dict.fromkeys([*found.servers, *(name.partition("/")[0] for name in named)])) or ["any-server"]
+    made = [ToolFacts(*_split(name), declared.get(name, ())) for name in named]
+    made += [ToolFacts(server, OTHER_TOOL) for server in servers]
+    made += [ToolFacts(server, f"{OTHER_TOOL}-{label}", (label,)) for label in sorted(labels) for server in servers]
+    yield from dict.fromkeys([*found.cases, *made])
+
+
+def _split(name: str) -> tuple[str, str]:
+    server, _, tool = name.partition("/")
+    return server, tool
+
+
+def _shapes(facts: ToolFacts, found: _Mentions) -> list[dict[str, Any]]:
+    """The cases' arguments as they are, and every combination of values; where those are too many, each value on
+    every base, one at a time.
+    """
+    bases = [shape for known, shapes in found.cases.items() if _same(known, facts) for shape in shapes]
+    values: dict[Path, list[Any]] = {}
+    for rule, mentioned in found.values:
+        if _may_match(rule, facts):
+            for path, listed in mentioned.items():
+                held = values.setdefault(path, [ABSENT])
+                held += [value for value in listed if not any(_equal(value, other) for other in held)]
+    values = {path: listed[:VALUES_MAX] for path, listed in sorted(values.items())}
+    shapes = [*bases, {}]
+    combined = [*itertools.islice(itertools.product(*values.values()), SHAPES_MAX + 1)]
+    if len(combined) <= SHAPES_MAX:
+        shapes += [_with({}, dict(zip(values, combination, strict=True))) for combination in combined]
+    first = {path: next((value for value in listed if value is not ABSENT), ABSENT) for path, listed in values.items()}
+    for base in [*bases, _with({}, first)]:
+        shapes += [_with(base, {path: value}) for path, listed in values.items() for value in listed]
+    unique = {msgspec.json.encode(shape, order="sorted"): shape for shape in shapes}
+    return list(unique.values())[: 2 * SHAPES_MAX]
+
+
+def _same(one: ToolFacts, other: ToolFacts) -> bool:
+    return (one.server, one.tool) == (other.server, other.tool)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and one == other)
+
+
+def _may_match(rule: Rule, facts: ToolFacts) -> bool:
+    """On the wide side: a rule for a group of actions may mean any tool."""
+    names = [name for kind, name in rule.action.entities if kind == "Action" and "/" in name]
+    servers = [name for kind, name in rule.resource.entities if kind == "Server"]
+    all_named = len(names) == len(rule.action.entities) > 0
+    return (not all_named or f"{facts.server}/{facts.tool}" in names) and (not servers or facts.server in servers)
+
+
+def _with(shape: Mapping[str, Any], changed: Mapping[Path, Any]) -> dict[str, Any]:
+    """The arguments with some of them set, or left out."""
+    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(shape))
+    for path, value in changed.items():
+        node = made
+        for name in path[:-1]:
+            if value is ABSENT and not isinstance(node.get(name), dict):
+                break
+            if not isinstance(node.get(name), dict):
+                node[name] = {}
+            node = node[name]
+        else:
+            if value is ABSENT:
+                node.pop(path[-1], None)
+            else:
+                node[path[-1]] = value
+    return made
+
+
+def _bodies(rule: Rule) -> list[Any]:
+    est = next(iter(msgspec.json.decode(cedar.policies_to_json_str(rule.text))["staticPolicies"].values()))
+    return [condition["body"] for condition in est["conditions"]]
+
+
+def _nodes(bodies: list[Any]) -> Iterator[Mapping[str, Any]]:
+    waiting: list[Any] = list(reversed(bodies))
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapping):
+            yield node
+            waiting += reversed(list(node.values()))
+        elif isinstance(node, list):
+            waiting += reversed(node)
+
+
+def _entities(bodies: list[Any]) -> Iterator[Uid]:
+    for node in _nodes(bodies):
+        if isinstance(entity := node.get("__entity"), Mapping):
+            yield str(entity["type"]), str(entity["id"])
+
+
+def _compared(bodies: list[Any]) -> Iterator[tuple[Path, Any]]:
+    """Paths of the context with values to try, around those that they are compared with."""
+    for body in bodies:
+        yield from _truths(body)
+    for node in _nodes(bodies):
+        for op, operand in node.items():
+            if op in ("&&", "||", "!", "if-then-else"):
+                yield from (found for part in operand.values() for found in _truths(part))
+            if op == "has" and isinstance(operand, Mapping):
+                path = _path(operand["left"])
+                if path is not None:
+                    yield (*path, operand["attr"]), ABSENT
+            elif op == "like" and isinstance(operand, Mapping) and (path := _path(operand["left"])) is not None:
+                yield from ((path, text) for text in _likes(operand["pattern"]))
+            elif isinstance(operand, Mapping) and "left" in operand and "right" in operand:
+                yield from _sides(op, operand["left"], operand["right"])
+            elif isinstance(operand, list) and len(operand) == 2:
+                yield from _sides(op, operand[0], operand[1])
+
+
+def _truths(node: Any) -> Iterator[tuple[Path, Any]]:
+    """An argument that stands alone as a condition."""
+    path = _path(node)
+    if path is not None:
+        yield from ((path, True), (path, False))
+
+
+def _sides(op: str, left: Any, right: Any) -> Iterator[tuple[Path, Any]]:
+    for at, other in ((left, right), (right, left)):
+        path = _path(at)
+        if path is None:
+            continue
+        found = list(_literals(other))
+        if op in ("containsAll", "containsAny"):
+            yield path, found
+            yield path, [*found, "another"]
+            continue
+        for value in found:
+            yield from ((path, near) for near in _near(value))
+
+
+def _near(value: Any) -> Iterator[Any]:
+    yield value
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield from (value + 1, value - 1)
+    elif isinstance(value, str):
+        yield f"{value}-other" if value else "other"
+
+
+def _likes(pattern: list[Any]) -> Iterator[str]:
+    """A text that the pattern takes, and one that it does not (unless it takes all)."""
+    text = "".join("x" if part == "Wildcard" else str(part["Literal"]) for part in pattern)
+    yield text
+    yield f"not-{text}-so"
+
+
+def _literals(node: Any) -> Iterator[Any]:
+    match node:
+        case {"Value": bool() | int() | str() as value}:
+            yield value
+        case {"decimal": [{"Value": str(digits)}]}:
+            yield float(digits)
+        case {"Set": [*parts]}:
+            for part in parts:
+                yield from _literals(part)
+
+
+def _path(node: Any) -> Path | None:
+    """("args", "path") of `context.args.path`."""
+    match node:
+        case {"Var": "context"}:
+            return ()
+        case {".": {"left": left, "attr": str(attr)}}:
+            path = _path(left)
+            return None if path is None else (*path, attr)
+        case _:
+            return None

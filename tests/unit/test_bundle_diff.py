@@ -1,0 +1,183 @@
+"""`bundle diff`: what became easier, harder or unreachable, each with a call that shows it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tidegate.errors import CallerFault
+from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
+from tidegate.policy.differences import Differences, compare
+from tidegate.policy.engine import Engine, ToolFacts
+from tidegate.policy.situations import Person
+from tidegate_cli.main import app
+
+ROOT = Path(__file__).resolve().parents[2]
+BANK = ROOT / "tests" / "cases" / "bank"
+EXAMPLE = ROOT / "examples" / "01-first-call" / "policy"
+
+
+def bundle(rules: str = "", grants: str = "") -> Bundle:
+    files = {"manifest.json": b'{"v": 1, "name": "x"}', "policies/x.cedar": rules.encode()}
+    return bundle_of(files | ({"grants.yaml": f"v: 1\ngrants: [{grants}]".encode()} if grants else {}))
+
+
+def permit(condition: str = "true", name: str = "p", group: str = "eng", tool: str = "read") -> str:
+    head = f'@id("{name}") permit (principal in Group::"{group}", action == Action::"fs/{tool}", resource)'
+    return f"{head} when {{ {condition} }};\n"
+
+
+FORBID = '@id("f") forbid (principal, action == Action::"fs/read", resource);\n'
+
+
+@pytest.mark.parametrize("directory", [BANK, EXAMPLE])
+def test_a_bundle_does_not_differ_from_itself(directory: Path) -> None:
+    found = compare(load_bundle(directory), load_bundle(directory))
+    assert found.changes == ()
+    assert found.decisions > 50
+    assert found.whole
+    assert not any(rule.newly for rule in found.unreachable)
+
+
+def test_a_new_permit_is_more_permissive_and_a_new_forbid_stricter() -> None:
+    [easier] = compare(bundle(permit()), bundle(permit() + permit(name="q", group="ops"))).changes
+    assert (easier.direction, easier.before, easier.after, easier.rules_after) == (
+        "more-permissive",
+        "deny",
+        "allow",
+        ("q",),
+    )
+    assert easier.example.groups == ("ops",)
+    [harder] = compare(bundle(permit()), bundle(permit() + FORBID)).changes
+    assert (harder.direction, harder.before, harder.after, harder.rules_after) == ("stricter", "allow", "deny", ("f",))
+    assert harder.message == "The rule 'f' forbids this call of fs/read."
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "between"),
+    [
+        ("context.args.n <= 10", "context.args.n <= 11", {11}),
+        ('context.args.n.lessThan(decimal("9.5"))', 'context.args.n.lessThan(decimal("10.5"))', {9.5}),
+        ('context.args.n == "a"', '["a", "b"].contains(context.args.n)', {"b"}),
+        ('context.args.n like "a*"', 'context.args.n like "a*" || context.args.n like "*b"', {"xb"}),
+        ("context.args has n && context.args.n > 2", "!(context.args has n) || context.args.n > 2", {None}),
+        ('context.args has n && !(context.args.n like "a*")', "context.args has n", {"ax"}),
+        ("context.args has n && context.args.n", "context.args has n", {False}),
+    ],
+)
+def test_a_limit_that_moves_is_shown_by_a_value_between(before: str, after: str, between: set[object]) -> None:
+    old, new = bundle(permit(before)), bundle(permit(after))
+    found = compare(old, new)
+    assert {change.example.arguments.get("n") for change in found.changes} == between
+    assert {change.direction for change in found.changes} == {"more-permissive"}
+
+
+def decide(side: Bundle, change: object) -> str:
+    """The effect of a change's example, decided anew."""
+    example = change.example  # type: ignore[attr-defined]
+    facts = ToolFacts(example.server, example.tool, example.labels)
+    engine = Engine.build(side, [facts], {example.server: example.labels})
+    who = Person(example.user, example.groups, example.agent)
+    return engine.evaluate(who, example.server, example.tool, example.arguments).effect
+
+
+def test_an_agent_a_label_and_a_server_that_only_conditions_or_scopes_name_are_tried() -> None:
+    agent = permit('context.agent.id == "cursor"')
+    [change] = compare(bundle(), bundle(agent)).changes
+    assert change.example.agent == "cursor"
+    label = '@id("l") permit (principal in Group::"eng", action in Action::"egress", resource);'
+    [change] = compare(bundle(), bundle(label)).changes
+    assert change.example.labels == ("egress",)
+    server = '@id("s") permit (principal == User::"eve", action, resource == Server::"web");'
+    assert {change.example.server for change in compare(bundle(), bundle(server)).changes} == {"web"}
+    assert {change.example.user for change in compare(bundle(), bundle(server)).changes} == {"eve"}
+
+
+def test_a_rule_that_a_forbid_now_covers_is_unreachable_and_says_by_what() -> None:
+    found = compare(bundle(permit()), bundle(permit() + FORBID))
+    [rule] = found.unreachable
+    assert (rule.rule, rule.path, rule.line, rule.newly, rule.now) == ("p", "policies/x.cedar", 1, True, ("f",))
+    assert rule.example is not None
+    assert rule.example.groups == ("eng",)
+
+
+def test_a_new_rule_that_never_decides_is_unreachable_but_not_newly() -> None:
+    never = permit("context.args.a == 1 && context.args.a == 2", name="never")
+    [rule] = compare(bundle(permit()), bundle(permit() + never)).unreachable
+    assert (rule.rule, rule.newly) == ("never", False)
+
+
+def test_what_is_asked_about_lies_between() -> None:
+    ask = '@id("a") @effect("ask") forbid (principal, action == Action::"fs/read", resource);'
+    [change] = compare(bundle(permit()), bundle(permit() + ask)).changes
+    assert (change.direction, change.after) == ("stricter", "ask")
+    [change] = compare(bundle(permit() + ask), bundle(permit())).changes
+    assert (change.direction, change.before) == ("more-permissive", "ask")
+
+
+def test_grants_are_compared_and_named_by_their_lines() -> None:
+    grant = "{id: g, team: eng, tools: {fs: [read]}, limits: {n: {at_most: 5}}}"
+    found = compare(bundle(grants=grant), bundle(FORBID, grants=grant.replace("5", "6")))
+    assert {change.direction for change in found.changes} == {"stricter"}
+    assert ("g/fs", "grants.yaml", 2) in [(rule.rule, rule.path, rule.line) for rule in found.unreachable]
+
+
+CONDITIONS = [
+    "true",
+    "context.args.n <= 2",
+    'context.args has s && context.args.s like "a*"',
+    'context.agent.id == "x"',
+]
+rules = st.lists(
+    st.tuples(
+        st.sampled_from(["permit", "permit", "forbid"]), st.sampled_from(["eng", "ops"]), st.sampled_from(CONDITIONS)
+    ),
+    max_size=3,
+).map(
+    lambda found: "".join(
+        f'@id("r{number}") {effect} (principal in Group::"{group}", action == Action::"fs/read", resource)'
+        f" when {{ {condition} }};\n"
+        for number, (effect, group, condition) in enumerate(found)
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rules, rules)
+def test_every_example_is_decided_as_it_says_and_the_way_back_is_the_mirror_image(one: str, other: str) -> None:
+    old, new = bundle(one), bundle(other)
+    there, back = compare(old, new), compare(new, old)
+    for change in there.changes:
+        assert (decide(old, change), decide(new, change)) == (change.before, change.after)
+    assert mirrored(there, "more-permissive") == mirrored(back, "stricter")
+    assert mirrored(there, "stricter") == mirrored(back, "more-permissive")
+
+
+def mirrored(found: Differences, direction: str) -> set[tuple[str, frozenset[str]]]:
+    return {
+        (change.tool, frozenset((change.before, change.after)))
+        for change in found.changes
+        if change.direction == direction
+    }
+
+
+def test_the_command_tells_people_and_programs(tmp_path: Path) -> None:
+    changed = tmp_path / "policy"
+    for path, content in load_bundle(EXAMPLE).files.items():
+        (changed / path).parent.mkdir(parents=True, exist_ok=True)
+        (changed / path).write_bytes(content)
+    off = '\n@id("off") @reason("Closed.") forbid (principal, action, resource == Server::"time");\n'
+    (changed / "policies" / "off.cedar").write_text(off)
+    shown = CliRunner().invoke(app, ["bundle", "diff", str(EXAMPLE), str(changed)])
+    assert shown.exit_code == 0
+    assert "stricter  time/get_current_time  allow → deny, by off" in shown.stdout
+    assert "unreachable  eng-time (policies/engineering.cedar:4) decides nothing any more" in shown.stdout
+    same = CliRunner().invoke(app, ["bundle", "diff", str(EXAMPLE), str(EXAMPLE)])
+    assert "no decision differs" in same.stdout
+    told = json.loads(CliRunner().invoke(app, ["bundle", "diff", str(EXAMPLE), str(changed), "--json"]).stdout)
+    assert {change["rules_after"][0] for change in told["changes"]} == {"off"}
+    nothing = CliRunner().invoke(app, ["bundle", "diff", "no-such-place", str(EXAMPLE)])
+    assert isinstance(nothing.exception, CallerFault)
