@@ -2,6 +2,7 @@
 page answered with what is known.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -80,14 +81,14 @@ def ended(call_id: str, hours_ago: float, **others: Any) -> list[Record]:
     return [chain.seal(request), chain.seal(completed(request, **others))]
 
 
-async def test_a_replay_doubles_no_count_before_or_after_the_counting(analytics: ClickHouseAnalytics) -> None:
+async def test_a_replay_doubles_no_count_before_or_after_the_counting(eager: ClickHouseAnalytics) -> None:
+    analytics = eager
     records = [*calls(40), *ended("earlier", 3), *ended("long", 24 * 80)]
     await insert(analytics, records)
     everything = await counted(analytics)
     assert await one(analytics, "SELECT sum(calls) FROM tidegate.calls_by_hour") == (42,)
     await insert(analytics, records, first=1_000)
     assert await counted(analytics) == everything
-    await set_grace(analytics, 0)
     await refresh(analytics)
     await insert(analytics, records, first=2_000)
     await refresh(analytics)
@@ -96,7 +97,9 @@ async def test_a_replay_doubles_no_count_before_or_after_the_counting(analytics:
 
 @pytest.fixture
 async def eager(analytics: ClickHouseAnalytics) -> ClickHouseAnalytics:
-    """The engine, told to count a minute as soon as it is quiet."""
+    """The engine, told to count a minute as soon as it is quiet, and to do so when the test says."""
+    for view in ("minutes_refresh", "hours_refresh"):
+        await analytics.execute(f"ALTER TABLE tidegate.{view} MODIFY REFRESH EVERY 1 YEAR APPEND")
     await set_grace(analytics, 0)
     return analytics
 
@@ -203,6 +206,39 @@ async def test_in_any_order_of_deliveries_and_countings_each_call_counts_once(
             seen |= {str(one) for one in chosen}
             await insert(analytics, [record for one in chosen for record in batches[one]], first=number * 100)
         assert await counted(analytics) == len(seen)
+
+
+async def test_no_reader_ever_sees_a_call_twice_or_a_count_go_back(
+    engine: EmbeddedEngine, eager: ClickHouseAnalytics, tmp_path: Path
+) -> None:
+    """While calls are inserted, inserted again and counted, all at once."""
+    await set_grace(eager, 1)  # longer than an insert here: what is being inserted now is not counted yet
+    batches = [ended(str(number), 1 + number / 60) for number in range(20)]
+    inserted = 0
+
+    async def write() -> None:
+        nonlocal inserted
+        for number, batch in enumerate(batches):
+            inserted += 1
+            await insert(eager, batch, first=number * 10)
+            await insert(eager, batch, first=1_000 + number * 10)
+            for view in ("minutes_refresh", "hours_refresh"):
+                await eager.execute(f"SYSTEM REFRESH VIEW tidegate.{view}")
+
+    reader = open_reader(Settings(root=str(tmp_path), data="."))
+    try:
+        seen: dict[str, list[int]] = {"minute": [0], "hour": [0]}
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            writing = group.create_task(write())
+            while not writing.done():
+                for grain, counts in seen.items():
+                    ((count, _),) = (await reader.query(COUNTED.format(grain))).rows
+                    assert counts[-1] <= count <= inserted
+                    counts.append(count)
+    finally:
+        await reader.close()
+    assert len(set(seen["minute"])) > 3, "the reader looked while something happened"
+    assert await counted(eager) == len(batches)
 
 
 KNOWN: dict[int, list[tuple[Any, ...]]] = {
