@@ -46,8 +46,8 @@ fmt: setup ## format the code and apply safe fixes
 bench: setup ## measure a governed call beside a direct one and a bare passthrough
 	$(DEV) python -m bench.run
 
-conformance: setup ## run the MCP conformance suite directly and through two edges, and write docs/conformance.md
-	$(DEV) python -m tests.conformance.run
+conformance: setup ## run the MCP conformance suite directly and through two edges, and write docs/conformance.md (ARGS=--help)
+	$(DEV) python -m tests.conformance.run $(ARGS)
 
 soak: setup ## 20,000 calls of clients that vanish, over two edges; then everything must be back (CALLS, SESSIONS, SEED, PLOT)
 	$(DEV) python -m tests.soak.run $(if $(CALLS),--calls $(CALLS)) $(if $(SESSIONS),--sessions $(SESSIONS)) \

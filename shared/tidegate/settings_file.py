@@ -6,9 +6,9 @@ what types cannot say.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import yaml
@@ -16,6 +16,8 @@ import yaml
 from tidegate.errors import ConfigFault
 from tidegate.settings import Settings
 from tidegate.settings_checks import check_settings, closest
+
+_STEPS: Final = re.compile(r"\.[\w-]+|\[(?:\d+|\.\.\.)\]")
 
 
 def load_settings(path: str | Path, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -54,16 +56,59 @@ def _sentence(message: str, raw: dict[str, Any]) -> str:
     path = where.strip("`") or "$"
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
     if unknown is None:
-        return f"{path}: {what}"
+        return _value_sentence(path, what, raw)
     known = _fields_at(path)
     return f"{path}.{unknown[1]}: unknown key{closest(unknown[1], known)}; known here: {', '.join(sorted(known))}"
 
 
+def _value_sentence(path: str, what: str, raw: dict[str, Any]) -> str:
+    """Of a value that is none of those that can be: which there are, and under which key it stands."""
+    wrong = re.fullmatch(r"Invalid enum value (?:'(.*)'|(.*))", what)
+    allowed = _literals(_node_at(path)) if wrong else ()
+    if wrong is None or not allowed:
+        return f"{path}: {what}"
+    value = wrong[1] if wrong[1] is not None else wrong[2]
+    near = closest(value, [str(one) for one in allowed])
+    found = next(_paths(raw, _STEPS.findall(path), value), None)
+    where = path if found is None else f"${found}"
+    return f"{where}: '{value}' is none of {', '.join(str(one) for one in allowed)}{near}"
+
+
+def _paths(node: Any, steps: list[str], value: str, at: str = "") -> Iterator[str]:
+    """Where in the file the value stands: msgspec does not say under which of several keys."""
+    if not steps:
+        if str(node) == value:
+            yield at
+        return
+    step, rest = steps[0], steps[1:]
+    if not step.startswith("["):
+        if isinstance(node, dict) and step[1:] in node:
+            yield from _paths(node[step[1:]], rest, value, at + step)
+    elif isinstance(node, dict):
+        for key, one in node.items():
+            yield from _paths(one, rest, value, f"{at}.{key}")
+    elif isinstance(node, list):
+        for index, one in enumerate(node):
+            if step in ("[...]", f"[{index}]"):
+                yield from _paths(one, rest, value, f"{at}[{index}]")
+
+
 def _fields_at(path: str) -> list[str]:
+    return _names(_node_at(path))
+
+
+def _node_at(path: str) -> Any:
     node: Any = Settings
-    for step in re.findall(r"\.([\w-]+)|\[(?:\d+|\.\.\.)\]", path):
-        node = _child(node, step)
-    return _names(node)
+    for step in _STEPS.findall(path):
+        node = _child(node, step.lstrip("."))
+    return node
+
+
+def _literals(node: Any) -> tuple[Any, ...]:
+    info = node if isinstance(node, msgspec.inspect.Type) else msgspec.inspect.type_info(node)
+    if isinstance(info, msgspec.inspect.UnionType):
+        return tuple(value for part in info.types for value in _literals(part))
+    return tuple(info.values) if isinstance(info, msgspec.inspect.LiteralType) else ()
 
 
 def _child(node: Any, step: str) -> Any:

@@ -198,5 +198,7 @@ async def _main(ways: tuple[Way, ...], words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        sys.exit(f"usage: python -m tests.matrix.running [{' | '.join(WAYS)}] [words of features]; default: everything")
     chosen = tuple(way for way in WAYS if way in sys.argv[1:]) or WAYS
     asyncio.run(_main(chosen, [word for word in sys.argv[1:] if word not in WAYS]))

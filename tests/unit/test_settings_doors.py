@@ -82,3 +82,25 @@ def test_wrong_names_are_refused_with_the_place_and_the_way_out(tmp_path: Path, 
 def test_wrong_sets_are_refused_with_the_place_and_the_way_out(tmp_path: Path, sets: Any, sentence: str) -> None:
     with pytest.raises(ConfigFault, match=sentence):
         load(tmp_path, sets=sets)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "servers: {b: {command: [y]}, a: {command: [x], process: per-principle}}",
+            "$.servers.a.process: 'per-principle' is none of per-principal, shared; did you mean 'per-principal'?",
+        ),
+        ("naming: {prefix: sometimes}", "$.naming.prefix: 'sometimes' is none of always, collision, none"),
+        (
+            "servers: {a: {command: [x]}}\nrules: [{server: a}, {server: a, durability: spol}]",
+            "$.rules[1].durability: 'spol' is none of async, spool, strict, strict-or-spool; did you mean 'spool'?",
+        ),
+    ],
+)
+def test_a_value_that_can_not_be_is_told_with_its_key_and_what_can(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "tidegate.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigFault) as fault:
+        load_settings(file)
+    assert str(fault.value) == f"{file}: {told}"

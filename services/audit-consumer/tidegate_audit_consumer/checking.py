@@ -25,6 +25,7 @@ from tidegate_audit_consumer.metrics import IntegrityMetrics
 
 PATIENCE_S = 20.0  # for records that other consumers are still to insert
 ROOTS_AT_ONCE = 10
+TOLD_AFTER = 10  # faults in a row
 SEAMS_ROOTS = 200  # how many roots back the leaves of a writer must fit
 HELD_MAX = 200_000
 DAY_US = 86_400_000_000
@@ -54,14 +55,20 @@ class Checker:
         self._metrics = metrics
 
     async def watch(self, journal: Journal) -> None:
-        """Until cancelled. ClickHouse's faults are waited out; the log's end it."""
+        """Until cancelled. ClickHouse's faults are waited out, and told once they last: at the first start its tables
+        are made a moment later. The log's faults end it.
+        """
+        faults = 0
         while True:
             try:
                 for number, event_id, value in await self._unchecked():
                     await self._check(number, event_id, value, journal)
+                faults = 0
             except (AnalyticsUnavailable, AnalyticsRefused) as fault:
                 self._metrics.faults.inc()
-                _log.warning("ClickHouse is not compared with the roots for now: %s", fault.sentence)
+                faults += 1
+                if faults == TOLD_AFTER:
+                    _log.warning("ClickHouse is not compared with the roots for now: %s", fault.sentence)
             await asyncio.sleep(min(1.0, self._every_s / 4))
 
     async def _unchecked(self) -> list[tuple[int, str, bytes]]:

@@ -19,6 +19,9 @@ LISTS: Final = {
     "resources/templates/list": "template",
 }
 _EMPTY: Final = b"{}"
+NO_BUNDLE: Final = (
+    "No policy bundle is active yet, so nothing can be listed: `tidegate bundle publish DIRECTORY` publishes one."
+)
 _NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", **dict.fromkeys(targets.TASKS, "taskId")}
 _GOVERNED: Final = targets.GOVERNED - targets.SUBSCRIBING
 MODERN: Final = frozenset({"server/discover", "subscriptions/listen", *LISTS, *_GOVERNED, *targets.TASKS})
@@ -81,7 +84,7 @@ def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
     assert request.id is not None
     ruling = edge.rulings.get(visit.principal.tenant)
     if ruling is None:
-        return refuse(503, INTERNAL_ERROR, "No policy bundle is active yet, so nothing can be listed.", request.id)
+        return refuse(503, INTERNAL_ERROR, NO_BUNDLE, request.id)
     if not ruling.catalog.door(visit.door).servers and (edge.discovery.troubles or edge.discovery.awaiting):
         told = "No server at this endpoint has told what it offers yet; try again shortly."
         return refuse(503, INTERNAL_ERROR, told, request.id, {"reason": "lists-unavailable"})

@@ -154,7 +154,11 @@ def _upstream_error(edge: Edge, call: Ongoing, raw: bytes) -> Reply:
     if isinstance(given.data, dict) and DECISION_META in given.data:  # the gateway's alone to say
         data = {key: value for key, value in given.data.items() if key != DECISION_META}
         given = RpcError(given.code, given.message, data)
-    return error(call, translate.error_for_client(given, call))
+    told = translate.error_for_client(given, call)
+    if isinstance(told.data, dict) and isinstance(told.data.get("uri"), str) and call.ruling is not None:
+        shown = rewrite.uri(call.ruling.catalog, call.visit.door, call.server, told.data["uri"])
+        told = RpcError(told.code, told.message, {**told.data, "uri": shown})
+    return error(call, told)
 
 
 def refused(call: Ongoing, sentence: str, **details: Any) -> Reply:

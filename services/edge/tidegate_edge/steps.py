@@ -75,7 +75,8 @@ def admit(edge: Edge, call: Ongoing) -> None:
         call.refuse(
             "policy",
             "no-bundle",
-            "No policy bundle is active yet, so nothing is permitted. Ask the operator to publish one.",
+            "No policy bundle is active yet, so nothing is permitted. Ask the operator to publish one "
+            "(`tidegate bundle publish DIRECTORY`).",
         )
     elif edge.calls_in_flight >= edge.limits.concurrent_calls_max:
         call.refuse("limit", "gateway-busy", "The gateway has too many calls in flight. Try again shortly.", "limited")
