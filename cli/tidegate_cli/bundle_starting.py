@@ -1,6 +1,8 @@
 """The work of `tidegate bundle init`: a directory with a working policy for the servers of the configuration."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tidegate.errors import ConfigFault, UpstreamFault
@@ -18,11 +20,11 @@ def start_bundle(directory: Path, config: Path, team: str, schema_only: bool, as
     _room_for(directory, schema_only)
     if not team.strip() or len(team) > 200 or not team.isprintable():
         raise ConfigFault("--team takes a group's name of 1 to 200 characters, as it stands in people's tokens")
-    settings = load_settings(config)
-    offers, missing = ask_servers(settings)
-    if missing and (schema_only or not offers):
-        name, why = next(iter(missing.items()))
-        raise UpstreamFault(f"{name} could not be asked for its tools: {why}; nothing was written", sent=False)
+    with _directory(directory):  # the configuration may name it as its policy already
+        offers, missing = ask_servers(load_settings(config))
+        if missing and (schema_only or not offers):
+            name, why = next(iter(missing.items()))
+            raise UpstreamFault(f"{name} could not be asked for its tools: {why}; nothing was written", sent=False)
     if schema_only:
         before = (directory / SCHEMA).read_text() if (directory / SCHEMA).exists() else ""
         files = {SCHEMA: write_schema(offers, before)}
@@ -40,6 +42,19 @@ def start_bundle(directory: Path, config: Path, team: str, schema_only: bool, as
     for problem in problems:
         say(f"[{'red' if problem.fatal else 'yellow'}]look at[/]  {plain(problem)}")
     return int(fatal)
+
+
+@contextlib.contextmanager
+def _directory(directory: Path) -> Iterator[None]:
+    """It is there; where nothing comes of it, it is gone again."""
+    is_new = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            directory.rmdir()
+        raise
 
 
 def _room_for(directory: Path, schema_only: bool) -> None:

@@ -78,7 +78,7 @@ class House:
 def new_house(root: Path) -> House:
     """The documentation's paths hold in it: examples/…, .venv/bin."""
     (root / ".venv").symlink_to(Path(sys.executable).parents[1])
-    shutil.copytree(ROOT / EXAMPLE, root / EXAMPLE, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    shutil.copytree(ROOT / "examples", root / "examples", ignore=shutil.ignore_patterns("data", "__pycache__"))
     return House(root, free_port(), free_port())
 
 

@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from tidegate.policy.bundle import Bundle
+from tidegate.policy.bundle import ENTITIES, Bundle
 from tidegate.policy.engine import Engine
+from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
 from tidegate.policy.situations import Person, Situation, situations_of
+from tidegate.policy.slices import RuleIndex
 from tidegate.policy.verdict import Effect, Verdict
 
 DECISIONS_MAX = 40_000
@@ -94,6 +96,7 @@ class _Comparison:
     def __init__(self, old: Bundle, new: Bundle) -> None:
         self._old, self._new = old, new
         self._engines = (Engine.build(old, (), {}), Engine.build(new, (), {}))
+        self._unasked = tuple(_without_asks(*pair) for pair in zip((old, new), self._engines, strict=True))
         self._groups: dict[tuple[object, ...], _Group] = {}
         self._reached: tuple[dict[str, tuple[Example, Verdict]], dict[str, tuple[Example, Verdict]]] = ({}, {})
         self._decisions = 0
@@ -122,19 +125,25 @@ class _Comparison:
                 standing[1] or after.evaluate(person, server, tool, arguments),
             )
             self._decisions += 1
-            self._note(verdicts, person, situation, arguments)
+            example = _example(person, situation, arguments)
+            self._reach(verdicts, example, person)
+            self._note(verdicts, example)
 
-    def _note(
-        self, verdicts: tuple[Verdict, Verdict], person: Person, situation: Situation, arguments: dict[str, Any]
-    ) -> None:
-        facts = situation.facts
-        example = Example(person.user, person.groups, person.agent, facts.server, facts.tool, facts.labels, arguments)
-        for verdict, reached in zip(verdicts, self._reached, strict=True):
-            for rule in () if verdict.reason in _UNDECIDED else verdict.rules:
+    def _reach(self, verdicts: tuple[Verdict, Verdict], example: Example, person: Person) -> None:
+        """Which rules determined it. Of what is asked about, also those that would allow it without asking."""
+        for verdict, reached, unasked in zip(verdicts, self._reached, self._unasked, strict=True):
+            rules = () if verdict.reason in _UNDECIDED else verdict.rules
+            if verdict.effect == "ask":
+                facts = ToolFacts(example.server, example.tool, example.labels)
+                engine = unasked.with_tools([facts], {example.server: example.labels})
+                rules += engine.evaluate(person, example.server, example.tool, example.arguments).rules
+            for rule in rules:
                 reached.setdefault(rule, (example, verdicts[1]))
+
+    def _note(self, verdicts: tuple[Verdict, Verdict], example: Example) -> None:
         before, after = verdicts
         if before.effect != after.effect:
-            key = (facts.server, facts.tool, before.effect, after.effect, before.rules, after.rules)
+            key = (example.server, example.tool, before.effect, after.effect, before.rules, after.rules)
             self._groups.setdefault(key, _Group(verdicts, example)).calls += 1
 
     def _told(self) -> Differences:
@@ -160,6 +169,16 @@ class _Comparison:
                 path, line = (GRANTS, self._new.grants.lines.get(rule.id, 0)) if made else (rule.path, rule.line)
                 found.append(Unreached(rule.id, path, line, example is not None, example, now))
         return found
+
+
+def _without_asks(bundle: Bundle, engine: Engine) -> Engine:
+    rest = RuleIndex(rule for rule in engine.rules if not rule.ask)
+    return Engine(bundle.digest, rest, open_entities(bundle.text(ENTITIES)))
+
+
+def _example(person: Person, situation: Situation, arguments: dict[str, Any]) -> Example:
+    facts = situation.facts
+    return Example(person.user, person.groups, person.agent, facts.server, facts.tool, facts.labels, arguments)
 
 
 def _change(group: _Group) -> Change:

@@ -133,7 +133,13 @@ def _targets(bundles: Iterable[Bundle], found: _Mentions) -> Iterator[ToolFacts]
     made = [ToolFacts(*_split(name), declared.get(name, ())) for name in named]
     made += [ToolFacts(server, OTHER_TOOL) for server in servers]
     made += [ToolFacts(server, f"{OTHER_TOOL}-{label}", (label,)) for label in sorted(labels) for server in servers]
-    yield from dict.fromkeys([*found.cases, *made])
+    cases = [facts if facts.labels else _labelled(facts, declared) for facts in found.cases]
+    yield from dict.fromkeys([*cases, *made])
+
+
+def _labelled(facts: ToolFacts, declared: Mapping[str, tuple[str, ...]]) -> ToolFacts:
+    """A case that names no label is about the tool as the schema has it."""
+    return ToolFacts(facts.server, facts.tool, declared.get(f"{facts.server}/{facts.tool}", ()))
 
 
 def _split(name: str) -> tuple[str, str]:
