@@ -259,6 +259,18 @@ def test_a_file_that_is_no_list_of_grants_is_a_problem_not_a_crash(text: str) ->
     assert [problem.path for problem in found] == ["grants.yaml"]
 
 
+def test_more_limited_grants_on_one_tool_than_can_be_weighed_against_each_other_are_a_problem_in_words() -> None:
+    grants = [f"- {{id: g{n}, team: t{n}, tools: {{git: [git_log]}}, limits: {{n: {n}}}}}\n" for n in range(66)]
+    assert problems("".join(grants[:65])) == []
+    assert "name the teams that share limits in one grant" in problems("".join(grants))[0]
+
+
+def test_more_grants_on_servers_than_are_compiled_are_a_problem() -> None:
+    servers = ", ".join(f"s{number}: '*'" for number in range(400))
+    [problem] = problems("".join(f"- {{id: {name}, team: x, tools: {{{servers}}}}}\n" for name in "abc"))
+    assert "at most 1000 are compiled" in problem
+
+
 def schema_problems(grants: str) -> list[str]:
     return problems(grants, schema_dot_cedarschema=SCHEMA)
 

@@ -5,7 +5,7 @@ conditional, and add a forbid `ID/SERVER:limits` that lets the refusal name its 
 `ID/SERVER:ask`. Neither forbid holds where another grant of the file allows the call by itself: grants add up.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tidegate.errors import Problem
@@ -13,6 +13,8 @@ from tidegate.policy.grants import ANY, GRANTS, Grant, Limit, Op, Use, Value, re
 
 COMPILED = "grants.cedar"
 """The path under which compiled rules are known; no file of a bundle has it."""
+PIECES_MAX = 1_000
+BESIDE_MAX = 64
 _WORDS: dict[Op, str] = {
     "equals": "is",
     "one_of": "is one of",
@@ -44,7 +46,10 @@ def compile_grants(text: str) -> Compiled:
         return Compiled("", tuple(grants), {}, tuple(problems))
     fractions = frozenset(_fractions(grants))
     pieces = [_Piece(grant, use, fractions) for grant in grants for use in grant.uses]
-    rules = [(piece, rule) for piece in pieces for rule in _rules(piece, pieces)]
+    beside = _beside(pieces)
+    if crowded := list(_crowded(pieces, beside)):
+        return Compiled("", tuple(grants), {}, tuple(crowded))
+    rules = [(piece, rule) for piece in pieces for rule in _rules(piece, beside[piece.id])]
     header = f"// Made from {GRANTS}, which is the source: change it there.\n"
     return Compiled(
         header + "".join(f"\n{rule}" for _, (_, rule) in rules),
@@ -136,11 +141,37 @@ class _Piece:
         )
 
 
-def _rules(piece: _Piece, pieces: list[_Piece]) -> Iterator[tuple[str, str]]:
+def _beside(pieces: list[_Piece]) -> dict[str, list[_Piece]]:
+    """For each piece the others that some of its calls are also about, in order."""
+    by_server: dict[str, list[_Piece]] = {}
+    for piece in pieces:
+        by_server.setdefault(piece.use.server, []).append(piece)
+    anywhere = by_server.get(ANY, [])
+    found: dict[str, list[_Piece]] = {}
+    for piece in pieces[:PIECES_MAX]:
+        server = piece.use.server
+        near = pieces if server == ANY else [*by_server[server], *anywhere]
+        found[piece.id] = [other for other in near if other is not piece and other.overlaps(piece)]
+    return found
+
+
+def _crowded(pieces: list[_Piece], beside: Mapping[str, list[_Piece]]) -> Iterator[Problem]:
+    if len(pieces) > PIECES_MAX:
+        sentence = f"grants on servers, counted together, are {len(pieces)}; at most {PIECES_MAX} are compiled"
+        yield Problem(GRANTS, f"{sentence}; choose tools by label", pieces[PIECES_MAX].use.line)
+        return
+    for piece in pieces:
+        limited = piece.grant.limits or piece.grant.asks is not None
+        if limited and len(beside[piece.id]) > BESIDE_MAX:
+            sentence = f"'{piece.id}' has limits, and {len(beside[piece.id])} more grants are about the same tools"
+            advice = f"at most {BESIDE_MAX} may be: name the teams that share limits in one grant"
+            yield Problem(GRANTS, f"{sentence}; {advice}", piece.use.line, piece.id)
+
+
+def _rules(piece: _Piece, others: list[_Piece]) -> Iterator[tuple[str, str]]:
     """The rules of a piece: id and text."""
     grant = piece.grant
     scope, when = piece.head()
-    others = [other for other in pieces if other is not piece and other.overlaps(piece)]
     conditions = [*when, *([piece.within] if piece.within else [])]
     yield piece.id, _rule(piece.id, "permit", scope, conditions, [])
     if piece.within:
