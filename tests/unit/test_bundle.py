@@ -207,3 +207,16 @@ def test_every_case_of_the_example_is_run() -> None:
     results = run_cases(load_bundle(BANK))
     assert len(results) == 6
     assert all(result.passed for result in results), [result.sentence for result in results]
+
+
+def test_a_case_of_a_resource_or_a_prompt_has_the_label_that_an_edge_would_give_it() -> None:
+    files = {
+        "manifest.json": MINIMAL["manifest.json"],
+        "policies/r.cedar": b'@id("r") permit (principal, action in Action::"resource", resource);',
+        "cases.yaml": b"""
+- {note: read, user: u, server: s, tool: resources/read, arguments: {uri: "x://y"}, expect: allow}
+- {note: prompt, user: u, server: s, tool: prompts/get, arguments: {name: n}, expect: deny}
+""",
+    }
+    results = run_cases(bundle_of(files))
+    assert [result.passed for result in results] == [True, True], [result.sentence for result in results]

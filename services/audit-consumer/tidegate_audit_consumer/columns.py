@@ -40,7 +40,8 @@ TABLES = {
     "leaves_feed": "Fills `leaves` from `integrity_events`.",
     "checks_feed": "Fills `checks` from `integrity_events`.",
     "minutes_raw": "Under `calls_by_minute`: counted minutes, a row each. Do not read it by itself.",
-    "minutes_marks": "When calls of a minute were last inserted: what is younger than the count is counted while reading.",
+    "minutes_marks": "When calls of a minute were last inserted: what is younger than the count is counted while "
+    "reading.",
     "minutes_marks_feed": "Fills `minutes_marks` from `calls_raw`.",
     "minutes_live": "Under `calls_by_minute`: any minute, counted while reading.",
     "minutes_refresh": "Fills `minutes_raw`, every minute.",

@@ -90,6 +90,9 @@ def load_cases(text: str) -> list[tuple[Case, int]]:
     return cases
 
 
+_LABEL_OF = {"prompts/get": "prompt", "resources/read": "resource"}
+
+
 def run_cases(bundle: Bundle) -> list[CaseResult]:
     """Every case of the bundle, decided. Raises BundleFault where the bundle or its cases cannot be read."""
     cases = load_cases(bundle.text(CASES))
@@ -100,7 +103,10 @@ def run_cases(bundle: Bundle) -> list[CaseResult]:
 
 
 def _decide(engine: Engine, case: Case) -> Verdict:
-    facts = ToolFacts(case.server, case.tool, case.labels)
+    labels = case.labels
+    if (label := _LABEL_OF.get(case.tool)) is not None and label not in labels:  # as an edge's catalogue gives it
+        labels = (*labels, label)
+    facts = ToolFacts(case.server, case.tool, labels)
     return engine.with_tools([facts], {case.server: case.labels}).evaluate(case, case.server, case.tool, case.arguments)
 
 
