@@ -26,6 +26,7 @@ from tests.parts.edge import (
 from tests.parts.scripted import Scripted, Seen, http, scripted
 
 from tidegate_edge.upstream.stdio import StdioUpstream
+from tidegate_edge.upstream.stdio_eras import StdioEras
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -149,8 +150,9 @@ async def test_a_process_that_does_not_read_is_not_written_to_for_ever(tmp_path:
     server = {"command": command, "cwd": str(ROOT), "timeout_s": 1.0}
     async with running_edge(tmp_path, {"up": server}) as edge:
         upstream = edge.edge.upstreams["up"]
-        assert isinstance(upstream, StdioUpstream)
-        pid = next(iter(upstream.running().values())).pid
+        assert isinstance(upstream, StdioEras)
+        assert isinstance(upstream.first, StdioUpstream)
+        pid = next(iter(upstream.first.running().values())).pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         try:

@@ -1,6 +1,7 @@
 """Upstreams that are processes: shared by all callers, restarted when they die, and never left behind."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.parts.edge import ROOT, Answer, RunningEdge, Speaker, edge_process, running_edge, until
+from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
+from mcp_types import ElicitRequestParams, ElicitResult
+from tests.parts.edge import MODERN, ROOT, Answer, RunningEdge, Speaker, edge_process, running_edge, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -193,6 +198,93 @@ async def test_ten_agents_with_processes_of_their_own_leave_nothing_behind_a_kil
         os.kill(edge.process.pid, signal.SIGKILL)
         await asyncio.to_thread(edge.process.wait, 15)
         await until(lambda: not [pid for pid in pids(directory) if is_alive(pid)])
+
+
+def written(kind: str, directory: Path, **more: Any) -> dict[str, Any]:
+    """A server that writes its pids there."""
+    directory.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tests.parts.stdio_servers", kind, str(directory)]
+    return {"command": command, "cwd": str(ROOT), **more}
+
+
+@contextlib.asynccontextmanager
+async def sdk_client(edge: RunningEdge, mode: str, told: list[str]) -> AsyncIterator[Client]:
+    """The official SDK's; what it is asked and told in log lines is added to `told`."""
+
+    async def answer(context: Any, params: ElicitRequestParams) -> ElicitResult:
+        told.append(params.message)
+        return ElicitResult(action="accept", content={"row": 7})
+
+    async def hear(params: Any) -> None:
+        told.append(str(params.data))
+
+    http = create_mcp_http_client({"Authorization": f"Bearer {edge.place.token()}"})
+    transport = streamable_http_client(f"{edge.settings.url}/mcp", http_client=http)
+    async with http, Client(transport, mode=mode, elicitation_callback=answer, logging_callback=hear) as client:
+        yield client
+
+
+async def test_an_sdk_server_of_both_eras_is_asked_in_that_of_each_client(tmp_path: Path) -> None:
+    directory = tmp_path / "d"
+    async with running_edge(tmp_path, {"dual": written("dual", directory)}) as edge:
+        assert len(pids(directory)) == 1
+        told: list[str] = []
+        async with sdk_client(edge, "legacy", told) as client:
+            result = await client.call_tool("dual__ask", {"name": "Anna"})
+            assert result.content[0].text == "Anna sits in row 7"
+            result = await client.call_tool("dual__book", {"name": "Bert"})
+            assert result.content[0].text == "Bert sits in row 7"
+            legacy = (await client.call_tool("dual__who", {})).content[0].text
+        assert told == ["looking for Anna", "Which row for Anna?", "Which row for Bert?"]
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientInfo": {"name": "tests", "version": "1"},
+            "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+        }
+        speaker = edge.place.speaker()
+        params = {"name": "dual__book", "arguments": {"name": "Cleo"}, "_meta": meta}
+        paused = (await speaker.ask(speaker.modern("tools/call", params))).result
+        assert paused["resultType"] == "input_required"
+        assert [one["params"]["message"] for one in paused["inputRequests"].values()] == ["Which row for Cleo?"]
+        async with sdk_client(edge, "auto", told) as client:
+            result = await client.call_tool("dual__book", {"name": "Cleo"})
+            assert result.content[0].text == "Cleo sits in row 7"
+            modern = (await client.call_tool("dual__who", {})).content[0].text
+        assert [int(modern), int(legacy)] == pids(directory)
+        assert all(map(is_alive, pids(directory)))
+    assert not any(map(is_alive, pids(directory)))
+
+
+async def test_legacy_clients_of_a_modern_server_and_modern_clients_of_a_legacy_one_are_translated(
+    tmp_path: Path,
+) -> None:
+    servers = {"new": written("modern", tmp_path / "new"), "old": written("talker", tmp_path / "old")}
+    async with running_edge(tmp_path, servers) as edge:
+        speaker = edge.place.speaker()
+        await speaker.initialize()
+        for name, starts in (("new", 2), ("old", 1)):
+            params = {"name": f"{name}__who", "arguments": {}}
+            told = [await speaker.ask(speaker.legacy("tools/call", params)) for _ in range(2)]
+            told.append(await speaker.call(f"{name}__who"))
+            assert {json.loads(one.text)["pid"] for one in told} == {pids(tmp_path / name)[0]}
+            assert len(pids(tmp_path / name)) == starts  # a second one was tried once, and ended
+        assert [is_alive(pid) for pid in pids(tmp_path / "new")] == [True, False]
+
+
+async def test_second_processes_count_among_all_and_end_when_they_are_idle(tmp_path: Path) -> None:
+    directory = tmp_path / "d"
+    server = written("both", directory, process="per-principal", idle_s=1.0)
+    async with running_edge(tmp_path, {"own": server}, limits={"processes_max": 3}) as edge:
+        speaker = edge.place.speaker()
+        await speaker.initialize()
+        params = {"name": "own__who", "arguments": {}}
+        legacy = await speaker.ask(speaker.legacy("tools/call", params))
+        assert json.loads(legacy.text)["pid"] in pids(directory)
+        modern = await speaker.call("own__who")
+        assert modern.text != legacy.text
+        assert len([pid for pid in pids(directory) if is_alive(pid)]) <= 3
+        await until(lambda: len([pid for pid in pids(directory) if is_alive(pid)]) == 1)  # it is listened to
+    assert not any(map(is_alive, pids(directory)))
 
 
 async def test_a_command_that_does_not_exist_costs_nobody_else(tmp_path: Path) -> None:

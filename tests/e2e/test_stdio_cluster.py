@@ -35,13 +35,16 @@ TYPED = {
 
 
 class Place:
-    """The cluster, and where its two servers write down what they hear: `one` is shared, `own` is per principal."""
+    """The cluster, and where its servers write down what they hear: `one` is shared, `own` is per principal, `dual` is
+    shared and speaks both eras.
+    """
 
     def __init__(self, cluster: Cluster, directory: Path, valkey: Valkey) -> None:
         self.cluster = cluster
         self.valkey = valkey
         self.one = directory / "one"
         self.own = directory / "own"
+        self.dual = directory / "dual"
         self.edges = cluster.edges
         self.bases = [edge.base for edge in cluster.edges]
 
@@ -65,9 +68,9 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
 
 
-def server(directory: Path, **more: Any) -> dict[str, Any]:
+def server(directory: Path, kind: str = "talker", **more: Any) -> dict[str, Any]:
     directory.mkdir()
-    command = [sys.executable, "-m", "tests.parts.stdio_servers", "talker", str(directory)]
+    command = [sys.executable, "-m", "tests.parts.stdio_servers", kind, str(directory)]
     return {"command": command, "cwd": str(ROOT), **more}
 
 
@@ -77,6 +80,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Iterator[
     servers = {
         "one": server(directory / "one"),
         "own": server(directory / "own", process="per-principal", idle_s=4.0),
+        "dual": server(directory / "dual", "both"),
     }
     more = {f"{name}/{tool}": typed for name in servers for tool, typed in TYPED.items()}
     with (
@@ -91,7 +95,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Iterator[
         ) as cluster,
     ):
         yield Place(cluster, directory, valkey)
-    assert alive(directory / "one") == alive(directory / "own") == []
+    assert [alive(directory / name) for name in servers] == [[], [], []]
 
 
 @pytest.fixture
@@ -167,6 +171,42 @@ async def test_a_paused_call_is_finished_at_the_other_edge(place: Place) -> None
             more = {"inputResponses": answers, "requestState": result["requestState"]}
             done = await asking(vera, second, "own__ask", {"words": "Sure?"}, **more)
             assert value(done) == [answers[key]]
+
+
+async def test_both_processes_of_a_server_of_both_eras_serve_every_edge_and_are_handed_over(place: Place) -> None:
+    questions: list[str] = []
+
+    async def answer(context: Any, params: ElicitRequestParams) -> ElicitResult:
+        questions.append(params.message)
+        return ElicitResult(action="accept", content={})
+
+    async def called(base: str, mode: str, tool: str, **arguments: Any) -> Any:
+        http = create_mcp_http_client({"Authorization": f"Bearer {place.cluster.token('dora@example.com')}"})
+        transport = streamable_http_client(f"{base}/mcp", http_client=http)
+        async with http, Client(transport, mode=mode, elicitation_callback=answer) as client:
+            result = await client.call_tool(f"dual__{tool}", arguments)
+            assert not result.is_error, result
+            return json.loads(result.content[0].text)
+
+    async def found(bases: Sequence[str]) -> list[set[int]]:
+        return [{(await called(base, mode, "who"))["pid"] for base in bases} for mode in ("auto", "legacy")]
+
+    assert [len(one) for one in await found(place.bases)] == [1, 1]
+    assert len(alive(place.dual)) == 2
+    for base in place.bases:
+        (told,) = await called(base, "legacy", "ask", words=base)
+        assert told["action"] == "accept"
+    assert questions == place.bases
+    owner, other = place.owner_of(place.dual)
+    before = alive(place.dual)
+    assert owner.stop() == 0
+    try:
+        modern, legacy = await found([other.base])
+        assert modern | legacy == set(alive(place.dual))
+        assert legacy.isdisjoint(before)
+    finally:
+        owner.start()
+    assert await found(place.bases) == [modern, legacy]
 
 
 @contextlib.asynccontextmanager

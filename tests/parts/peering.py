@@ -20,6 +20,7 @@ from tidegate_edge.upstream.owners import Owners, Peer
 from tidegate_edge.upstream.peer_frames import PeerSeal
 from tidegate_edge.upstream.peers import Peers
 from tidegate_edge.upstream.stdio import StdioUpstream
+from tidegate_edge.upstream.stdio_eras import StdioEras, second_of
 from tidegate_edge.upstream.stdio_kept import Plan, Room
 
 KEY = b"k" * 32
@@ -27,7 +28,7 @@ LEASE_S = 1.0
 
 
 class Node:
-    """One edge's part in it."""
+    """One edge's part in it: `local` and `upstream` are the first process's, `eras` has a second one as well."""
 
     def __init__(self, plan: Plan, leases: MemoryLeases, clock: Callable[[], float], key: bytes = KEY) -> None:
         self.me = Peer(uuid4().hex, f"http://127.0.0.1:{free_port()}")
@@ -36,11 +37,13 @@ class Node:
         self.peers = Peers(self.seal, self.owners, frame_bytes_max=16 << 20)
         self.local = StdioUpstream(plan._replace(edge=self.me.bus), "acme", Room(64, 8))
         self.upstream = OwnedUpstream(self.local, self.owners, self.peers)
+        second = StdioUpstream(second_of(self.local.plan), "acme", Room(64, 8))
+        self.eras = StdioEras(self.upstream, OwnedUpstream(second, self.owners, self.peers))
         self.draining = asyncio.Event()
         door = PeerDoor(
             self.seal,
             self.me.bus,
-            {plan.name: self.upstream},
+            {plan.name: self.eras},
             body_bytes_max=1 << 20,
             draining=self.draining,
             clock=clock,
@@ -59,14 +62,14 @@ class Node:
         self._serving = asyncio.create_task(self._server.serve(), name="serve")
         while not self._server.started:
             await asyncio.sleep(0.005)
-        await self.upstream.start()
+        await self.eras.start()
 
     async def stop(self) -> None:
         self.draining.set()
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
-        await self.upstream.close()
+        await self.eras.close()
         await self.peers.stop()
         await self.owners.stop()
 

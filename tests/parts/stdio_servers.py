@@ -1,8 +1,8 @@
 """Servers over stdio, as processes of their own: `python -m tests.parts.stdio_servers KIND DIRECTORY`.
 
-`sdk` is the official SDK's. `raw` speaks by hand and misbehaves on request: its tools are named after what they do. It
-writes its pid, its child's pid and every line it reads into DIRECTORY. The others are `Talker`: well behaved, told
-apart by how they answer the question which era they speak.
+`sdk` is the official SDK's, and so is `dual`, which asks. `raw` speaks by hand and misbehaves on request: its tools are
+named after what they do. It writes its pid, its child's pid and every line it reads into DIRECTORY. The others are
+`Talker`: well behaved, told apart by how they answer the question which era they speak.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 TOOLS = ("echo", "slow", "crash", "junk", "long-line", "ask-me", "never", "silent-death", "secret-env", "deaf")
 _turn = threading.Lock()
@@ -28,6 +28,40 @@ def sdk() -> None:
         """Add two numbers."""
         return a + b
 
+    server.run("stdio")
+
+
+def dual(directory: Path) -> None:
+    """Asks in the way of the era that it is spoken to in. Every start is a line of DIRECTORY/pids."""
+    from mcp.server.mcpserver import Context, MCPServer
+    from mcp.server.mcpserver.resolve import Elicit, Resolve
+    from pydantic import BaseModel
+
+    class Seat(BaseModel):
+        row: int
+
+    def which_row(name: str) -> Elicit[Seat]:
+        return Elicit(f"Which row for {name}?", Seat)
+
+    async def ask(name: str, ctx: Context) -> str:
+        """Ask mid-call, which only the handshake era can."""
+        await ctx.info(f"looking for {name}")
+        answer = await ctx.elicit(message=f"Which row for {name}?", schema=Seat)
+        return f"{name} sits in row {answer.data.row}" if answer.action == "accept" else answer.action
+
+    async def book(name: str, seat: Annotated[Seat, Resolve(which_row)]) -> str:
+        """Ask in either era."""
+        return f"{name} sits in row {seat.row}"
+
+    def who() -> int:
+        """The process that serves."""
+        return os.getpid()
+
+    with (directory / "pids").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    server = MCPServer("dual")
+    for tool in (ask, book, who):
+        server.tool()(tool)
     server.run("stdio")
 
 
@@ -95,12 +129,15 @@ def raw(directory: Path) -> None:
 
 
 class Talker:
-    """Speaks one era; asks, tells and waits as its tools are called. Every start is a line of DIRECTORY/pids."""
+    """Speaks one era, `both` that of the first message; asks, tells and waits as its tools are called.
+
+    Every start is a line of DIRECTORY/pids.
+    """
 
     tools = ("echo", "who", "progress", "log", "ask", "hold", "change", "touch", "greeting", "crash")
 
     def __init__(self, kind: str, directory: Path) -> None:
-        self.modern = kind in ("modern", "slow-modern")
+        self.modern = kind in ("modern", "slow-modern", "modern-mute", "modern-once", "later-both")
         self.kind = kind
         self.directory = directory
         self.greeting: Any = None
@@ -111,8 +148,13 @@ class Talker:
     def run(self) -> None:
         with (self.directory / "pids").open("a") as file:
             file.write(f"{os.getpid()}\n")
+        lives = len((self.directory / "pids").read_text().split())
         if self.kind == "updated":  # the first life is a legacy one
-            self.modern = len((self.directory / "pids").read_text().split()) > 1
+            self.modern = lives > 1
+        if self.kind == "later-both" and lives > 2:
+            self.kind = "both"
+        if self.kind == "modern-once" and lives > 1:  # as one that cannot run twice
+            os._exit(1)
         if self.kind == "slow-modern":
             time.sleep(2.3)  # longer than a question for the era waits
         while line := sys.stdin.readline():
@@ -130,6 +172,10 @@ class Talker:
         method, modern_meta = request["method"], "io.modelcontextprotocol/protocolVersion"
         offer = {"tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {}}
         info = {"name": "talker", "version": "1"}
+        if self.kind == "both":
+            self.kind, self.modern = "spoken to", method == "server/discover"
+        if self.kind == "modern-mute" and method == "initialize":
+            return
         if method == "server/discover" and not self.modern:
             if self.kind == "dies":
                 os._exit(1)
@@ -230,6 +276,8 @@ class Talker:
 if __name__ == "__main__":
     if sys.argv[1] == "sdk":
         sdk()
+    elif sys.argv[1] == "dual":
+        dual(Path(sys.argv[2]))
     elif sys.argv[1] == "raw":
         raw(Path(sys.argv[2]))
     else:

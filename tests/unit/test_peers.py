@@ -54,6 +54,38 @@ async def test_a_principal_s_process_is_one_over_all_edges_and_keeps_its_capabil
         assert greeting["capabilities"] == json.loads(BERT.capabilities)
 
 
+async def test_the_two_processes_of_a_server_of_both_eras_serve_all_edges(tmp_path: Path) -> None:
+    async with running_nodes(plan(tmp_path, "both"), 3) as nodes:
+        for modern in (True, False):
+            assert {await node.eras.era(modern, 10.0) for node in nodes} == {modern}
+            answers = await asyncio.gather(
+                *[node.eras.request(call("who", modern=modern), SILENCE) for node in nodes * 2]
+            )
+            assert len({text(answer)["pid"] for answer in answers}) == 1
+        for node in nodes:
+            talk = Heard()
+            (told,) = text(await node.eras.request(call("ask", words="Who?"), talk))
+            assert (told["action"], len(talk.questions)) == ("accept", 1)
+        assert len(starts(tmp_path)) == 2
+    assert not [pid for pid in starts(tmp_path) if Path(f"/proc/{pid}").exists()]
+
+
+async def test_an_edge_learns_from_the_owner_that_a_server_takes_no_handshake_and_that_it_was_started_again(
+    tmp_path: Path,
+) -> None:
+    async with running_nodes(plan(tmp_path, "later-both")) as nodes:
+        first, second = nodes
+        assert await first.eras.era(True, 10.0) is True
+        owner, other = (first, second) if first.local.running() else (second, first)
+        assert await other.eras.era(False, 10.0) is True
+        assert (other.eras.known_era(False), owner.eras.known_era(False)) == (True, None)
+        with pytest.raises(UpstreamFault, match="the last words"):
+            await other.eras.request(call("crash", modern=True), SILENCE)
+        await other.eras.definitions(10.0)
+        assert await other.eras.era(False, 10.0) is False
+        assert text(await owner.eras.request(call("echo", n=1), SILENCE)) == {"n": 1}
+
+
 async def test_what_a_server_says_and_asks_meanwhile_crosses_over(tmp_path: Path) -> None:
     async with running_nodes(plan(tmp_path)) as nodes:
         _, other = await owner_and_other(nodes)

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from tidegate.errors import Fault, UpstreamFault
-from tidegate_edge.upstream.owned import Here, OwnedUpstream, encode_spoken
+from tidegate_edge.upstream.owned import Here, encode_spoken
 from tidegate_edge.upstream.peer_frames import (
     ALIVE,
     NONCE_BYTES,
@@ -32,6 +32,7 @@ from tidegate_edge.upstream.peer_frames import (
 )
 from tidegate_edge.upstream.port import Answer, Outgoing, Paused, Upstream
 from tidegate_edge.upstream.stdio import StdioUpstream
+from tidegate_edge.upstream.stdio_eras import owned_in
 
 ALIVE_S: Final = 4.0
 TOLD_EVERY_S: Final = 1.0  # refusals are logged no more often
@@ -156,8 +157,9 @@ class PeerDoor:
         try:
             if what == "resume":
                 return _last(await upstream.resume(call.ticket, call.answers, call.caller, talk, call.timeout_s))
-            if isinstance(upstream, OwnedUpstream):
-                return await self._owned(what, call, talk, upstream.here)
+            for owned in owned_in(upstream):
+                if owned.here.local.plan.second == call.second:
+                    return await self._owned(what, call, talk, owned.here)
         finally:
             self._calls.pop(call.call, None)
         raise UpstreamFault(f"{call.server}: '{what}' is not asked of other edges", sent=False)

@@ -47,6 +47,8 @@ from tidegate_edge.upstream.port import Upstream
 from tidegate_edge.upstream.reaper import reap
 from tidegate_edge.upstream.replicas import Replica, Replicas
 from tidegate_edge.upstream.stdio import StdioUpstream, plan_of
+from tidegate_edge.upstream.stdio_eras import StdioEras, owned_in, second_of
+from tidegate_edge.upstream.stdio_kept import Plan as ProcessPlan
 from tidegate_edge.upstream.stdio_kept import Room
 from tidegate_edge.watch import Watch
 
@@ -104,8 +106,8 @@ async def open_edge(
         tasks = await stack.enter_async_context(background())
         edge.discovery, edge.tasks = discovery, tasks
         for upstream in upstreams.values():
-            if isinstance(upstream, OwnedUpstream):
-                tasks.start(upstream.hand_over(edge.draining), f"hand over {upstream.name}")
+            for owned in owned_in(upstream):
+                tasks.start(owned.hand_over(edge.draining), f"hand over {owned.name}")
 
         def on_catalog(catalog: Catalog) -> None:
             watch.catalog_changed(catalog, discovery.server_labels)
@@ -187,9 +189,18 @@ def peer_address(settings: Settings) -> str:
 def open_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str, peering: Peering) -> Upstream:
     """The adapter that the server's configuration asks for."""
     if settings.servers[name].command:
-        local = StdioUpstream(plan_of(settings, name, sessions.address), settings.tenant, peering.room)
-        return local if peering.owners is None else OwnedUpstream(local, peering.owners, peering.peers)
+        return open_stdio_upstream(plan_of(settings, name, sessions.address), settings.tenant, peering)
     return open_http_upstream(settings, name, sessions, edge_id)
+
+
+def open_stdio_upstream(plan: ProcessPlan, tenant: str, peering: Peering) -> Upstream:
+    """A server that is run; as two processes where it speaks both eras."""
+
+    def opened(plan: ProcessPlan) -> StdioUpstream | OwnedUpstream:
+        local = StdioUpstream(plan, tenant, peering.room)
+        return local if peering.owners is None else OwnedUpstream(local, peering.owners, peering.peers)
+
+    return StdioEras(opened(plan), opened(second_of(plan))) if plan.era == "auto" else opened(plan)
 
 
 def open_http_upstream(settings: Settings, name: str, sessions: SessionStore, edge_id: str) -> HttpUpstream:

@@ -19,7 +19,7 @@ from tidegate_edge.upstream.peers import Peers, answer_in
 from tidegate_edge.upstream.port import SILENCE, Answer, Caller, Definitions, Outgoing, Paused, Talk, Wanted
 from tidegate_edge.upstream.stdio import StdioUpstream, definitions_of
 from tidegate_edge.upstream.stdio_handshake import Spoken
-from tidegate_edge.upstream.stdio_kept import GIVEN_UP, ProcessKey
+from tidegate_edge.upstream.stdio_kept import GIVEN_UP, HANDSHAKE_REFUSED, ProcessKey
 
 TAKE_OVER_S: Final = LEASE_S + 25.0  # so long a call waits for a dead or draining owner's lease to pass on
 HANDED_OVER_S: Final = 0.05
@@ -39,10 +39,12 @@ class OwnedUpstream:
 
     def __init__(self, local: StdioUpstream, owners: Owners, peers: Peers) -> None:
         self.name = local.name
+        self.life = ""  # of the gateway's own process, when it was last asked
         self.here = Here(local, owners)
         self._local = local
         self._owners = owners
         self._peers = peers
+        self._second = local.plan.second
         self._modern = local.known_era(True)
         self._keeper: asyncio.Task[None] | None = None
         self._is_leaving = False
@@ -59,7 +61,7 @@ class OwnedUpstream:
 
     async def era(self, client_modern: bool, timeout_s: float) -> bool:
         if self._modern is None:
-            self._modern = (await self._spoken(timeout_s)).modern
+            self._modern = (await self.spoken(timeout_s)).modern
         return self._modern
 
     async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
@@ -75,6 +77,7 @@ class OwnedUpstream:
                 progress_token=outgoing.progress_token,
                 log_level=outgoing.log_level,
                 pausable=talk.pausable,
+                second=self._second,
             )
             return answer_in(await self._peers.ask(peer, "request", call, talk))
 
@@ -95,7 +98,15 @@ class OwnedUpstream:
 
     async def notify(self, method: str, params: bytes, caller: Caller) -> None:
         async def there(peer: Peer) -> None:
-            call = PeerCall(to=peer.bus, server=self.name, caller=caller, method=method, params=params, timeout_s=5.0)
+            call = PeerCall(
+                to=peer.bus,
+                server=self.name,
+                caller=caller,
+                method=method,
+                params=params,
+                timeout_s=5.0,
+                second=self._second,
+            )
             await self._peers.ask(peer, "notify", call)
 
         if not self._local.plan.shared:
@@ -103,7 +114,9 @@ class OwnedUpstream:
 
     async def listen(self, wanted: Wanted, caller: Caller, modern: bool, talk: Talk) -> None:
         async def there(peer: Peer) -> None:
-            call = PeerCall(to=peer.bus, server=self.name, caller=caller, wanted=wanted, modern=modern)
+            call = PeerCall(
+                to=peer.bus, server=self.name, caller=caller, wanted=wanted, modern=modern, second=self._second
+            )
             await self._peers.ask(peer, "listen", call, talk)
 
         failures = 0
@@ -115,6 +128,8 @@ class OwnedUpstream:
                 )
                 return
             except Fault as fault:
+                if fault.code == HANDSHAKE_REFUSED:
+                    raise
                 _log.info("%s: listening again: %s", self.name, fault)
             failures = 1 if asyncio.get_running_loop().time() - began_s > LISTEN_AGAIN_S[-1] else failures + 1
             await asyncio.sleep(LISTEN_AGAIN_S[min(failures, len(LISTEN_AGAIN_S)) - 1])
@@ -124,7 +139,8 @@ class OwnedUpstream:
         """Best effort: told to the owner where one is known."""
 
         async def there(peer: Peer) -> None:
-            await self._peers.ask(peer, "end", PeerCall(to=peer.bus, server=self.name, caller=caller, timeout_s=5.0))
+            call = PeerCall(to=peer.bus, server=self.name, caller=caller, timeout_s=5.0, second=self._second)
+            await self._peers.ask(peer, "end", call)
 
         try:
             await self._at_owner(caller, 0.0, lambda: self._local.end(caller), there)
@@ -132,7 +148,7 @@ class OwnedUpstream:
             _log.info("%s: %s", self.name, fault)
 
     async def definitions(self, timeout_s: float) -> Definitions:
-        spoken = await self._spoken(timeout_s)
+        spoken = await self.spoken(timeout_s)
         self._modern = spoken.modern
         return await definitions_of(self, self._local.own, spoken, timeout_s)
 
@@ -155,12 +171,16 @@ class OwnedUpstream:
             await asyncio.wait([self._keeper])
         await self._local.close()
 
-    async def _spoken(self, timeout_s: float) -> Spoken:
+    async def spoken(self, timeout_s: float) -> Spoken:
+        """What the process of the gateway's own says of itself, wherever it runs."""
+
         async def there(peer: Peer) -> Spoken:
-            call = PeerCall(to=peer.bus, server=self.name, timeout_s=timeout_s)
+            call = PeerCall(to=peer.bus, server=self.name, timeout_s=timeout_s, second=self._second)
             return decode_spoken((await self._peers.ask(peer, "spoken", call, SILENCE)).answer.result)
 
-        return await self._at_owner(self._local.own, timeout_s, lambda: self._local.spoken(timeout_s), there)
+        found = await self._at_owner(self._local.own, timeout_s, lambda: self._local.spoken(timeout_s), there)
+        self.life = found.life
+        return found
 
     async def _at_owner(
         self,
@@ -217,7 +237,8 @@ class Here:
         return self.lease_named(self.local.key_of(caller))
 
     def lease_named(self, key: ProcessKey) -> str:
-        return "|".join(("stdio", *(part.replace("%", "%25").replace("|", "%7C") for part in (self.local.name, *key))))
+        parts = (self.local.name, *(key if key.era else key[:-1]))
+        return "|".join(("stdio", *(part.replace("%", "%25").replace("|", "%7C") for part in parts)))
 
     def lost_of(self, caller: Caller) -> Callable[[], Awaitable[None]]:
         key = self.local.key_of(caller)

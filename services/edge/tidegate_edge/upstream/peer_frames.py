@@ -45,6 +45,7 @@ class PeerCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     wanted: Wanted = Wanted()
     number: int = 0
     answer: Answer = Answer()
+    second: bool = False  # of the server's two processes, the one for legacy clients is meant
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,5 +1,6 @@
 """An upstream MCP server as the spine sees it. Adapters: `http.py` (streamable HTTP of either era), `http_sse.py` (the
-older HTTP+SSE), `stdio.py` (a process), `peers.py` (a process that another edge owns).
+older HTTP+SSE), `stdio.py` (a process), `stdio_eras.py` (two, of a server that speaks both eras), `owned.py` (a process
+that another edge may own).
 """
 
 from collections.abc import Mapping

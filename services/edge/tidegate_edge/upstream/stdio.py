@@ -1,5 +1,6 @@
 """An upstream that is run as a process and spoken to over stdio: one for all callers of a tenant, or one for each
-principal and agent. Counterparts: `stdio_kept.py` keeps a process, `owned.py` finds the edge that runs it.
+principal and agent. Counterparts: `stdio_kept.py` keeps a process, `owned.py` finds the edge that runs it,
+`stdio_eras.py` runs two such upstreams where a server speaks both eras.
 """
 
 import asyncio
@@ -23,7 +24,8 @@ from tidegate_edge.upstream.port import (
 )
 from tidegate_edge.upstream.stdio_child import Command
 from tidegate_edge.upstream.stdio_handshake import ANYTHING, Spoken, own_meta
-from tidegate_edge.upstream.stdio_kept import Kept, Plan, ProcessKey, Room
+from tidegate_edge.upstream.stdio_kept import HANDSHAKE_REFUSED, Kept, Plan, ProcessKey, Room
+from tidegate_edge.upstream.stdio_listening import Listeners
 from tidegate_edge.upstream.stdio_session import pause_ended
 
 REAPED_PARTS: Final = 4  # idle processes are looked for so often within the time that they may be idle
@@ -70,14 +72,18 @@ class StdioUpstream:
         self.own = Caller(tenant, "gateway", "tidegate")
         self._room = room
         self._kept: dict[ProcessKey, Kept] = {}
+        self.life = ""  # of the gateway's own process, when it was last asked
+        self.overheard = Listeners()  # they hear the list changes of all processes
         self._modern: bool | None = None if plan.era == "auto" else plan.era == "modern"
         self._leaving: dict[ProcessKey, asyncio.Task[None]] = {}
         self.on_gone: Callable[[ProcessKey], Awaitable[None]] | None = None  # told when no process of a key is left
         self._reaper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """A shared process begins to run, and is not waited for; a principal's own begins with its first call."""
-        if self.plan.shared:
+        """A shared process begins to run, and is not waited for; a principal's own begins with its first call, and so
+        does a second one.
+        """
+        if self.plan.shared and not self.plan.second:
             self.run(self.own)
         self.reap()
 
@@ -87,21 +93,26 @@ class StdioUpstream:
             self._reaper = asyncio.create_task(self._reap(), name=f"stdio {self.name} idle")
 
     def key_of(self, caller: Caller) -> ProcessKey:
+        era = self.plan.era if self.plan.second else ""
         if self.plan.shared:
-            return ProcessKey(caller.tenant)
-        return ProcessKey(caller.tenant, caller.subject_id, caller.agent)
+            return ProcessKey(caller.tenant, era=era)
+        return ProcessKey(caller.tenant, caller.subject_id, caller.agent, era)
 
     def run(self, caller: Caller) -> Kept:
-        """The caller's process; begins to run where it did not. Raises UpstreamFault `upstream-busy`."""
+        """The caller's process; begins to run where it did not. Raises UpstreamFault `upstream-busy`, or once
+        `handshake-refused` where that was found while nobody waited.
+        """
         key = self.key_of(caller)
         kept = self._kept.get(key)
         if kept is not None and kept.ended:
             self._drop(kept)
+            if kept.refusal:
+                raise UpstreamFault(kept.refusal, code=HANDSHAKE_REFUSED, sent=False)
             kept = None
         if kept is None:
             always = self.plan.shared and caller.tenant == self.own.tenant and not self.plan.idle_s
             capabilities = ANYTHING if self.plan.shared else caller.capabilities
-            kept = Kept(self.plan, key, capabilities, always=always)
+            kept = Kept(self.plan, key, capabilities, self.overheard, always=always)
             self._room.take(kept, self._give_up)
             self._kept[key] = kept
             kept.start(self._leaving.get(key))
@@ -125,7 +136,7 @@ class StdioUpstream:
         return self._modern
 
     async def era(self, client_modern: bool, timeout_s: float) -> bool:
-        """One process speaks one era, whoever calls."""
+        """One process speaks one era, whoever calls; `StdioEras` has one for each."""
         return (await self.spoken(timeout_s)).modern if self._modern is None else self._modern
 
     async def request(self, outgoing: Outgoing, talk: Talk) -> Answer | Paused:
@@ -135,6 +146,7 @@ class StdioUpstream:
         except UpstreamFault as fault:
             if fault.code == "upstream-era-changed" and kept.spoken is not None:
                 self._modern = kept.spoken.modern
+            self._refused(kept, fault)
             raise
 
     async def resume(
@@ -154,7 +166,12 @@ class StdioUpstream:
         kept.session.notify(method, params)
 
     async def listen(self, wanted: Wanted, caller: Caller, modern: bool, talk: Talk) -> None:
-        await self.run(caller).listen(wanted, talk)
+        kept = self.run(caller)
+        try:
+            await kept.listen(wanted, talk)
+        except UpstreamFault as fault:
+            self._refused(kept, fault)
+            raise
 
     async def end(self, caller: Caller) -> None:
         kept = self._kept.get(self.key_of(caller))
@@ -164,11 +181,15 @@ class StdioUpstream:
     async def spoken(self, timeout_s: float) -> Spoken:
         """What the process of the gateway's own says of itself."""
         kept = self.run(self.own)
-        with kept.used():
-            await kept.ready(timeout_s)
-            assert kept.spoken is not None
-            self._modern = kept.spoken.modern
-            return kept.spoken
+        try:
+            with kept.used():
+                await kept.ready(timeout_s)
+        except UpstreamFault as fault:
+            self._refused(kept, fault)
+            raise
+        assert kept.spoken is not None
+        self._modern, self.life = kept.spoken.modern, kept.spoken.life
+        return kept.spoken
 
     async def definitions(self, timeout_s: float) -> Definitions:
         return await definitions_of(self, self.own, await self.spoken(timeout_s), timeout_s)
@@ -190,6 +211,11 @@ class StdioUpstream:
             for kept in list(self._kept.values()):
                 if kept.is_idle and kept.used_s < before_s:
                     self._give_up(kept)
+
+    def _refused(self, kept: Kept, fault: UpstreamFault) -> None:
+        """What took no handshake is of no use any more."""
+        if fault.code == HANDSHAKE_REFUSED and self._kept.get(kept.key) is kept:
+            self._give_up(kept)
 
     def _give_up(self, kept: Kept, why: str = "") -> "asyncio.Task[None]":
         """End it beside what is being done."""

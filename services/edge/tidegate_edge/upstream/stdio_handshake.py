@@ -1,5 +1,6 @@
 """How speaking with a server process begins: `server/discover` for 2026-07-28, else `initialize`. The first of the two
-that a process accepts settles its era for good, so one process speaks one era.
+that a process accepts settles its era for good, so one process speaks one era; a server that speaks both is run as two
+(`stdio_eras.py`).
 """
 
 import asyncio
@@ -39,6 +40,7 @@ class Spoken(msgspec.Struct, frozen=True):
     capabilities: bytes = b"{}"
     server_info: bytes = b"null"
     instructions: str = ""
+    life: str = ""  # another one after each start
 
 
 class _Discovered(msgspec.Struct):
@@ -63,11 +65,13 @@ def own_meta() -> dict[str, Any]:
     return {PROTOCOL_VERSION_META: MODERN, CLIENT_CAPABILITIES_META: {}, CLIENT_INFO_META: CLIENT_INFO}
 
 
-async def shake_hands(session: StdioSession, era: EraChoice, capabilities: bytes) -> Spoken:
-    """Raises UpstreamFault: the process ended, answered with an error, or speaks no revision that is spoken here."""
+async def shake_hands(session: StdioSession, era: EraChoice, capabilities: bytes, start_s: float = START_S) -> Spoken:
+    """`start_s`: so long `initialize` is waited for. Raises UpstreamFault: the process ended, answered with an error,
+    or speaks no revision that is spoken here.
+    """
     if era == "legacy":
         try:
-            return await _initialize(session, capabilities)
+            return await _initialize(session, capabilities, start_s)
         except _Modern as refusal:
             raise UpstreamFault(
                 f"{session.name}: does not speak {LEGACY}; see servers.{session.name}.era", sent=False
@@ -83,7 +87,7 @@ async def shake_hands(session: StdioSession, era: EraChoice, capabilities: bytes
         if era == "modern":
             raise UpstreamFault(f"{session.name}: does not speak {MODERN}; see servers.{session.name}.era", sent=False)
         try:
-            return await _initialize(session, capabilities)
+            return await _initialize(session, capabilities, start_s)
         except _Modern:  # slow to begin: it had read the probe before
             return await _discover_late(session, probe.turn)
     finally:
@@ -104,15 +108,15 @@ class _Modern(Exception):
     """A refusal of `initialize` that only a modern server gives."""
 
 
-async def _initialize(session: StdioSession, capabilities: bytes) -> Spoken:
+async def _initialize(session: StdioSession, capabilities: bytes, start_s: float) -> Spoken:
     params = {"protocolVersion": LEGACY, "capabilities": msgspec.Raw(capabilities), "clientInfo": CLIENT_INFO}
     opening = session.begin("initialize", encode(params))
     try:
-        await asyncio.wait([opening.turn], timeout=START_S)
+        await asyncio.wait([opening.turn], timeout=start_s)
     finally:
         session.forget(opening)
     if not opening.turn.done():
-        raise UpstreamFault(f"{session.name}: no answer to initialize within {START_S:g} s", sent=False)
+        raise UpstreamFault(f"{session.name}: no answer to initialize within {start_s:g} s", sent=False)
     answer = _answered(opening.turn)
     if answer.error:
         if _code(answer.error) == _UNSUPPORTED_VERSION:

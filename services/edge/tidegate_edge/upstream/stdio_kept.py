@@ -5,6 +5,7 @@ What was in flight when it ended fails, and is not sent again. `Room` bounds how
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -14,8 +15,8 @@ from tidegate.errors import UpstreamFault
 from tidegate_edge.messages import METHOD_NOT_FOUND, encode
 from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer, Outgoing, Paused, Talk, Wanted
 from tidegate_edge.upstream.stdio_child import Child, Command
-from tidegate_edge.upstream.stdio_handshake import EraChoice, Spoken, own_meta, shake_hands
-from tidegate_edge.upstream.stdio_listening import Listener, offers
+from tidegate_edge.upstream.stdio_handshake import START_S, EraChoice, Spoken, own_meta, shake_hands
+from tidegate_edge.upstream.stdio_listening import Listener, Listeners, offers
 from tidegate_edge.upstream.stdio_session import StdioSession
 
 BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -23,6 +24,7 @@ STABLE_S: Final = 60.0  # a process that lived this long starts again without ba
 SUBSCRIBE_S: Final = 10.0
 SET_LEVEL_S: Final = 5.0
 GIVEN_UP: Final = "process-given-up"  # by this edge; another may run it
+HANDSHAKE_REFUSED: Final = "handshake-refused"  # by a second process: the server speaks the modern era alone
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class ProcessKey(NamedTuple):
     tenant: str
     subject_id: str = ""
     agent: str = ""
+    era: str = ""  # of a second process; "" of the first
 
 
 class Plan(NamedTuple):
@@ -45,20 +48,24 @@ class Plan(NamedTuple):
     idle_s: float  # 0: never ended for being idle
     edge: str
     paused_s: float
+    second: bool = False  # runs beside one that speaks the modern era; see `stdio_eras.py`
+    start_s: float = START_S  # so long `initialize` may take
 
 
 class Kept:
     """One key's process, in as many lives as it takes."""
 
-    def __init__(self, plan: Plan, key: ProcessKey, capabilities: bytes, *, always: bool) -> None:
+    def __init__(self, plan: Plan, key: ProcessKey, capabilities: bytes, overheard: Listeners, *, always: bool) -> None:
         self.plan = plan
         self.key = key
         self.always = always  # started again whether somebody asks or not
         self.session: StdioSession | None = None
         self.spoken: Spoken | None = None
         self.ended = False
+        self.refusal = ""  # why a second process could not begin: it is not tried again
         self.used_s = asyncio.get_running_loop().time()
         self._capabilities = capabilities
+        self._overheard = overheard
         self._era = plan.era
         self._users = 0
         self._listening = 0  # of them
@@ -102,6 +109,8 @@ class Kept:
         try:
             async with asyncio.timeout(timeout_s):
                 while self.session is None or self.session.over.is_set():
+                    if self.refusal:
+                        raise UpstreamFault(self.refusal, code=HANDSHAKE_REFUSED, sent=False)
                     if self.ended:
                         raise UpstreamFault(f"{self.plan.name}: the process was ended", code=GIVEN_UP, sent=False)
                     self._wanted.set()
@@ -189,12 +198,15 @@ class Kept:
                     await self._wanted.wait()
                 began_s = loop.time()
                 gave_in = await self._lived()
+                if self.refusal:
+                    return
                 if gave_in:
                     self._era, attempt = "legacy", 0  # it did not survive the question which era it speaks
                     continue
                 attempt = 1 if loop.time() - began_s > STABLE_S else attempt + 1
         finally:
             self.ended = True
+            self._tell_change()
 
     async def _lived(self) -> bool:
         try:
@@ -211,19 +223,23 @@ class Kept:
         except OSError as error:
             self._why = f"; '{self.plan.command.words[0]}' cannot be run ({error}): is it on PATH, is `cwd` there?"
             _log.warning("%s: the process is not running%s", name, self._why)
+            self._refuse(f"{name}: the process is not running{self._why}")
             return False
         session = StdioSession(child, shared=self.plan.shared, edge=self.plan.edge, paused_s=self.plan.paused_s)
+        session.overheard = self._overheard
         reading = asyncio.create_task(session.read(), name=f"stdio {name} stdout")
         words = asyncio.create_task(child.hear_errors(), name=f"stdio {name} stderr")
         try:
-            self.spoken = await shake_hands(session, self._era, self._capabilities)
+            spoken = await shake_hands(session, self._era, self._capabilities, self.plan.start_s)
+            self.spoken = msgspec.structs.replace(spoken, life=secrets.token_hex(8))
             self._era = "modern" if self.spoken.modern else "legacy"
             self.session = session
             self._wanted.clear()
             self._tell_change()
             await asyncio.wait([reading])
         except UpstreamFault as fault:
-            _log.warning("%s", fault)
+            _log.log(logging.INFO if self.plan.second else logging.WARNING, "%s", fault)
+            self._refuse(fault.sentence)
             gave_in = session.over.is_set() and self._era == "auto"
             self._era = self.plan.era  # it may be another one that is started next
             return gave_in
@@ -236,6 +252,11 @@ class Kept:
             self._child = None
             self._tell_change()
         return False
+
+    def _refuse(self, sentence: str) -> None:
+        """The first process of the server runs and is spoken to: that a second one cannot be is the server's way."""
+        if self.plan.second:
+            self.refusal = sentence
 
     def _tell_change(self) -> None:
         self._changed.set()

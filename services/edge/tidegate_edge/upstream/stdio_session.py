@@ -115,6 +115,7 @@ class StdioSession:
         self._told_crowded = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.listeners = Listeners()
+        self.overheard = Listeners()  # who hears list changes as well, and takes them from nobody
 
     @property
     def is_busy(self) -> bool:
@@ -294,7 +295,13 @@ class StdioSession:
                 under.talk.notified(method, params)
         elif method == "notifications/cancelled" and self._withdrawn(_cancelled_in(params)):
             return
-        elif not self.listeners.hear(method, params):
+        else:
+            self._told(method, params)
+
+    def _told(self, method: str, params: bytes) -> None:
+        """What names no request."""
+        self.overheard.hear(method, params)
+        if not self.listeners.hear(method, params):
             for under in self._candidates():
                 under.talk.notified(method, params)
                 return
