@@ -38,6 +38,7 @@ from tidegate_edge.overhearing import (
     passed_on,
     updated_uri,
 )
+from tidegate_edge.sessions import end_upstream
 from tidegate_edge.talk import LIST_CHANGES
 from tidegate_edge.upstream.port import ACKNOWLEDGED, SILENCE, Answer, Caller
 from tidegate_edge.visit import Visit
@@ -151,7 +152,9 @@ class Subscription:
                     ears.close()
             finally:
                 for server in self._wanted:
-                    edge.tasks.start(edge.upstreams[server].end(caller), f"end a listener's session at {server}")
+                    edge.tasks.start(
+                        end_upstream(edge.upstreams[server], caller), f"end a listener's session at {server}"
+                    )
 
     async def _until_it_stands(self) -> None:
         """What is acknowledged should be heard from then on, so the servers get a moment to begin. A server that is

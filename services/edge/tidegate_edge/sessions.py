@@ -4,11 +4,14 @@ A legacy session id is a sealed token bound to its principal: any edge can read 
 still lives is the session store's to say, from a local cache in the common case.
 """
 
+import asyncio
+import logging
 from typing import Any, Final
 
 import msgspec
 
 from tidegate.claims import Principal
+from tidegate.errors import Fault
 from tidegate.events import Sealed, SessionClosed, SessionOpened
 from tidegate.ids import now_us, uuid7
 from tidegate.sessions.port import SessionRecord
@@ -18,14 +21,17 @@ from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
 from tidegate_edge.messages import INVALID_REQUEST, Reply, encode, result_body
 from tidegate_edge.ruling import Ruling
-from tidegate_edge.upstream.port import Answer, Caller
+from tidegate_edge.upstream.port import Answer, Caller, Upstream
 from tidegate_edge.visit import Visit
 
 PURPOSE: Final = "session"
 ACKNOWLEDGED_WITHIN_S: Final = 1.0
 CLAIMED_CHARS_MAX: Final = 256
 CLAIMED_READ_BYTES: Final = 1_024
+ENDS_WITHIN_S: Final = 10.0
 GONE: Final = "Session not found: initialize again"
+
+_log = logging.getLogger(__name__)
 
 
 async def admit(
@@ -117,7 +123,7 @@ async def end(edge: Edge, principal: Principal, sealed: str) -> Reply:
     caller = Caller(principal.tenant, principal.subject_id, principal.agent, session_id)
     for server in sorted({key.server for key, _ in held} | edge.processes):
         if (upstream := edge.upstreams.get(server)) is not None:
-            edge.tasks.start(upstream.end(caller), f"end sessions at {server}")
+            edge.tasks.start(end_upstream(upstream, caller), f"end sessions at {server}")
     event = SessionClosed(
         **edge.place.stamp(principal.tenant),
         session_id=session_id,
@@ -127,6 +133,17 @@ async def end(edge: Edge, principal: Principal, sealed: str) -> Reply:
     )
     await edge.recorder.record(event, "spool")
     return Reply(200)
+
+
+async def end_upstream(upstream: Upstream, caller: Caller) -> None:
+    """What a caller holds at a server, in the background: whatever goes wrong there, the edge goes on."""
+    try:
+        async with asyncio.timeout(ENDS_WITHIN_S):
+            await upstream.end(caller)
+    except (Fault, TimeoutError) as fault:
+        _log.info("%s: a session may stay until it is idle: %s", upstream.name, fault)
+    except Exception:  # this task's own loop: nobody else could catch it
+        _log.exception("%s: a session could not be ended", upstream.name)
 
 
 async def answered(edge: Edge, principal: Principal, response: Response) -> Reply:

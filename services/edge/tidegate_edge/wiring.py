@@ -105,48 +105,68 @@ async def open_edge(
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
         edge.discovery, edge.tasks = discovery, tasks
-        for upstream in upstreams.values():
-            for owned in owned_in(upstream):
-                tasks.start(owned.hand_over(edge.draining), f"hand over {owned.name}")
+        _start(edge, watch)
+        yield _service(edge, watch, records, peering, registry, tuple(issuer.issuer for issuer in issuers))
 
-        def on_catalog(catalog: Catalog) -> None:
-            watch.catalog_changed(catalog, discovery.server_labels)
 
-        async def discover() -> None:
-            await watch.caught_up.wait()
-            await discovery.run(on_catalog)
+def _start(edge: Edge, watch: Watch) -> None:
+    """The edge's own work, beside calls; it ends with `edge.tasks`."""
+    tasks, discovery = edge.tasks, edge.discovery
 
-        tasks.start(watch.run(), "watch the log")
-        tasks.start(watch.advance(), "activate what is due")
-        tasks.start(discover(), "discover tools")
-        tasks.start(reap(sessions, upstreams, settings.limits.upstream_session_idle_s), "end idle upstream sessions")
-        desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
-        outlets = Outlets(sessions, settings.limits.stream_kept_s, sessions.address)
-        http = protocol_class(desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining)
-        watched: list[set[object]] = []
-        registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records, sum(map(len, watched)))))
+    def on_catalog(catalog: Catalog) -> None:
+        watch.catalog_changed(catalog, discovery.server_labels)
 
-        def awaiting() -> set[str]:
-            waits = {f"tools of {name}" for name in discovery.awaiting} | set(sessions.awaiting)
-            if not watch.caught_up.is_set():
-                waits.add("log")
-            if settings.tenant not in edge.rulings:
-                waits.add("bundle")
-            return waits
+    async def discover() -> None:
+        await watch.caught_up.wait()
+        await discovery.run(on_catalog)
 
-        def watch_connections(connections: set[object]) -> None:
-            watched.append(connections)
-            tasks.start(sweep_connections(connections), "sweep connections")
+    for upstream in edge.upstreams.values():
+        for owned in owned_in(upstream):
+            tasks.start(owned.hand_over(edge.draining), f"hand over {owned.name}")
+    tasks.start(watch.run(), "watch the log")
+    tasks.start(watch.advance(), "activate what is due")
+    tasks.start(discover(), "discover tools")
+    idle_s = edge.limits.upstream_session_idle_s
+    tasks.start(reap(edge.sessions, edge.upstreams, idle_s), "end idle upstream sessions")
 
-        def degraded() -> set[str]:
-            return discovery.degraded
 
-        router = well_known_routes(settings, tuple(issuer.issuer for issuer in issuers))
-        if peering.owners is not None:
-            room = settings.limits.body_bytes_max + PEER_BYTES_BESIDE
-            door = PeerDoor(peering.seal, sessions.address, upstreams, body_bytes_max=room, draining=edge.draining)
-            router.include_router(door.routes())
-        yield EdgeService(edge, http, router, awaiting, degraded, watch_connections)
+def _service(
+    edge: Edge,
+    watch: Watch,
+    records: Records,
+    peering: "Peering",
+    registry: CollectorRegistry,
+    issuers: tuple[str, ...],
+) -> EdgeService:
+    """What is served: the MCP path, and the routes beside it."""
+    settings, sessions, discovery = edge.settings, edge.sessions, edge.discovery
+    desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
+    outlets = Outlets(sessions, settings.limits.stream_kept_s, sessions.address)
+    http = protocol_class(desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining)
+    watched: list[set[object]] = []
+    registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records, sum(map(len, watched)))))
+
+    def awaiting() -> set[str]:
+        waits = {f"tools of {name}" for name in discovery.awaiting} | set(sessions.awaiting)
+        if not watch.caught_up.is_set():
+            waits.add("log")
+        if settings.tenant not in edge.rulings:
+            waits.add("bundle")
+        return waits
+
+    def watch_connections(connections: set[object]) -> None:
+        watched.append(connections)
+        edge.tasks.start(sweep_connections(connections), "sweep connections")
+
+    def degraded() -> set[str]:
+        return discovery.degraded
+
+    router = well_known_routes(settings, issuers)
+    if peering.owners is not None:
+        room = settings.limits.body_bytes_max + PEER_BYTES_BESIDE
+        door = PeerDoor(peering.seal, sessions.address, edge.upstreams, body_bytes_max=room, draining=edge.draining)
+        router.include_router(door.routes())
+    return EdgeService(edge, http, router, awaiting, degraded, watch_connections)
 
 
 @dataclass
