@@ -38,10 +38,10 @@ class Patience:
         self._asked_s = at_s
 
     def wait_s(self, at_s: float) -> float:
-        """For one more change. It is counted."""
+        """For one more change, `PATIENCE_BACK_S` at most: what comes meanwhile is the same wait."""
         since_s = at_s - self._asked_s
-        left = min(float(PATIENCE), self._left + since_s / PATIENCE_BACK_S) - 1.0
-        self._left -= 1.0
+        left = max(-1.0, min(float(PATIENCE), self._left + since_s / PATIENCE_BACK_S) - 1.0)
+        self._left = max(-1.0, self._left - 1.0)
         return max(DEBOUNCE_S, PACE_S - since_s, -left * PATIENCE_BACK_S)
 
 

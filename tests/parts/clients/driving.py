@@ -6,7 +6,7 @@ Counterparts: sdk23_client.py, sdk130_client.py.
 import contextlib
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,7 +58,9 @@ class SdkClient:
     def _hear(self) -> dict[str, Any]:
         """The next line of JSON. One line is outstanding at a time, so a buffer never hides a second one."""
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], STEP_DEADLINE_S)
+        with selectors.DefaultSelector() as selector:  # `select` takes no descriptor above 1,023
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            ready = selector.select(STEP_DEADLINE_S)
         line = self._process.stdout.readline() if ready else b""
         assert line, f"the client said nothing within {STEP_DEADLINE_S:.0f} s, status {self._process.poll()}"
         return dict(json.loads(line))
