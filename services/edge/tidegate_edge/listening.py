@@ -50,14 +50,11 @@ class Ears(Silence):
 
     def __init__(self, heard: Callable[[ListChange], None]) -> None:
         self._heard = heard
-        self._has_begun = False
 
     def notified(self, method: str, params: bytes) -> None:
-        if method == ACKNOWLEDGED:
-            if self._has_begun:  # heard again after a while: the server may be another one by now
-                for changed in LIST_CHANGES.values():
-                    self._heard(changed)
-            self._has_begun = True
+        if method == ACKNOWLEDGED:  # what changed before it was heard, or while it was not, nobody has said
+            for changed in LIST_CHANGES.values():
+                self._heard(changed)
             return
         kind = LIST_CHANGES.get(method)
         if kind is not None:

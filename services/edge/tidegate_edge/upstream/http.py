@@ -207,7 +207,7 @@ class HttpUpstream:
             await self._listen_in_session(wanted, caller, talk)
             return
         # a session has one stream, and edges share the sessions of such callers: each listens in one of its own
-        listener = msgspec.structs.replace(caller, session=f"edge:{self._store.address}")
+        listener = self._own_session(caller)
         try:
             await self._listen_in_session(wanted, listener, talk)
         finally:
@@ -217,18 +217,25 @@ class HttpUpstream:
         with contextlib.suppress(InitializeRefused):
             await self._in_transport(lambda legacy: legacy.listen(wanted, caller, talk))
 
+    def _own_session(self, caller: Caller) -> Caller:
+        """This edge's own session: asked for lists and listened to, for many servers tell changes to those alone who
+        have asked them something.
+        """
+        return msgspec.structs.replace(caller, session=f"edge:{self._store.address}")
+
     async def definitions(self, timeout_s: float) -> Definitions:
+        own = self._own_session(self._owner)
         modern = await self.era(True, timeout_s)
         if modern:
             said = await self._discover(timeout_s) or Introduction()
         else:
-            said = await self._in_transport(lambda legacy: legacy.introduce(self._owner, timeout_s))
+            said = await self._in_transport(lambda legacy: legacy.introduce(own, timeout_s))
 
         async def fetch(method: str, cursor: str | None) -> Answer:
             params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
             if modern:
                 params["_meta"] = own_meta()
-            answer = await self.request(Outgoing(method, encode(params), self._owner, modern, timeout_s), SILENCE)
+            answer = await self.request(Outgoing(method, encode(params), own, modern, timeout_s), SILENCE)
             assert isinstance(answer, Answer)
             return answer
 
