@@ -157,7 +157,8 @@ async def test_a_stream_ends_with_the_token_it_was_opened_under(edge: RunningEdg
     speaker = Speaker(edge.settings.listen, edge.place.token(ttl_s=3))
     await speaker.initialize()
     async with streaming(speaker, get(speaker)) as client:
-        assert await client.events(15) == []
+        told = await client.events(15)  # ends; an edge that has just started may still tell of lists
+        assert all(one.json["method"].endswith("list_changed") for one in told)
 
 
 # GET: what is heard

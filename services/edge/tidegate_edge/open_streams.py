@@ -12,6 +12,7 @@ from typing import Final
 
 from tidegate.claims import Principal
 from tidegate.errors import Fault
+from tidegate.ids import now_us
 from tidegate.sessions.port import SessionStore, UpstreamKey
 
 KIND: Final = "get-stream"
@@ -21,10 +22,11 @@ _Key = tuple[str, str]  # tenant, session
 class Standing:
     """The GET stream of a session, as far as others may touch it."""
 
-    __slots__ = ("is_replaced", "stirred")
+    __slots__ = ("is_replaced", "opened_us", "stirred")
 
     def __init__(self) -> None:
         self.is_replaced = False
+        self.opened_us = now_us()
         self.stirred = Event()  # it was replaced, or its session has changed: look again
 
     def replace(self) -> None:
@@ -76,14 +78,17 @@ class OpenStreams:
             if self._standing.get(key) is mine:
                 del self._standing[key]
 
-    async def replace_elsewhere(self, tenant: str, session: str) -> None:
+    async def replace_elsewhere(self, tenant: str, session: str, standing: Standing) -> None:
         """Tell the other edges that the session's GET stream is here now."""
         with contextlib.suppress(Fault):  # then two may stand for a while, which harms less than none
-            await self._sessions.tell_all(f"{KIND}\n{tenant}|{session}".encode())
+            await self._sessions.tell_all(f"{KIND}\n{standing.opened_us}|{tenant}|{session}".encode())
 
     def _replaced_elsewhere(self, message: bytes) -> None:
-        tenant, _, session = message.decode(errors="replace").rpartition("|")
-        if (found := self._standing.get((tenant, session))) is not None:
+        """An edge tells late at times: what it tells of may itself have been replaced by the one that stands here."""
+        opened, _, key = message.decode(errors="replace").partition("|")
+        tenant, _, session = key.rpartition("|")
+        found = self._standing.get((tenant, session))
+        if found is not None and opened.isdecimal() and found.opened_us < int(opened):
             found.replace()
 
     def _stir(self, tenant: str, session: str) -> None:

@@ -142,7 +142,7 @@ async def _stand(edge: Edge, principal: Principal, door: str, exchange: Exchange
     session = record.session_id
     with edge.streams.standing(principal.tenant, session) as standing, edge.announcements.hearing() as hearing:
         out.open()
-        await edge.streams.replace_elsewhere(principal.tenant, session)
+        await edge.streams.replace_elsewhere(principal.tenant, session, standing)
         visit = Visit(principal, door, session, session, record.protocol, record, exchange)
         stream = GetStream(edge, visit, out)
         async with asyncio.TaskGroup() as group:

@@ -185,7 +185,7 @@ class HttpUpstream:
         if self.plan.transport != "auto" or self._legacy is self._older:
             return False
         try:
-            await self._older.session(self._owner)
+            await self._older.session(self._own_session(self._owner))
         except UpstreamFault:
             return False
         self._legacy = self._older
