@@ -10,6 +10,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "SessionOpened": "A client opened a session of the protocol.",
     "SessionClosed": "A session of the protocol ended.",
     "ToolWithdrawn": "A tool that was defined is no longer among its server's.",
+    "OfferWithdrawn": "A prompt, resource or template that was defined is no longer among its server's.",
     "ServerRegistered": "An upstream server is known to the edges.",
     "BundleActivated": "An edge decides by this release from now on.",
     "BundleRejected": "An edge does not obey a release, and stays with the one before.",
@@ -37,6 +38,11 @@ OF: Final[Mapping[str, Mapping[str, str]]] = {
     "SessionClosed": {"session_id": "the protocol's session", "cause": "what ended it"},
     "ToolDefined": {"previous": "digest of the definition before; missing the first time"},
     "ToolWithdrawn": {"previous": "digest of its last definition"},
+    "OfferDefined": {
+        "previous": "digest of the definition before; missing the first time",
+        "kind": "what is defined",
+    },
+    "OfferWithdrawn": {"previous": "digest of its last definition", "kind": "what was defined"},
     "BundleReleased": {
         "previous": "digest that the ring pointed at before",
         "cause": "a new release, or one of an older digest",

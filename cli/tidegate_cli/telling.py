@@ -79,6 +79,8 @@ def _session(seen: Seen) -> str:
 
 def _refused(seen: Seen) -> str:
     told = f"HTTP {plain(seen.text('status'))}: {plain(_sentence_in(seen.text('message')))}"
+    if "count" in seen.fields:
+        told = f"{plain(seen.text('count'))} times  {told}"
     return "  ".join(part for part in (f"[red]refused[/] {who(seen)}", plain(seen.text("method")), told) if part)
 
 
@@ -118,6 +120,13 @@ def _tool(seen: Seen) -> str:
     return f"tool {word}  {name}  [dim]{plain(seen.text('digest')[:12])}[/]"
 
 
+def _offer(seen: Seen) -> str:
+    changed = "[bold yellow]changed[/]" if seen.text("previous") else "first seen"
+    word = "withdrawn" if "withdrawn" in seen.type else changed
+    name = f"[cyan]{plain(seen.text('server'))}[/]  {plain(seen.text('target'))}"
+    return f"{plain(seen.text('kind'))} {word}  {name}  [dim]{plain(seen.text('digest')[:12])}[/]"
+
+
 def _server(seen: Seen) -> str:
     labels = ", ".join(seen.fields.get("labels", ()))
     return f"server {plain(seen.text('server'))} registered, {plain(seen.text('transport'))}  [dim]{plain(labels)}[/]"
@@ -142,5 +151,7 @@ _TELLERS: dict[str, Callable[[Seen], str]] = {
     "bundle.rejected": _bundle,
     "tool.defined": _tool,
     "tool.withdrawn": _tool,
+    "offer.defined": _offer,
+    "offer.withdrawn": _offer,
     "server.registered": _server,
 }

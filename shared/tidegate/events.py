@@ -18,6 +18,7 @@ Outcome = Literal[
     "ok", "tool-error", "rpc-error", "upstream-failed", "timeout", "cancelled", "blocked", "input-required"
 ]
 Direction = Literal["arguments", "result"]
+Offer = Literal["prompt", "resource", "template"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -161,6 +162,7 @@ class RequestRefused(Event, frozen=True, kw_only=True, tag="request.refused.v1")
     reason: str
     message: str
     status: int
+    count: int = 1  # how many requests it stands for: past some in a second, those of one method and reason are summed
 
 
 class ToolDefined(Event, frozen=True, kw_only=True, tag="tool.defined.v1"):
@@ -176,6 +178,26 @@ class ToolDefined(Event, frozen=True, kw_only=True, tag="tool.defined.v1"):
 class ToolWithdrawn(Event, frozen=True, kw_only=True, tag="tool.withdrawn.v1"):
     server: str
     tool: str
+    previous: str
+
+
+class OfferDefined(Event, frozen=True, kw_only=True, tag="offer.defined.v1"):
+    """A prompt, resource or resource template was seen for the first time, or differs from the last one seen
+    (`previous` not empty).
+    """
+
+    server: str
+    kind: Offer
+    target: str  # a prompt's name, a resource's URI, a template's URI template
+    digest: str  # SHA-256 of the canonical definition
+    previous: str = ""
+    definition: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class OfferWithdrawn(Event, frozen=True, kw_only=True, tag="offer.withdrawn.v1"):
+    server: str
+    kind: Offer
+    target: str  # a prompt's name, a resource's URI, a template's URI template
     previous: str
 
 
@@ -302,6 +324,8 @@ AnyEvent = (
     | RequestRefused
     | ToolDefined
     | ToolWithdrawn
+    | OfferDefined
+    | OfferWithdrawn
     | ServerRegistered
     | BundleReleased
     | BundleActivated
@@ -318,6 +342,7 @@ TOPIC_OF: dict[str, str] = {
     "session": "sessions",
     "request": "sessions",
     "tool": "catalog",
+    "offer": "catalog",
     "server": "catalog",
     "bundle": "policy",
     "quarantine": "control",
@@ -355,6 +380,8 @@ def key_of(event: AnyEvent) -> bytes:
             return f"{event.tenant}|{event.subject_id}|{event.agent}".encode()
         case ToolDefined() | ToolWithdrawn():
             return f"{event.tenant}|{event.server}|{event.tool}".encode()
+        case OfferDefined() | OfferWithdrawn():
+            return f"{event.tenant}|{event.server}|{event.kind}|{event.target}".encode()
         case ServerRegistered():
             return f"{event.tenant}|{event.server}".encode()
         case BundleReleased():
