@@ -30,8 +30,9 @@ run: ## set up what local mode needs, then the demo: servers, policy, a first go
 
 test: check ## everything: checks, then all tests on real parts (what CI runs)
 
-check: lint ## format, lint, types, import contracts, then all tests
-	$(DEV) pytest
+# Most tests wait for real parts: more workers than processors. -rR names what passed at its second try only: a fault too.
+check: lint ## format, lint, types, import contracts, then all tests (WORKERS, default 3)
+	$(DEV) pytest -n $(or $(WORKERS),3) --dist loadfile --reruns 1 -rR
 
 lint: setup ## the checks alone, without tests
 	$(DEV) ruff format --check $(EXISTING)

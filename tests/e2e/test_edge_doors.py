@@ -93,10 +93,14 @@ async def listed(speaker: Speaker, method: str, member: str, path: str = "/mcp",
     """All pages."""
     found: list[Any] = []
     cursor: str | None = None
-    for _ in range(10):
+    for _ in range(30):
         params = {} if cursor is None else {"cursor": cursor}
         ask = speaker.modern if modern else speaker.legacy
-        page = (await speaker.ask(ask(method, params, path=path))).result
+        answer = await speaker.ask(ask(method, params, path=path))
+        if cursor is not None and "the list has changed" in answer.json.get("error", {}).get("message", ""):
+            found, cursor = [], None
+            continue
+        page = answer.result
         assert len(page[member]) <= 3
         found += page[member]
         cursor = page.get("nextCursor")

@@ -146,6 +146,7 @@ class Discovery:
             self._settings.tenant,
             lambda: self.catalog.shelves[name].capabilities,
             lambda kind: self._stir(name, kind),
+            self._stirred[name].set,
         )
 
     async def _watch(self, name: str, on_change: Callable[[Catalog], None]) -> None:

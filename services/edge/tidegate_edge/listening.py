@@ -48,13 +48,13 @@ class Patience:
 class Ears(Silence):
     """The gateway's own side of a server's stream: it notes list changes and answers nothing."""
 
-    def __init__(self, heard: Callable[[ListChange], None]) -> None:
+    def __init__(self, heard: Callable[[ListChange], None], began: Callable[[], None]) -> None:
         self._heard = heard
+        self._began = began
 
     def notified(self, method: str, params: bytes) -> None:
-        if method == ACKNOWLEDGED:  # what changed before it was heard, or while it was not, nobody has said
-            for changed in LIST_CHANGES.values():
-                self._heard(changed)
+        if method == ACKNOWLEDGED:
+            self._began()
             return
         kind = LIST_CHANGES.get(method)
         if kind is not None:
@@ -75,10 +75,13 @@ async def keep_listening(
     tenant: str,
     capabilities: Callable[[], Mapping[str, Any]],
     heard: Callable[[ListChange], None],
+    began: Callable[[], None],
 ) -> None:
-    """Until cancelled. The upstream connects again by itself; here is only waited where it gives up."""
+    """Until cancelled. The upstream connects again by itself; here is only waited where it gives up. `began`: from now
+    on it is heard; what changed before, nobody has said.
+    """
     caller = Caller(tenant, "gateway", "tidegate")
-    ears = Ears(heard)
+    ears = Ears(heard, began)
     last = ""
     while True:
         wants = wanted(capabilities())
