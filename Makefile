@@ -32,6 +32,7 @@ test: check ## everything: checks, then all tests on real parts (what CI runs)
 
 # Most tests wait for real parts: more workers than processors. -rR names what passed at its second try only: a fault too.
 check: lint ## format, lint, types, import contracts, then all tests (WORKERS, default 3)
+	$(DEV) python -m tests.parts.ready
 	$(DEV) pytest -n $(or $(WORKERS),3) --dist loadfile --reruns 1 -rR
 
 lint: setup ## the checks alone, without tests
