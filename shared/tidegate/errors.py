@@ -44,6 +44,12 @@ class LogUnavailable(OurFault):
     code = "log-unavailable"
 
 
+class KeyFault(OurFault):
+    """A key of a subject, or what it sealed, cannot be read. The sentence never carries either."""
+
+    code = "key-malformed"
+
+
 class ConfigFault(Fault):
     """A setting is wrong; the sentence carries the key's path, what was expected and a suggestion."""
 

@@ -44,9 +44,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The personal part: plain in version 1, ciphertext per subject once erasure is built."""
+    """The personal part. Sealed under a key of its subject it has `kid` and `box` alone; without `kid` it is plain."""
 
     v: int = 1
+    kid: str = ""  # names the data key, 32 hex digits; the key itself is on the topic subject-keys, until it is erased
+    box: str = ""  # base64 of nonce (12) | AES-256-GCM ciphertext | tag (16); inside: this object, plain, as JSON
     issuer: str = ""
     subject: str = ""
     login: str = ""
@@ -252,6 +254,33 @@ class QuarantineLifted(Event, frozen=True, kw_only=True, tag="quarantine.lifted.
     reason: str = ""
 
 
+class SubjectErased(Event, frozen=True, kw_only=True, tag="subject.erased.v1"):
+    """Every data key of a subject up to `erased_us` is to be destroyed: what they sealed can never be read again."""
+
+    subject_id: str
+    erasure_id: str  # of one request to erase; the events and answers of it repeat it
+    actor: str  # the subject id of a person
+    reason: str
+    erased_us: int  # keys made up to here are destroyed, named below or not
+    keys: tuple[str, ...] = ()  # the kids that were published then; 10,000 at most
+
+
+class SpoolDamaged(Event, frozen=True, kw_only=True, tag="spool.damaged.v1"):
+    """Bytes of an edge's spool could not be read: what they held is not in the log, and where that was is said here."""
+
+    edge: str
+    spool: str  # the id of the damaged spool, as it stands in its writers' names
+    file: str  # the segment
+    aside: str = ""  # the file on that disk in which the bytes are kept; "": there are none
+    damage: Literal["damaged", "torn-end", "missing", "unreadable"]  # torn-end: perhaps a write never acknowledged
+    bytes: int = 0
+    records: int = 0  # how many were lost; 0: that cannot be told
+    of_writer: str = ""  # whose chain has the gap; "": that cannot be told
+    first_seq: int = 0  # the first lost number of that chain; 0: that cannot be told
+    last_seq: int = 0  # the last; 0: all that followed, or that cannot be told
+    message: str = ""  # a sentence
+
+
 class FindingRaised(Event, frozen=True, kw_only=True, tag="finding.raised.v1"):
     """The detector's conclusion. On the detections topic the value is the OCSF 2004 object alone, made from this."""
 
@@ -332,9 +361,11 @@ AnyEvent = (
     | BundleRejected
     | QuarantineImposed
     | QuarantineLifted
+    | SubjectErased
     | FindingRaised
     | RootSealed
     | RootChecked
+    | SpoolDamaged
 )
 
 TOPIC_OF: dict[str, str] = {
@@ -346,8 +377,10 @@ TOPIC_OF: dict[str, str] = {
     "server": "catalog",
     "bundle": "policy",
     "quarantine": "control",
+    "subject": "control",
     "finding": "detections",
     "root": "integrity",
+    "spool": "integrity",
 }
 """The topic of an event, by the first word of its type."""
 
@@ -390,5 +423,9 @@ def key_of(event: AnyEvent) -> bytes:
             return f"{event.tenant}|edge|{event.edge}".encode()
         case QuarantineImposed() | QuarantineLifted():
             return f"{event.tenant}|{event.quarantine_id}".encode()
+        case SubjectErased():
+            return f"{event.tenant}|{event.subject_id}".encode()
         case RootSealed() | RootChecked():
             return f"{event.tenant}|{event.sealer}".encode()
+        case SpoolDamaged():
+            return f"{event.tenant}|edge|{event.edge}".encode()

@@ -12,8 +12,17 @@ TOPICS = ("calls", "sessions", "detections", "dead-letters", "policy", "control"
 expired.
 """
 
-STATE_TOPICS = ("policy-state", "control-state", "catalog-state", "detector-state", "integrity-state")
-"""Compacted twins, keyed by entity: the whole current value; a None value deletes."""
+STATE_TOPICS = (
+    "policy-state",
+    "control-state",
+    "catalog-state",
+    "detector-state",
+    "integrity-state",
+    "subject-keys",
+)
+"""Compacted, keyed by entity: the whole current value; a None value deletes. What `subject-keys` deletes is gone from
+the disk, too, as soon as the log can.
+"""
 
 
 class Record(NamedTuple):
