@@ -51,6 +51,7 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     box: str = ""  # base64 of nonce (12) | AES-256-GCM ciphertext | tag (16); inside: this object, plain, as JSON
     issuer: str = ""
     subject: str = ""
+    user: str = ""  # Cedar's id of the user; "" where it is `subject`
     login: str = ""
     claimed_client: str = ""  # clientInfo, self-reported: a hint, never an identity
     arguments: msgspec.Raw = msgspec.Raw(b"null")  # as captured
@@ -66,7 +67,7 @@ class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     catalog: str = ""  # digest of the server's definitions
     groups: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    user: str = ""  # the Cedar entity id of the principal, subject_id where it is personal
+    server_labels: tuple[str, ...] = ()  # those of `labels` that are the server's own
     now_us: int = 0
     control_epoch: int = 0
     arguments_kept: bool = False  # the values decided on are in `sealed.arguments`, unmasked and whole

@@ -153,6 +153,11 @@ class Ongoing:
         return self.item.labels if self.item else ()
 
     @property
+    def server_labels(self) -> tuple[str, ...]:
+        shelf = self.ruling.catalog.shelves.get(self.server) if self.ruling and self.item else None
+        return shelf.labels if shelf else ()
+
+    @property
     def is_tool_call(self) -> bool:
         return self.request.method == "tools/call"
 
@@ -179,6 +184,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             catalog=call.catalog,
             groups=principal.groups,
             labels=call.labels,
+            server_labels=call.server_labels,
             now_us=call.requested_us,
             control_epoch=call.control_epoch,
             arguments_kept=arguments is not NULL and call.arguments_captured == call.arguments,
@@ -189,6 +195,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
         sealed=Sealed(
             issuer=principal.issuer,
             subject=principal.subject,
+            user="" if principal.user == principal.subject else principal.user,
             login=principal.login,
             claimed_client=_claimed_client(call),
             arguments=arguments,
