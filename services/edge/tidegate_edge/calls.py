@@ -72,6 +72,7 @@ class Ongoing:
         "abilities",
         "arguments",
         "arguments_captured",
+        "arguments_masked",
         "bundle",
         "call_id",
         "catalog",
@@ -129,6 +130,7 @@ class Ongoing:
         self.members: dict[str, msgspec.Raw] = {}  # of the params, byte for byte
         self.arguments = EMPTY_OBJECT  # as they will be forwarded
         self.arguments_captured = EMPTY_OBJECT  # without what the inspection found
+        self.arguments_masked = False  # they are not those that were decided on
         self.hidden = False  # the principal may not know that the target exists
         self.decision: Decided = "deny"
         self.stage: Stage = "admission"
@@ -187,7 +189,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             server_labels=call.server_labels,
             now_us=call.requested_us,
             control_epoch=call.control_epoch,
-            arguments_kept=arguments is not NULL and call.arguments_captured == call.arguments,
+            arguments_kept=_are_kept(call, arguments),
         ),
         findings=call.findings,
         arguments_digest=hashlib.sha256(call.arguments).hexdigest(),
@@ -202,6 +204,12 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             inputs=_answers(call, bytes_max=capture_bytes_max),
         ),
     )
+
+
+def _are_kept(call: Ongoing, arguments: msgspec.Raw) -> bool:
+    """Whether the record has what the rules saw."""
+    is_whole = arguments is not NULL and not call.target_captured and not call.arguments_masked
+    return is_whole and call.arguments_captured == call.arguments
 
 
 def _answers(call: Ongoing, bytes_max: int) -> msgspec.Raw:

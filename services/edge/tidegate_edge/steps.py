@@ -163,7 +163,7 @@ def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
         call.rules = (blocked.rule,)
         return
     if scan.masked is not None:
-        call.arguments = scan.masked
+        call.arguments, call.arguments_masked = scan.masked, True
     if other.masked is not None:
         call.members.update(decode_fields(other.masked))
         _mask_inputs(call)

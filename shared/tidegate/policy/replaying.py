@@ -1,0 +1,157 @@
+"""Past decisions made again, from the facts that their events keep: by the bundle that made them, which must agree, or
+by another one, to see what it would change. Pure.
+
+An event keeps what Cedar saw: user, groups, agent, the tool and its labels, and the arguments, where the capture
+policy kept them whole. What was stopped before or after the rules (a quarantine, a limit, an inspection) is told apart:
+no bundle decided it. Counterparts: `engine.py` decides, `tidegate_cli.replaying` reads the events.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tidegate.events import CallRequested, Decided, Sealed
+from tidegate.policy.bundle import Bundle
+from tidegate.policy.engine import Engine, ToolFacts
+from tidegate.policy.verdict import Verdict
+
+ENGINES_MAX: Final = 20_000  # tools, each with the labels that it had; engines of a bundle share its parsed rules
+PROMPTS_GET: Final = "prompts/get"
+RESOURCES_READ: Final = "resources/read"
+_RULED_OUT: Final = frozenset({"unknown-tool", "unknown-prompt", "unknown-resource"})
+
+Blank = Literal["erased", "not-kept", "elsewhere"]
+"""Why a decision is not made again: who asked was erased; the arguments matter and were not kept; it was not made by
+rules.
+"""
+
+_decode_arguments: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_NO_ARGUMENTS: Final = frozenset({b"null", b""})
+
+
+class Past(msgspec.Struct, frozen=True, kw_only=True):
+    """A recorded decision and its facts. `arguments` are as the rules saw them; None where they were not kept whole."""
+
+    call_id: str
+    time_us: int
+    subject_id: str
+    login: str
+    user: str  # Cedar's id; "" where the personal part is gone
+    groups: tuple[str, ...]
+    agent: str
+    method: str
+    server: str
+    action: str
+    labels: tuple[str, ...]
+    server_labels: tuple[str, ...]
+    arguments: dict[str, Any] | None
+    decision: Decided
+    stage: str
+    reason: str
+    rules: tuple[str, ...]
+    bundle: str
+    release: int
+
+
+def past_of(event: CallRequested, sealed: Sealed | None) -> Past:
+    """`sealed` is the event's personal part, opened; None where its key is gone."""
+    inputs = event.inputs
+    action = action_of(event.method, event.target, event.labels)
+    return Past(
+        call_id=event.call_id,
+        time_us=event.requested_us,
+        subject_id=event.subject_id,
+        login=sealed.login or sealed.subject if sealed else "",
+        user=sealed.user or sealed.subject if sealed else "",
+        groups=inputs.groups,
+        agent=event.agent,
+        method=event.method,
+        server=event.server,
+        action=action,
+        labels=event.labels,
+        server_labels=inputs.server_labels,
+        arguments=_decided_on(event, action, sealed),
+        decision=event.decision,
+        stage=event.stage,
+        reason=event.reason,
+        rules=event.rules,
+        bundle=inputs.bundle or event.bundle,
+        release=inputs.release,
+    )
+
+
+def action_of(method: str, target: str, labels: tuple[str, ...]) -> str:
+    """What the rules were asked about: a tool by its name, all prompts of a server, or all its resources."""
+    if method == "tools/call":
+        return target
+    if method == PROMPTS_GET:
+        return PROMPTS_GET
+    if method == "completion/complete":
+        return PROMPTS_GET if "prompt" in labels else RESOURCES_READ
+    return RESOURCES_READ
+
+
+def _decided_on(event: CallRequested, action: str, sealed: Sealed | None) -> dict[str, Any] | None:
+    """The arguments as the rules saw them: of a resource its URI, of a prompt its name and arguments."""
+    if sealed is None or not event.inputs.arguments_kept:
+        return None
+    if event.method not in ("tools/call", PROMPTS_GET):
+        return {"uri": event.target} if action == RESOURCES_READ else {"name": event.target, "arguments": {}}
+    given = bytes(sealed.arguments)
+    try:
+        value = {} if given in _NO_ARGUMENTS else _decode_arguments(given)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return value if event.method == "tools/call" else {"name": event.target, "arguments": value}
+
+
+class _Person(msgspec.Struct, frozen=True):
+    user: str
+    agent: str
+    groups: tuple[str, ...]
+
+
+class Replayer:
+    """Decides by one bundle about tools as they were. One thread. Raises BundleFault where the bundle cannot decide."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.digest = bundle.digest
+        self._base = Engine.build(bundle, (), {})
+        self._engines: OrderedDict[tuple[str, str, tuple[str, ...], tuple[str, ...]], Engine] = OrderedDict()
+
+    def decide(self, past: Past) -> Verdict | Blank:
+        """The verdict on that call, or why there is none."""
+        if past.stage != "policy" or past.reason in _RULED_OUT or past.method.startswith("tasks/"):
+            return "elsewhere"
+        if not past.user:
+            return "erased"
+        engine = self._engine(past)
+        person = _Person(past.user, past.agent, past.groups)
+        standing = engine.standing(person, past.server, past.action)
+        if standing is not None:
+            return standing
+        return (
+            "not-kept" if past.arguments is None else engine.evaluate(person, past.server, past.action, past.arguments)
+        )
+
+    def _engine(self, past: Past) -> Engine:
+        key = (past.server, past.action, past.labels, past.server_labels)
+        engine = self._engines.get(key)
+        if engine is None:
+            facts = ToolFacts(past.server, past.action, past.labels)
+            engine = self._engines[key] = self._base.with_tools([facts], {past.server: past.server_labels})
+            if len(self._engines) > ENGINES_MAX:
+                self._engines.popitem(last=False)
+        return engine
+
+
+def differs(past: Past, verdict: Verdict) -> str:
+    """How the verdict contradicts the record; "" where they agree. Sentences are not compared, they are for people."""
+    said: Mapping[str, tuple[object, object]] = {
+        "decision": (past.decision, verdict.effect),
+        "reason": (past.reason, verdict.reason),
+        "rules": (past.rules, verdict.rules),
+    }
+    return "; ".join(f"{name}: recorded {was}, now {now}" for name, (was, now) in said.items() if was != now)
