@@ -80,6 +80,13 @@ class Audit(Part, frozen=True, kw_only=True):
     ocsf_topic: bool = False  # calls as OCSF objects on the topic `ocsf`, for SIEMs
 
 
+class Privacy(Part, frozen=True, kw_only=True):
+    """Personal fields of events, sealed per subject, so that they can be erased from an append-only log."""
+
+    sealing: bool | None = None  # default: on with `log: sqlite`, and where there is a key_file
+    key_file: str = ""  # masters, base64 of 32 bytes a line; the first wraps; default in local mode: under {data}/keys
+
+
 class Rule(Part, frozen=True, kw_only=True):
     """Overrides for a server, or one tool of it (the upstream's own name)."""
 
@@ -125,13 +132,22 @@ class Toolset(Part, frozen=True, kw_only=True):
 class Tls(Part, frozen=True, kw_only=True):
     ca_file: str = ""
     cert_file: str = ""
-    key_file: str = ""
+    key_file: str = ""  # default: cert_file holds the key as well
+    key_password: str = ""
+    key_password_file: str = ""
+
+    def __repr__(self) -> str:  # it may come to stand in a log
+        return f"Tls(ca_file={self.ca_file!r}, cert_file={self.cert_file!r}, key_file={self.key_file!r})"
 
 
 class Sasl(Part, frozen=True, kw_only=True):
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     username: str
-    password: str
+    password: str = ""
+    password_file: str = ""  # instead of `password`: its first line
+
+    def __repr__(self) -> str:  # it may come to stand in a log
+        return f"Sasl(mechanism={self.mechanism!r}, username={self.username!r})"
 
 
 class Kafka(Part, frozen=True, kw_only=True):
@@ -223,6 +239,7 @@ class Settings(Part, frozen=True, kw_only=True):
     analytics: str = "chdb"
     analytics_password: str = ""
     audit: Audit = Audit()
+    privacy: Privacy = Privacy()
     limits: Limits = Limits()
     services: Services = Services()
     trust: Trust = Trust()
@@ -250,6 +267,12 @@ class Settings(Part, frozen=True, kw_only=True):
     def is_local(self) -> bool:
         """One process with embedded adapters."""
         return self.log == "sqlite"
+
+    @property
+    def seals(self) -> bool:
+        """Whether the personal fields of new events are sealed."""
+        given = self.privacy.sealing
+        return bool(self.privacy.key_file) if given is None else given
 
     @property
     def local_issuer(self) -> bool:

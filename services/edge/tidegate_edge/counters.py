@@ -16,6 +16,7 @@ _GAUGES = {
     "tidegate_pending_records": "Records handed over and not yet durable",
     "tidegate_spool_backlog_records": "Records durable here and not yet in the log",
     "tidegate_spool_backlog_bytes": "Bytes durable here and not yet in the log",
+    "tidegate_subject_keys_unpublished": "Keys of subjects, durable here and not yet in the log",
     "tidegate_bundle_release": "Number of the ruling release; 0 before the first",
     "tidegate_quarantines": "Quarantines in force",
 }

@@ -24,6 +24,7 @@ from tidegate_edge.recorder import Recorder
 from tidegate_edge.renewals import Renewals
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Upstream
+from tidegate_edge.vault import Vault
 
 if TYPE_CHECKING:
     from tidegate_edge.discovery import Discovery
@@ -61,6 +62,7 @@ class Edge:
         self.inflight = InFlight(sessions)
         self.streams = OpenStreams(sessions, settings.limits.streams_per_subject_max)
         self.announcements = Announcements()
+        self.vault: Vault | None = None  # set once, in `wiring.py`
         self.draining = asyncio.Event()  # streams end: the edge is about to stop
         self.processes = frozenset(name for name, server in settings.servers.items() if server.command)
         self.discovery: Discovery  # set once, in `wiring.py`

@@ -2,7 +2,7 @@
 
 Modes: `spool` (the edge's own fsynced spool, or the local log itself), `strict` (acknowledged by Kafka, or refused),
 `strict-or-spool`, `async` (handed over, not awaited; only for tools labelled read-only). Each way to durability is a
-writer with a chain of its own. One event loop.
+writer with a chain of its own. The personal part is sealed on the way, where there is a vault. One event loop.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from tidegate.chain import Chain
 from tidegate.errors import LogUnavailable
 from tidegate.events import AnyEvent, Mode
 from tidegate.log.port import Record
+from tidegate_edge.vault import Vault
 
 
 class Submitter(Protocol):
@@ -52,13 +53,22 @@ class Writer:
 class Recorder:
     """Durability by mode. `strict` is None where the log is local: there every append is the log's own."""
 
-    def __init__(self, spool: Writer, strict: Writer | None = None, on_lost: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        spool: Writer,
+        strict: Writer | None = None,
+        on_lost: Callable[[], None] | None = None,
+        vault: Vault | None = None,
+    ) -> None:
         self._spool = spool
         self._strict = strict
         self._on_lost = on_lost
+        self._vault = vault
 
     async def record(self, event: AnyEvent, mode: Mode) -> None:
         """Durable on return, as the mode means it. Raises LogUnavailable: then nothing may follow from the event."""
+        if self._vault is not None:
+            event = self._vault.seal(event) or await self._vault.sealed(event)
         if mode == "spool":
             await self._spool.write(event)
         elif mode == "async":
@@ -79,6 +89,8 @@ class Recorder:
 
     async def record_all(self, events: Sequence[AnyEvent]) -> None:
         """Facts that are not calls: in order, durable on return."""
+        if self._vault is not None:
+            events = [self._vault.seal(event) or await self._vault.sealed(event) for event in events]
         if events:
             await asyncio.gather(*[self._spool.write(event) for event in events])
 

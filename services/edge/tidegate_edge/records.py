@@ -26,6 +26,7 @@ from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Settings
 from tidegate_edge.calls import Place
 from tidegate_edge.recorder import Recorder, Submitter, Writer
+from tidegate_edge.vault import Vault
 
 READ_AT_ONCE: Final = 2_000
 INLINE_BELOW_S: Final = 0.001  # a mean sync above this goes to a thread
@@ -55,18 +56,20 @@ class Records:
 
 
 @contextlib.asynccontextmanager
-async def open_records(settings: Settings, log: EventLog, place: Place) -> AsyncIterator[Records]:
+async def open_records(
+    settings: Settings, log: EventLog, place: Place, vault: Vault | None = None
+) -> AsyncIterator[Records]:
     """Leaving it makes everything durable and, with Kafka, empties the spool within limits.drain_timeout_s."""
     if isinstance(log, SqliteLog):
         writer = Writer(lambda: Chain(f"{place.edge}.{uuid7()}"), log)
         log.when_failed(lambda _fault: writer.failed(None))
-        recorder = Recorder(writer)
+        recorder = Recorder(writer, vault=vault)
         with _unclean_start(settings.data_dir / "edge.open") as unclean:
             if unclean:
                 await recorder.record_all([_abandoned(request, place) for request in await _left_open(log)])
             yield Records(recorder, log)
         return
-    async with _kafka_records(settings, place) as records:
+    async with _kafka_records(settings, place, vault) as records:
         yield records
 
 
@@ -104,7 +107,7 @@ def _note_call(left: dict[str, CallRequested], value: bytes | None) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _kafka_records(settings: Settings, place: Place) -> AsyncIterator[Records]:
+async def _kafka_records(settings: Settings, place: Place, vault: Vault | None) -> AsyncIterator[Records]:
     from tidegate.log.kafka_appender import KafkaAppender  # a local edge has no use for Kafka's client
 
     limits = settings.limits
@@ -118,7 +121,7 @@ async def _kafka_records(settings: Settings, place: Place) -> AsyncIterator[Reco
         stack.push_async_callback(_drain, shipper, spool, limits.drain_timeout_s)
         strict, strict_writer = _strict(KafkaAppender(settings, 5.0), limits, place.edge)
         stack.push_async_callback(strict.close)
-        recorder = Recorder(spool_writer, strict_writer)
+        recorder = Recorder(spool_writer, strict_writer, vault=vault)
         await recorder.record_all([_abandoned(request, place) for request in spool.unfinished()])
         shipper.start()
         yield Records(recorder, spooled, spool)
@@ -180,4 +183,5 @@ def _abandoned(request: CallRequested, place: Place) -> CallAbandoned:
         **{**shared, **stamp, "reason": "edge-died", "message": message},
         found_us=stamp["time_us"],
         labels=request.labels,
+        sealed=request.sealed,  # as it is, under the key that the request was sealed with
     )

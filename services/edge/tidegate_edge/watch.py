@@ -1,5 +1,5 @@
-"""What the log tells the edge: releases and bundles, quarantines, and the definitions seen before. One subscription,
-folded for ever.
+"""What the log tells the edge: releases and bundles, quarantines, erasures, and the definitions seen before. One
+subscription, folded for ever.
 
 A release rules once its engine is built; a broken one leaves the old one ruling, and says so as an event. The last good
 bundle is kept on disk, so that an edge decides before the log has answered.
@@ -23,6 +23,7 @@ from tidegate.policy.bundle import INSPECTION, Bundle
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.release import Activation, PolicyState, Rejection, pointer_key
 from tidegate.policy.signing import Trust
+from tidegate.privacy.erasure import is_erasure, read_erasure
 from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.edge import Edge
@@ -85,6 +86,8 @@ class Watch:
     async def _apply(self, record: Delivered) -> None:
         if record.topic == "policy-state":
             await self._apply_policy(record)
+        elif record.topic == "control-state" and is_erasure(record.key):
+            await self._apply_erasure(record)
         elif record.topic == "control-state":
             self._apply_control(record)
         elif record.value is not None:
@@ -115,6 +118,17 @@ class Watch:
             return
         if isinstance(event, QuarantineImposed):
             quarantines.apply(event)
+
+    async def _apply_erasure(self, record: Delivered) -> None:
+        """A subject's keys of this edge are destroyed. Raises LogUnavailable: then it is read, and tried, again."""
+        if record.value is None or self._edge.vault is None:
+            return
+        try:
+            event = read_erasure(record.value).event
+        except msgspec.DecodeError as error:
+            _log.error("an erasure cannot be read: %s", error)
+            return
+        await self._edge.vault.destroy(event.tenant, event.subject_id, event.erased_us, event.keys)
 
     async def _apply_policy(self, record: Delivered) -> None:
         tenant = record.key.split(b"|", 1)[0].decode(errors="replace")

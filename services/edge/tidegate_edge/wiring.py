@@ -50,6 +50,7 @@ from tidegate_edge.upstream.stdio import StdioUpstream, plan_of
 from tidegate_edge.upstream.stdio_eras import StdioEras, owned_in, second_of
 from tidegate_edge.upstream.stdio_kept import Plan as ProcessPlan
 from tidegate_edge.upstream.stdio_kept import Room
+from tidegate_edge.vault import Vault, open_vault
 from tidegate_edge.watch import Watch
 
 PEER_BYTES_BESIDE: Final = 1024 * 1024  # what may go between edges beside a body or a result
@@ -85,12 +86,14 @@ async def open_edge(
     issuers = (*settings.identity.issuers, *((settings_issuer(settings),) if settings.local_issuer else ()))
     async with contextlib.AsyncExitStack() as stack:
         keys = await stack.enter_async_context(IssuerKeys(issuers, settings.path(".")))
-        records = await stack.enter_async_context(open_records(settings, log, place))
+        vault = await stack.enter_async_context(open_vault(settings, log))
+        sealing = vault if settings.seals else None
+        records = await stack.enter_async_context(open_records(settings, log, place, sealing))
         peering = await stack.enter_async_context(open_peering(settings, sessions, secrets))
         upstreams = {name: open_upstream(settings, name, sessions, edge_id, peering) for name in settings.servers}
         verifier = open_verifier(settings, secrets, keys, issuers)
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
-        edge.peers = peering.peers
+        edge.peers, edge.vault = peering.peers, vault
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants)
         await watch.restore()
@@ -105,13 +108,13 @@ async def open_edge(
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
         edge.discovery, edge.tasks = discovery, tasks
-        _start(edge, watch)
+        _start(edge, watch, log)
         yield _service(edge, watch, records, peering, registry, tuple(issuer.issuer for issuer in issuers))
 
 
-def _start(edge: Edge, watch: Watch) -> None:
+def _start(edge: Edge, watch: Watch, log: EventLog) -> None:
     """The edge's own work, beside calls; it ends with `edge.tasks`."""
-    tasks, discovery = edge.tasks, edge.discovery
+    tasks, discovery, vault = edge.tasks, edge.discovery, edge.vault
 
     def on_catalog(catalog: Catalog) -> None:
         watch.catalog_changed(catalog, discovery.server_labels)
@@ -120,6 +123,12 @@ def _start(edge: Edge, watch: Watch) -> None:
         await watch.caught_up.wait()
         await discovery.run(on_catalog)
 
+    async def publish_keys(vault: Vault) -> None:
+        await watch.caught_up.wait()  # what was erased while this edge was away is destroyed, not published
+        await vault.publish(log)
+
+    if vault is not None:
+        tasks.start(publish_keys(vault), "publish keys of subjects")
     for upstream in edge.upstreams.values():
         for owned in owned_in(upstream):
             tasks.start(owned.hand_over(edge.draining), f"hand over {owned.name}")
@@ -290,6 +299,7 @@ def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
         "tidegate_pending_records": records.pending,
         "tidegate_spool_backlog_records": backlog.records,
         "tidegate_spool_backlog_bytes": backlog.bytes,
+        "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
         "tidegate_bundle_release": ruling.number if ruling else 0,
         "tidegate_quarantines": sum(len(quarantines.current(at_us)) for quarantines in edge.quarantines.values()),
     }

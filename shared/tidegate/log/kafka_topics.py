@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from tidegate.log.port import STATE_TOPICS, TOPICS
+from tidegate.log.port import ERASING_TOPIC, STATE_TOPICS, TOPICS
 from tidegate.settings import Kafka
 
 KEPT_FOREVER: Final = frozenset({"policy", "control", "catalog", "integrity"})
@@ -44,7 +44,7 @@ def specs(kafka: Kafka) -> list[TopicSpec]:
 def _spec(topic: str, kafka: Kafka) -> TopicSpec:
     config = {"min.insync.replicas": str(kafka.min_insync), "message.timestamp.type": "LogAppendTime"}
     if topic in STATE_TOPICS:
-        config |= {"cleanup.policy": "compact"} | (_SOON_GONE if topic == "subject-keys" else {})
+        config |= {"cleanup.policy": "compact"} | (_SOON_GONE if topic == ERASING_TOPIC else {})
     elif topic in KEPT_FOREVER:
         config |= {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     else:

@@ -20,9 +20,10 @@ STATE_TOPICS = (
     "integrity-state",
     "subject-keys",
 )
-"""Compacted, keyed by entity: the whole current value; a None value deletes. What `subject-keys` deletes is gone from
-the disk, too, as soon as the log can.
-"""
+"""Compacted, keyed by entity: the whole current value; a None value deletes."""
+
+ERASING_TOPIC = "subject-keys"
+"""What a None value deletes here is gone from the disk, too, as soon as the log can."""
 
 
 class Record(NamedTuple):

@@ -16,9 +16,10 @@ import msgspec
 from tidegate.errors import LogUnavailable
 from tidegate.ids import now_us
 from tidegate.log.ownership import Ownership
-from tidegate.log.port import STATE_TOPICS, TOPICS, Delivered, Record
+from tidegate.log.port import ERASING_TOPIC, STATE_TOPICS, TOPICS, Delivered, Record
 
 FORMAT = 1
+_BUSY_MS = 1_000  # for how long readers are waited for before the write-ahead log is emptied
 _TOPIC = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _headers = msgspec.json.Decoder(list[tuple[str, bytes]])
 
@@ -105,6 +106,9 @@ class SqliteAppender:
         except BaseException:
             self._ownership.release()
             raise
+        self._to_empty = True  # a crash may have come between an erasure and this
+        table = table_of(ERASING_TOPIC)
+        self._erase = f"DELETE FROM {table} WHERE key = ?1 AND value IS NOT NULL"  # noqa: S608
         self._insert = {topic: self._insert_into(topic) for topic in self.ends}
 
     def append(self, records: Sequence[Record]) -> None:
@@ -114,6 +118,7 @@ class SqliteAppender:
         if not records:
             return
         time_us = now_us()
+        erased = [(key,) for topic, key, value, _ in records if value is None and topic == ERASING_TOPIC]
         rows: dict[str, list[tuple[int, bytes, bytes | None, bytes | None, int]]] = {}
         ends: Ends = {}
         for topic, key, value, headers in records:
@@ -128,6 +133,8 @@ class SqliteAppender:
                 self._db.execute("BEGIN IMMEDIATE")
                 for topic, values in rows.items():
                     self._db.executemany(self._insert[topic], values)
+                if erased:
+                    self._db.executemany(self._erase, erased)
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 with contextlib.suppress(sqlite3.Error):
@@ -136,6 +143,9 @@ class SqliteAppender:
                     f"the log's file took no record ({error}); free disk space, check the disk"
                 ) from error
             self.ends.update(ends)
+            self._to_empty |= bool(erased)
+            if self._to_empty:
+                self._empty()
         self._committed(ends)
 
     def settle(self, group: str, offsets: Mapping[str, int]) -> None:
@@ -163,6 +173,14 @@ class SqliteAppender:
                 newest = f'SELECT max("offset") FROM {table} GROUP BY key'  # noqa: S608
                 self._db.execute(f'DELETE FROM {table} WHERE "offset" NOT IN ({newest})')  # noqa: S608
 
+    def _empty(self) -> None:
+        """What was erased is not in the write-ahead log either; while somebody reads, at the next append."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+            self._to_empty = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA busy_timeout=10000")
+
     def close(self) -> None:
         """Fold the write-ahead log into the file and give up ownership."""
         with self._turn:
@@ -173,6 +191,7 @@ class SqliteAppender:
     def _lay_out(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten
         self._settler.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("BEGIN IMMEDIATE")
         for topic in (*TOPICS, *STATE_TOPICS):
@@ -180,6 +199,7 @@ class SqliteAppender:
                 f'CREATE TABLE IF NOT EXISTS {table_of(topic)} ("offset" INTEGER PRIMARY KEY, '
                 "key BLOB NOT NULL, value BLOB, headers BLOB, time_us INTEGER NOT NULL)"
             )
+        self._db.execute(f"CREATE INDEX IF NOT EXISTS keys_to_erase ON {table_of(ERASING_TOPIC)} (key)")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS groups "
             '(name TEXT, topic TEXT, "offset" INTEGER NOT NULL, PRIMARY KEY (name, topic))'

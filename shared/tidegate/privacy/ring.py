@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 
 from tidegate.errors import KeyFault
 from tidegate.events import Sealed
-from tidegate.log.port import Delivered, EventLog
+from tidegate.log.port import ERASING_TOPIC, Delivered, EventLog
 from tidegate.privacy.keys import Lock, SubjectKey, Wrapping, named_by
 
-TOPIC: Final = "subject-keys"
+TOPIC: Final = ERASING_TOPIC
 KEYS_MAX: Final = 100_000
 LOADED_MAX: Final = 1_000_000  # that a command keeps, which reads the topic once and has no loader
 _READ_AT_ONCE: Final = 2_000
