@@ -28,6 +28,9 @@ def check_settings(settings: Settings, file: Path) -> Settings:
         _check_server(name, server, file)
     if settings.log != "sqlite" and not re.fullmatch(r"kafka://[^/]+", settings.log):
         raise ConfigFault(f"{file}: $.log: expected 'sqlite' or 'kafka://host:port[,host:port]', got '{settings.log}'")
+    sasl = settings.kafka.sasl
+    if sasl is not None and bool(sasl.password) == bool(sasl.password_file):
+        raise ConfigFault(f"{file}: $.kafka.sasl: give exactly one of password and password_file")
     if settings.sessions != "memory" and not re.match(r"rediss?://", settings.sessions):
         raise ConfigFault(f"{file}: $.sessions: expected 'memory' or 'redis://host:port/db', got '{settings.sessions}'")
     if settings.analytics != "chdb" and not re.match(r"clickhouses?://", settings.analytics):

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.parts.kafka import PASSWORD, USER, Kafka, running_kafka
+from tests.parts.kafka import Kafka, running_kafka
 
 from tidegate.chain import Chain, cloud_event_headers
 from tidegate.errors import LogUnavailable
@@ -25,7 +25,7 @@ from tidegate.log.port import BlockingAppender, Delivered, EventLog, Record
 from tidegate.log.spool import Shipper, Spool
 from tidegate.log.sqlite import SqliteAppender, SqliteLog
 from tidegate.settings import Kafka as KafkaSettings
-from tidegate.settings import Sasl, Settings, Tls
+from tidegate.settings import Settings
 
 Read = Callable[[], Coroutine[Any, Any, list[Record]]]
 
@@ -179,35 +179,6 @@ async def test_events_carry_cloud_events_headers_on_kafka(kafka: Kafka) -> None:
     assert headers[False]["ce_id"] == event.id.encode()
     assert headers[False]["ce_source"] == b"/tidegate/edge.spool.1"
     assert headers[True] == {}
-    await log.close()
-
-
-@pytest.mark.kafka
-async def test_both_kafka_clients_speak_tls_and_sasl_and_refuse_a_wrong_password(kafka: Kafka) -> None:
-    plain = settings_on(kafka)
-
-    def secured(password: str) -> Settings:
-        tls, sasl = Tls(ca_file=str(kafka.certificate_file)), Sasl(mechanism="PLAIN", username=USER, password=password)
-        topics = msgspec.structs.replace(plain.kafka, tls=tls, sasl=sasl)
-        return Settings(log=f"kafka://{kafka.secure_bootstrap}", kafka=topics)
-
-    settings = secured(PASSWORD)
-    log, appender = KafkaLog(settings), KafkaAppender(settings)
-    await log.prepare()
-    await log.append(controls(1))
-    await asyncio.to_thread(appender.append, controls(2))
-    assert [each.value for each in await delivered(log, "control")] == [b"1", b"2"]
-    appender.close()
-    await log.close()
-    wrong = secured("not-the-password")
-    log, appender = KafkaLog(wrong, timeout_s=5), KafkaAppender(wrong, timeout_s=2)
-    with pytest.raises(LogUnavailable) as caught:
-        await log.prepare()
-    assert "not-the-password" not in caught.value.sentence
-    with pytest.raises(LogUnavailable, match="uthentication") as caught:
-        await asyncio.to_thread(appender.append, controls(3))
-    assert "not-the-password" not in caught.value.sentence
-    appender.close()
     await log.close()
 
 

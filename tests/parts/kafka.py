@@ -14,12 +14,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from tests.parts.certificates import self_signed
+from tests.parts.certificates import Authority
 from tests.parts.processes import CACHE, PartMissing, free_port, spawn, stop, wait_ready
 
 POM = Path(__file__).resolve().parents[2] / "infra" / "kafka" / "pom.xml"
@@ -37,15 +38,26 @@ USER, PASSWORD = "tidegate", "only-for-tests"
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure_port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure_port}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure_port},MUTUAL://127.0.0.1:{mutual_port},\
+  EXPIRED://127.0.0.1:{expired_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure_port},MUTUAL://127.0.0.1:{mutual_port},\
+  EXPIRED://127.0.0.1:{expired_port}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
-sasl.enabled.mechanisms=PLAIN
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,MUTUAL:SSL,EXPIRED:SSL,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
 listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \
   user_{user}="{password}";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=\
+  org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=\
+  org.apache.kafka.common.security.scram.ScramLoginModule required;
 ssl.keystore.type=PEM
 ssl.keystore.location={certificate}
+listener.name.mutual.ssl.client.auth=required
+listener.name.mutual.ssl.truststore.type=PEM
+listener.name.mutual.ssl.truststore.location={authority}
+listener.name.expired.ssl.keystore.type=PEM
+listener.name.expired.ssl.keystore.location={expired}
 controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
 log.dirs={data}
 offsets.topic.replication.factor=1
@@ -127,8 +139,11 @@ class Kafka:
         self.port = free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
         self.secure_port = free_port()
-        self.secure_bootstrap = f"127.0.0.1:{self.secure_port}"  # TLS, and SASL PLAIN as `USER` with `PASSWORD`
-        self.certificate_file = directory / "broker.pem"  # self-signed: the clients' CA as well
+        self.secure_bootstrap = f"127.0.0.1:{self.secure_port}"  # TLS, and SASL (PLAIN, SCRAM) as `USER`, `PASSWORD`
+        self.mutual_bootstrap = f"127.0.0.1:{free_port()}"  # TLS, and a certificate of the client's
+        self.expired_bootstrap = f"127.0.0.1:{free_port()}"  # TLS with a certificate that has expired
+        self.authority = Authority()  # who signed the broker's certificates, and whose clients it lets in
+        self.authority_file = directory / "authority.pem"
         self._classpath = f"{install()}/*"
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -162,15 +177,22 @@ class Kafka:
         self._process.send_signal(signal.SIGCONT)
 
     def _configure(self) -> None:
-        self.certificate_file.write_bytes(self_signed())
+        certificate, expired = self.directory / "broker.pem", self.directory / "expired.pem"
+        self.authority_file.write_bytes(self.authority.pem)
+        certificate.write_bytes(self.authority.issue("broker"))
+        expired.write_bytes(self.authority.issue("broker", ends=timedelta(hours=-1)))
         properties = _PROPERTIES.format(
             port=self.port,
             secure_port=self.secure_port,
+            mutual_port=self.mutual_bootstrap.rpartition(":")[2],
+            expired_port=self.expired_bootstrap.rpartition(":")[2],
             controller_port=free_port(),
             data=self.directory / "data",
             user=USER,
             password=PASSWORD,
-            certificate=self.certificate_file,
+            certificate=certificate,
+            authority=self.authority_file,
+            expired=expired,
         )
         (self.directory / "server.properties").write_text(properties)
         (self.directory / "log4j2.properties").write_text(_LOGGING)
@@ -183,6 +205,8 @@ class Kafka:
             "kafka.tools.StorageTool",
         ]
         cluster = ["format", "--standalone", "--cluster-id", uuid4().hex[:22], "--config", "server.properties"]
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+            cluster += ["--add-scram", f"{mechanism}=[name={USER},password={PASSWORD}]"]
         subprocess.run([*tool, *cluster], cwd=self.directory, check=True, capture_output=True, timeout=120)
 
 

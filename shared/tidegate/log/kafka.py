@@ -21,6 +21,7 @@ from tidegate.ids import uuid7
 from tidegate.log.commit import check_size
 from tidegate.log.kafka_appender import KafkaAppender
 from tidegate.log.kafka_connection import for_aiokafka
+from tidegate.log.kafka_diagnosis import why
 from tidegate.log.kafka_reader import KafkaSubscription
 from tidegate.log.kafka_topics import TopicFound, TopicSpec, differences, specs
 from tidegate.log.port import STATE_TOPICS, TOPICS, Assigned, Record, Revoked, Subscription
@@ -240,9 +241,9 @@ class KafkaLog:
                 f"another writer named '{self._writer_id}' took over; this one must stop", code="writer-fenced"
             ) from error
         except (KafkaError, TimeoutError, OSError) as error:
-            why = str(error) or type(error).__name__
+            told = await why(self._settings, error)
             raise LogUnavailable(
-                f"Kafka at {self._settings.kafka_bootstrap} could not be {what} ({why}); is it up, and $.log right?"
+                f"Kafka at {self._settings.kafka_bootstrap} could not be {what}: {told}; is it up, and $.log right?"
             ) from error
 
 

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from tidegate.chain import cloud_event_headers
 from tidegate.errors import LogUnavailable
 from tidegate.log.kafka_connection import for_librdkafka
+from tidegate.log.kafka_diagnosis import told
 from tidegate.log.port import STATE_TOPICS, TOPICS, Record
 from tidegate.settings import Settings
 
@@ -35,6 +36,7 @@ class KafkaAppender:
     """
 
     def __init__(self, settings: Settings, timeout_s: float = 10.0, *, compression: str = "none") -> None:
+        self._settings = settings
         self._bootstrap = settings.kafka_bootstrap
         self._prefix = settings.kafka.prefix
         self._timeout_s = timeout_s
@@ -66,13 +68,12 @@ class KafkaAppender:
     def append(self, records: Sequence[Record]) -> None:
         if self._closed:
             raise LogUnavailable("the log is closed", code="log-closed")
-        if self._producer is None:
-            self._producer = Producer(self._options)
         deadline = time.monotonic() + self._timeout_s
         try:
+            producer = self._producer or self._open()
             for record in records:
-                self._produce(self._producer, record, deadline)
-            left = self._producer.flush(max(0.001, deadline - time.monotonic()))
+                self._produce(producer, record, deadline)
+            left = producer.flush(max(0.001, deadline - time.monotonic()))
         except (KafkaException, BufferError) as error:
             self._give_up(str(error))
         except BaseException:
@@ -88,6 +89,11 @@ class KafkaAppender:
         """What was appended was acknowledged before: there is nothing to wait for."""
         self._closed = True
         self._drop()
+
+    def _open(self) -> Producer:
+        self._notice = ""
+        self._producer = Producer(self._options | for_librdkafka(self._settings))
+        return self._producer
 
     def _produce(self, producer: Producer, record: Record, deadline: float) -> None:
         topic, key, value, headers = record
@@ -107,7 +113,7 @@ class KafkaAppender:
     def _give_up(self, why: str) -> None:
         """A producer with a failed batch is thrown away, with everything that it would still have sent."""
         self._drop()
-        notice = f" ({self._notice})" if self._notice and self._notice not in why else ""
+        notice = f": {told(self._settings, self._notice)}" if self._notice and self._notice not in why else ""
         raise LogUnavailable(
             f"Kafka at {self._bootstrap} did not acknowledge: {why}{notice}; is it up, with enough in-sync replicas?"
         )

@@ -16,6 +16,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, Un
 
 from tidegate.errors import LogUnavailable
 from tidegate.log.kafka_connection import for_aiokafka
+from tidegate.log.kafka_diagnosis import why
 from tidegate.log.port import Assigned, Delivered, Partition, Revoked
 from tidegate.settings import Settings
 
@@ -36,6 +37,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         on_revoked: Revoked | None,
         timeout_s: float,
     ) -> None:
+        self._settings = settings
         self._bootstrap = settings.kafka_bootstrap
         self._prefix = settings.kafka.prefix
         self._topics = [self._prefix + topic for topic in topics]
@@ -77,9 +79,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                     await self._open_alone()
         except (KafkaError, TimeoutError, OSError) as error:
             await self.close()
-            raise LogUnavailable(
-                f"Kafka at {self._bootstrap} could not be followed ({str(error) or type(error).__name__}); is it up?"
-            ) from error
+            told = await why(self._settings, error)
+            raise LogUnavailable(f"Kafka at {self._bootstrap} could not be followed: {told}; is it up?") from error
         except BaseException:
             await self.close()
             raise
