@@ -4,6 +4,7 @@ Columns are built one at a time over the events of one kind, which costs a third
 `reading.py` (what may come in), the tables in `migrations/`.
 """
 
+import binascii
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ Getter = Callable[[Any], Any]
 SLICE = (
     256  # records opened at a time: few enough to stay in the processor's cache and out of the garbage collector's way
 )
+BOX_BYTES_MIN = 28  # of a sealed part: nonce and tag
 
 
 class Opened(NamedTuple):
@@ -129,6 +131,18 @@ def _json(part: msgspec.Raw) -> bytes:
     return b"" if text == b"null" else text
 
 
+def _box(event: CallEvent) -> bytes:
+    """The sealed personal part as bytes; empty where the event is plain, or has what no key could open."""
+    text = event.sealed.box
+    if not text:
+        return b""
+    try:
+        box = binascii.a2b_base64(text)
+    except ValueError:
+        return b""
+    return box if len(box) >= BOX_BYTES_MIN else b""
+
+
 def _findings(findings: tuple[Finding, ...]) -> Sequence[tuple[str, str, str, str, int]]:
     return [(one.rule, one.severity, one.action, one.direction, one.count) for one in findings] if findings else ()
 
@@ -148,6 +162,7 @@ _DIMENSIONS: dict[str, Getter] = {
     "claimed_client": attrgetter("sealed.claimed_client"),
     "arguments": lambda event: _json(event.sealed.arguments),
     "result": lambda event: _json(event.sealed.result),
+    "inputs": lambda event: _json(event.sealed.inputs),
 }
 _SIDE = ("mode", "stage", "reason", "message", "rules")
 _REQUESTED: dict[str, Getter] = {
@@ -164,12 +179,16 @@ _REQUESTED: dict[str, Getter] = {
     "arguments_fingerprints": attrgetter("fingerprints"),
     "arguments_findings": lambda event: _findings(event.findings),
     "arguments_bytes": attrgetter("arguments_bytes"),
+    "request_kid": attrgetter("sealed.kid"),
+    "request_box": _box,
 }
 _ABANDONED: dict[str, Getter] = {
     "version": lambda _: 2,
     "abandoned_event": attrgetter("id"),
     "abandoned_at": attrgetter("found_us"),
     **{f"requested_{name}": attrgetter(name) for name in _SIDE},
+    "request_kid": attrgetter("sealed.kid"),
+    "request_box": _box,
 }
 _COMPLETED: dict[str, Getter] = {
     "version": lambda _: 3,
@@ -188,6 +207,8 @@ _COMPLETED: dict[str, Getter] = {
     "result_digest": attrgetter("result_digest"),
     "result_fingerprints": attrgetter("fingerprints"),
     "result_findings": lambda event: _findings(event.findings),
+    "completion_kid": attrgetter("sealed.kid"),
+    "completion_box": _box,
 }
 
 
@@ -197,7 +218,9 @@ def _least(column: str) -> Any:
         return ()
     if column == "error_code":
         return None
-    texts = ("_event", "_mode", "_stage", "_reason", "_message", "_capture", "_digest")
+    if column.endswith("_box"):
+        return b""
+    texts = ("_event", "_mode", "_stage", "_reason", "_message", "_capture", "_digest", "_kid")
     return "" if column.endswith(texts) or column in ("outcome", "catalog") else 0
 
 
