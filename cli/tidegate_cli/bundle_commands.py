@@ -1,7 +1,7 @@
 """`tidegate bundle` and `tidegate quarantine`: the rules, and what is stopped whatever the rules say."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,9 +22,9 @@ DirectoryArgument = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     bundle = typer.Typer(
-        no_args_is_help=True, help="Policy bundles: begin, check, compare, publish, list, show, roll back."
+        no_args_is_help=True, help="Policy bundles: begin, check, compare, replay, publish, list, show, roll back."
     )
-    for command in (init, check, diff, publish, rollback):
+    for command in (init, check, diff, replay, publish, rollback):
         bundle.command()(command)
     bundle.command("list")(list_releases)
     bundle.command("show")(show)
@@ -84,6 +84,50 @@ def diff(
     from tidegate_cli.bundle_comparing import show_differences
 
     show_differences(old, new, ring, config, token, as_json)
+
+
+def replay(
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="A bundle's directory, or a release: number or digest.")
+    ],
+    since: Annotated[
+        str, typer.Option("--since", metavar="AGE", help="Calls requested from then on: 90s, 15m, 2h, 7d, or a time.")
+    ] = "7d",
+    until: Annotated[
+        str, typer.Option("--until", metavar="AGE", help="Calls requested before then.", show_default="now")
+    ] = "",
+    server: Annotated[str, typer.Option("--server", help="Only this server.")] = "",
+    tool: Annotated[str, typer.Option("--tool", help="Only this tool, by the server's own name of it.")] = "",
+    agent: Annotated[str, typer.Option("--agent", help="Only this agent.")] = "",
+    store: Annotated[
+        Literal["clickhouse", "log"], typer.Option("--from", help="Where the recorded calls are read.")
+    ] = "clickhouse",
+    fail_on_change: Annotated[
+        bool, typer.Option("--fail-on-change", help="Exit code 1 where any decision would change.")
+    ] = False,
+    ring: RingOption = "main",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
+) -> None:
+    """Decide recorded calls again by a candidate, before it rules: what would newly be allowed, asked or denied.
+
+    Decided from what each call's event keeps: user, groups, agent, the tool's labels then, and the arguments where they
+    were kept whole. Where they were not and matter, the call is counted apart.
+    """
+    from tidegate_cli.matching import age_us
+    from tidegate_cli.past_calls import Span
+    from tidegate_cli.replaying import show_replay
+
+    span = Span(
+        tenant="",
+        since_us=age_us(since),
+        until_us=age_us(until, option="--until"),
+        server=server,
+        tool=tool,
+        agent=agent,
+    )
+    raise typer.Exit(show_replay(candidate, ring, span, store, config, token, fail_on_change, as_json))
 
 
 def publish(

@@ -17,7 +17,7 @@ SHOWN_MAX = 40
 
 def show_differences(old: str, new: str, ring: str, config: Path, token: str, as_json: bool) -> None:
     """Raises Fault where one of them cannot be had or cannot decide."""
-    before, after = (_bundle(name, ring, config, token) for name in (old, new))
+    before, after = (bundle_named(name, ring, config, token) for name in (old, new))
     found = compare(before, after)
     if as_json:
         print_document(found)
@@ -34,7 +34,8 @@ def show_differences(old: str, new: str, ring: str, config: Path, token: str, as
         say("[yellow]not all of it[/]  the bundles mention more than is tried; give cases for what matters most")
 
 
-def _bundle(name: str, ring: str, config: Path, token: str) -> Bundle:
+def bundle_named(name: str, ring: str, config: Path, token: str) -> Bundle:
+    """In a directory, or released: by its number in the ring, or its digest. Raises Fault."""
     if Path(name).is_dir():
         return load_bundle(name)
     if not all(char in "0123456789abcdef" for char in name) or not name:
