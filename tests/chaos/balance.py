@@ -1,0 +1,300 @@
+"""The books of a run: what the upstreams saw, what callers were told, what Kafka and ClickHouse hold.
+
+Read when everything is healed: `healed` waits for that. `balance` compares in both directions, by nonce, and counts
+what does not agree. Counterparts: `upstream.py`, `load.py`; `report.py` prints it.
+"""
+
+import hashlib
+import json
+import subprocess
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from tests.chaos.load import Tally
+from tests.chaos.stage import Stage
+from tests.parts.asking import until
+from tests.parts.books import HISTORIES, read_topic
+from tests.parts.cluster import ROOT, TIDEGATE
+
+from tidegate.chain import open_event, open_head
+from tidegate.events import key_of
+
+HEALED_DEADLINE_S: Final = 120.0
+REFUSALS: Final = frozenset({"denied", "asked", "limited"})
+OPEN: Final = frozenset({"unknown", "pending"})  # pending becomes unknown when it is old enough
+NOT_SENT: Final = frozenset({"upstream-failed", "cancelled", "timeout"})  # ended, perhaps before anything was sent
+ANSWERED: Final = frozenset({"ok", "tool-error"})
+COUNTED: Final = {
+    "events": "event_id",
+    "calls": "call_id",
+    "denials": "call_id",
+    "findings": "finding_id",
+    "integrity": "sealer, number",
+}
+"""Published rows, and what may be there once alone."""
+SUMMED: Final = ("calls_by_minute", "calls_by_hour", "tool_usage", "agents", "servers", "data_volume")
+EXAMPLES_MAX: Final = 5
+
+
+class Row(NamedTuple):
+    """A call as ClickHouse has it."""
+
+    nonce: str
+    call_id: str
+    status: str
+    server: str
+    edge: str
+
+
+class Checked(NamedTuple):
+    """One thing that must be 0."""
+
+    what: str
+    found: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass
+class Books:
+    """What was found. `faults` is empty where the books balance."""
+
+    checks: list[Checked] = field(default_factory=list)
+    told: dict[str, int] = field(default_factory=dict)  # what is no fault, and worth knowing
+
+    @property
+    def faults(self) -> list[str]:
+        return [f"{one.what}: {one.found}: {'; '.join(one.examples)}" for one in self.checks if one.found]
+
+    def check(self, what: str, wrong: Iterable[str]) -> None:
+        found = list(wrong)
+        self.checks.append(Checked(what, len(found), tuple(found[:EXAMPLES_MAX])))
+
+
+def rows_of(stage: Stage) -> list[Row]:
+    """Every tool call that ClickHouse holds, its nonce read from the arguments as people query them."""
+    sql = (
+        "SELECT JSONExtractString(arguments, 'nonce') AS nonce, call_id, status, server, edge FROM tidegate.calls "
+        "WHERE method = 'tools/call'"
+    )
+    return [Row(**row) for row in stage.query(sql)]
+
+
+class Logged(NamedTuple):
+    """A record of Kafka's, in the order of its partition."""
+
+    topic: str
+    value: bytes
+
+
+def logged(stage: Stage) -> list[Logged]:
+    topics = (*HISTORIES, "detections", "integrity")
+    return [
+        Logged(topic, one)
+        for topic in topics
+        for one in read_topic(stage.kafka.bootstrap, stage.cluster.prefix + topic)
+    ]
+
+
+class _Named(msgspec.Struct):
+    """An event, or a finding as others have it."""
+
+    id: str = ""
+    finding_info: dict[str, Any] = {}
+
+    @property
+    def identity(self) -> str:
+        return self.id or str(self.finding_info.get("uid", ""))
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+def healed(stage: Stage, deadline_s: float = HEALED_DEADLINE_S) -> float:
+    """Everybody runs, no spool holds anything, ClickHouse holds what Kafka holds. The seconds it took."""
+    began_s = time.monotonic()
+    services = [stage.service(name) for name in ("edge-0", "edge-1", "audit-consumer", "audit-1")]
+    for service in services:
+        until(service.is_ready, f"{service.name} is ready", deadline_s)
+    for edge in stage.cluster.edges:
+        until(edge.has_shipped, f"{edge.name} has shipped its spool", deadline_s)
+    wanted = {_named.decode(one.value).identity for one in logged(stage)}
+
+    def stored() -> bool:
+        nonlocal wanted
+        wanted -= {row["event_id"] for row in stage.query("SELECT event_id FROM tidegate.events")} if wanted else set()
+        return not wanted
+
+    try:
+        until(stored, "ClickHouse holds what Kafka holds", deadline_s)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {len(wanted)} are missing, such as {sorted(wanted)[:3]}") from None
+    return time.monotonic() - began_s
+
+
+def balance(stage: Stage, tally: Tally) -> Books:
+    """Everything that must agree, compared."""
+    books = Books()
+    seen, rows = stage.sightings(), rows_of(stage)
+    by_nonce: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_nonce[row.nonce].append(row)
+    one = {nonce: found[0] for nonce, found in by_nonce.items()}
+    _calls(books, seen, one, by_nonce, tally)
+    _records(books, logged(stage))
+    _tables(books, stage)
+    _integrity(books, stage)
+    books.told |= {"calls made": len(tally.calls), "seen by the servers": len(seen), "rows of calls": len(rows)}
+    books.told |= {f"callers heard: {what}": count for what, count in sorted(tally.heard().items())}
+    books.told |= {f"status: {what}": count for what, count in sorted(Counter(row.status for row in rows).items())}
+    return books
+
+
+def _calls(
+    books: Books, seen: dict[str, int], one: dict[str, Row], by_nonce: dict[str, list[Row]], tally: Tally
+) -> None:
+    """By nonce, in both directions."""
+    books.check("seen by a server, and no record", (nonce for nonce in seen if nonce not in one))
+    books.check("seen by a server twice", (nonce for nonce, times in seen.items() if times > 1))
+    books.check("two rows for one call", (nonce for nonce, found in by_nonce.items() if len(found) > 1))
+    books.check("a row that nobody called for", (nonce for nonce in one if nonce not in tally.calls))
+    books.check(
+        "answered, and no record",
+        (nonce for nonce, call in tally.calls.items() if _is_lost(call.heard, one.get(nonce))),
+    )
+    unseen = [row for nonce, row in one.items() if nonce not in seen]
+    books.check(
+        "recorded as carried out, and never seen",
+        (f"{row.nonce} ({row.status})" for row in unseen if row.status not in REFUSALS | OPEN | NOT_SENT),
+    )
+    books.check(
+        "recorded as refused, and seen",
+        (row.nonce for nonce, row in one.items() if nonce in seen and row.status in REFUSALS),
+    )
+    books.check(
+        "told one thing, recorded another",
+        (
+            f"{nonce}: {call.heard}, {one[nonce].status}"
+            for nonce, call in tally.calls.items()
+            if nonce in one and _differs(call.heard, one[nonce].status)
+        ),
+    )
+    books.check("answers that fit no call", tally.wrong)
+    books.told["permitted and never seen: refused when it came to recording, or the edge died"] = sum(
+        row.status in OPEN for row in unseen
+    )
+    books.told["seen, and how it ended is not known: the edge died"] = sum(
+        row.status in OPEN for nonce, row in one.items() if nonce in seen
+    )
+
+
+def _is_lost(heard: str, row: Row | None) -> bool:
+    return heard in ("ok", "tool-error", "denied") and row is None
+
+
+def _differs(heard: str, status: str) -> bool:
+    """What callers were told stands in the record. (An answer that was lost on its way may stand there as well.)"""
+    return heard in ("ok", "tool-error", "denied") and heard != status
+
+
+def _records(books: Books, found: list[Logged]) -> None:
+    """Kafka's: chains whole, order kept. Shipped again is no fault, shipped differently is."""
+    writers: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
+    highest: dict[tuple[str, str, bytes], int] = {}
+    forks, disorder, again = [], [], 0
+    for topic, value in found:
+        if topic == "detections":
+            continue
+        head = open_head(value)
+        if head.seq in writers[head.writer]:
+            again += 1
+            if writers[head.writer][head.seq] != value:
+                forks.append(f"{head.writer} {head.seq}")
+            continue
+        writers[head.writer][head.seq] = value
+        key = (topic, head.writer, key_of(open_event(value)))
+        if head.seq < highest.get(key, 0):
+            disorder.append(f"{head.writer} {head.seq} after {highest[key]}")
+        highest[key] = max(head.seq, highest.get(key, 0))
+    books.check("out of order for its writer and key", disorder)
+    books.check("two records with one number", forks)
+    books.check(
+        "gaps and broken links in chains", (line for name, chain in writers.items() for line in _breaks(name, chain))
+    )
+    books.told |= {"writers": len(writers), "records on Kafka": sum(map(len, writers.values())), "shipped again": again}
+
+
+def _breaks(writer: str, chain: dict[int, bytes]) -> Iterable[str]:
+    prev = ""
+    for seq in range(1, max(chain) + 1):
+        if seq not in chain:
+            yield f"{writer} has no {seq} of {max(chain)}"
+            prev = "?"
+            continue
+        if prev not in ("?", open_head(chain[seq]).prev):
+            yield f"{writer} {seq} does not name the one before"
+        prev = hashlib.sha256(chain[seq]).hexdigest()
+
+
+def _tables(books: Books, stage: Stage) -> None:
+    """Everything published holds everything once."""
+    doubled = []
+    for table, key in COUNTED.items():
+        (row,) = stage.query(f"SELECT count() AS n, uniqExact({key}) AS one FROM tidegate.{table}")
+        if row["n"] != row["one"]:
+            doubled.append(f"{table}: {row['n']} rows, {row['one']} of them different")
+    books.check("tables and views with anything twice", doubled)
+    # abandoned or completed, or never forwarded: what the counts hold
+    final = (
+        "SELECT count() AS n FROM (SELECT max(version) AS last, max(decision) AS decided FROM tidegate.calls_raw "
+        "GROUP BY tenant, requested_at, call_id HAVING last > 1 OR decided != 'allow')"
+    )
+    wanted = int(stage.query(final)[0]["n"])
+    sums = {table: int(stage.query(f"SELECT sum(calls) AS n FROM tidegate.{table}")[0]["n"]) for table in SUMMED}
+    books.check(
+        "counts that differ from the calls", (f"{table}: {n} of {wanted}" for table, n in sums.items() if n != wanted)
+    )
+
+
+def _integrity(books: Books, stage: Stage) -> None:
+    """The gateway's own proof, and its own alarms."""
+    report = verified(stage)
+    wrong = [f"{one['kind']}: {one['sentence']}" for one in (*report["wrong"], *report["rows"])]
+    wrong += [str(one) for one in report["problems"]]
+    if report["verdict"] != "whole" and not wrong:
+        wrong = [f"the verdict is {report['verdict']}"]
+    books.check("what `tidegate verify` finds wrong", wrong)
+    alarms = stage.query("SELECT title, message FROM tidegate.findings")
+    books.check("false alarms", (f"{row['title']}: {row['message']}" for row in alarms))
+    letters = read_topic(stage.kafka.bootstrap, f"{stage.cluster.prefix}dead-letters")
+    books.check("dead letters", (str(one[:200]) for one in letters))
+    books.told |= {"records proven under roots": report["records"], "roots": report["roots"]}
+
+
+def verified(stage: Stage) -> dict[str, Any]:
+    """What `tidegate verify` says about all time; asked again while roots are still to come."""
+    to = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    command = [
+        str(TIDEGATE),
+        "verify",
+        "--config",
+        str(stage.cluster.audit.config),
+        "--from",
+        "2d",
+        "--to",
+        to,
+        "--json",
+    ]
+    deadline_s = time.monotonic() + HEALED_DEADLINE_S
+    while True:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode in (0, 1), done.stderr
+        assert done.stdout, done.stderr
+        report: dict[str, Any] = json.loads(done.stdout)
+        if report["verdict"] != "unproven" or time.monotonic() > deadline_s:
+            return report
+        time.sleep(1.0)
