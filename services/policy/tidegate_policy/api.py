@@ -12,10 +12,13 @@ from tidegate.events import BundleReleased
 from tidegate.limits import BUNDLE_BYTES_MAX
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate_policy.access import Access
+from tidegate_policy.erasure import Eraser
 from tidegate_policy.models import (
     BundleContent,
     BundleView,
     EdgeView,
+    Erase,
+    ErasureView,
     Impose,
     Published,
     QuarantineView,
@@ -23,6 +26,7 @@ from tidegate_policy.models import (
     RollBack,
     bundle_content,
     edge_view,
+    erasure_view,
     quarantine_view,
     release_view,
 )
@@ -68,6 +72,7 @@ def management_router(
     state: ControlPlane,
     publisher: Publisher,
     warden: Warden,
+    eraser: Eraser,
     require_ready: Callable[[], Awaitable[None]],
     clock: Callable[[], int],
 ) -> APIRouter:
@@ -80,6 +85,7 @@ def management_router(
     _add_bundles(router, state, publisher)
     _add_releases(router, state, publisher)
     _add_quarantines(router, state, warden, clock)
+    _add_erasures(router, state, eraser)
     return router
 
 
@@ -162,6 +168,28 @@ def _add_quarantines(router: APIRouter, state: ControlPlane, warden: Warden, clo
         reason: Annotated[str, Query(max_length=500)] = "",
     ) -> None:
         await warden.lift(quarantine_id, reason, actor)
+
+
+def _add_erasures(router: APIRouter, state: ControlPlane, eraser: Eraser) -> None:
+    @router.get("/erasures", tags=["erasures"], summary="Subjects that were erased, newest first")
+    async def get_erasures(limit: _PAGE = 100) -> list[ErasureView]:
+        return [erasure_view(event) for event in list(state.erasures.values())[: -limit - 1 : -1]]
+
+    @router.post("/erasures", status_code=201, tags=["erasures"], summary="Destroy every data key of a subject")
+    async def post_erasure(actor: Actor, wanted: Erase, response: Response) -> ErasureView:
+        """For good: what these keys sealed can never be read again. 200 for a dry run. Asking again is safe."""
+        done = await eraser.erase(eraser.resolve(wanted.subject), wanted.reason, actor, dry_run=wanted.dry_run)
+        if done.event is not None:
+            return erasure_view(done.event)
+        response.status_code = 200
+        return ErasureView(
+            erasure_id="",
+            subject_id=done.subject_id,
+            reason=wanted.reason,
+            actor=actor,
+            erased_us=0,
+            keys=len(done.kids),
+        )
 
 
 def _bundles(state: ControlPlane) -> list[BundleView]:

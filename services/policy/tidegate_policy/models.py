@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tidegate.events import BundleReleased, QuarantineImposed
+from tidegate.events import BundleReleased, QuarantineImposed, SubjectErased
 from tidegate.policy.bundle import Bundle
 from tidegate_policy.problems import BundleProblem
 from tidegate_policy.state import EdgeStatus
@@ -94,6 +94,36 @@ class QuarantineView(BaseModel):
     imposed_us: int
     expires_us: int = Field(description="0: until lifted")
     finding_id: str
+
+
+class Erase(Strict):
+    subject: str = Field(
+        min_length=1, max_length=2_048, description="Subject id (32 hex digits), or 'issuer|subject' as its tokens say"
+    )
+    reason: str = Field(min_length=1, max_length=500, description="Recorded for good: name nobody in it")
+    dry_run: bool = Field(False, description="Only tell what would be destroyed")
+
+
+class ErasureView(BaseModel):
+    """`keys`: on the log when it was asked for. Those that an edge had not published yet are destroyed with them."""
+
+    erasure_id: str = Field(description="Empty for a dry run")
+    subject_id: str
+    reason: str
+    actor: str
+    erased_us: int = Field(description="Keys made up to then are destroyed; 0 for a dry run")
+    keys: int
+
+
+def erasure_view(event: SubjectErased) -> ErasureView:
+    return ErasureView(
+        erasure_id=event.erasure_id,
+        subject_id=event.subject_id,
+        reason=event.reason,
+        actor=event.actor,
+        erased_us=event.erased_us,
+        keys=len(event.keys),
+    )
 
 
 def release_view(release: BundleReleased, current: BundleReleased | None) -> ReleaseView:

@@ -17,9 +17,11 @@ from tidegate.lifecycle import background
 from tidegate.log.port import Delivered, EventLog
 from tidegate.policy.bundle import load_bundle
 from tidegate.policy.signing import open_signing_key
+from tidegate.secrets import ClusterSecrets
 from tidegate.settings import Settings
 from tidegate_policy.access import Access, Verifier
 from tidegate_policy.api import management_router
+from tidegate_policy.erasure import Eraser
 from tidegate_policy.journal import Journal
 from tidegate_policy.publish import Publisher
 from tidegate_policy.quarantine import Warden
@@ -41,6 +43,7 @@ class PolicyService:
     state: ControlPlane
     publisher: Publisher
     warden: Warden
+    eraser: Eraser
     router: APIRouter
     public_key: str
     awaiting: Callable[[], set[str]]
@@ -48,7 +51,11 @@ class PolicyService:
 
 @contextlib.asynccontextmanager
 async def create_policy(
-    settings: Settings, log: EventLog, verifier: Verifier, clock: Callable[[], int] = now_us
+    settings: Settings,
+    log: EventLog,
+    verifier: Verifier,
+    clock: Callable[[], int] = now_us,
+    secrets: ClusterSecrets | None = None,
 ) -> AsyncIterator[PolicyService]:
     """From start to stop. `log` is prepared, with Kafka under the writer id of `writer_id`.
 
@@ -59,6 +66,7 @@ async def create_policy(
     journal = Journal(log, state, settings.edge.id or settings.tenant)
     publisher = Publisher(state, journal, log, key, settings.region, clock)
     warden = Warden(state, journal, settings.region, clock)
+    eraser = Eraser(state, journal, log, settings.region, clock, secrets)
     caught_up = asyncio.Event()
 
     async def require_ready() -> None:
@@ -70,8 +78,8 @@ async def create_policy(
         return waits | ({"writer"} if journal.is_fenced else set())
 
     access = Access(settings, verifier)
-    router = management_router(access, state, publisher, warden, require_ready, clock)
-    service = PolicyService(state, publisher, warden, router, key.public, awaiting)
+    router = management_router(access, state, publisher, warden, eraser, require_ready, clock)
+    service = PolicyService(state, publisher, warden, eraser, router, key.public, awaiting)
     if (
         settings.is_local and settings.policy
     ):  # before any task runs, so that a broken bundle's fault surfaces as itself
@@ -79,6 +87,7 @@ async def create_policy(
         await _publish_configured(settings, publisher)
     async with background() as tasks:
         tasks.start(_follow(log, service, caught_up), "policy: follow the log")
+        tasks.start(_watch_keys(eraser, caught_up), "policy: watch for keys of erased subjects")
         yield service
 
 
@@ -116,6 +125,16 @@ async def _follow(log: EventLog, service: PolicyService, caught_up: asyncio.Even
             await asyncio.sleep(_RETRY_S)
 
 
+async def _watch_keys(eraser: Eraser, caught_up: asyncio.Event) -> None:
+    await caught_up.wait()
+    while True:
+        try:
+            await eraser.watch()
+        except LogUnavailable as fault:
+            _log.warning("log: %s", fault.sentence)
+            await asyncio.sleep(_RETRY_S)
+
+
 async def _fold(
     log: EventLog, service: PolicyService, caught_up: asyncio.Event, *, until_caught_up: bool = False
 ) -> None:
@@ -125,6 +144,7 @@ async def _fold(
             if subscription.caught_up:
                 caught_up.set()
                 await service.warden.reconcile()
+                await service.eraser.reconcile()
                 if until_caught_up:
                     return
             for record in await subscription.poll(_BATCH_MAX, _POLL_S):
@@ -136,5 +156,6 @@ async def _fold(
 def _apply(record: Delivered, service: PolicyService) -> None:
     if record.topic in ("control", "control-state"):
         service.warden.note(record)
+        service.eraser.note(record)
     if record.value is not None:  # on `control-state` it is the imposing event again, perhaps before its history
         service.state.apply(record.value)

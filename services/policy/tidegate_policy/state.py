@@ -15,6 +15,7 @@ from tidegate.events import (
     QuarantineImposed,
     QuarantineLifted,
     ServerRegistered,
+    SubjectErased,
     ToolDefined,
     ToolWithdrawn,
 )
@@ -46,6 +47,8 @@ class ControlPlane:
     releases: dict[str, dict[int, BundleReleased]] = field(default_factory=dict)  # by ring, by number
     edges: dict[str, EdgeStatus] = field(default_factory=dict)
     quarantines: Quarantines = field(default_factory=Quarantines)
+    erasures: dict[str, SubjectErased] = field(default_factory=dict)  # by their id, oldest first
+    erased: dict[str, int] = field(default_factory=dict)  # subject id → keys made up to then are destroyed
     tools: dict[tuple[str, str], str] = field(default_factory=dict)  # (server, tool) → digest of its definition
     servers: dict[str, ServerRegistered] = field(default_factory=dict)
 
@@ -66,6 +69,9 @@ class ControlPlane:
                 self._rejected(event)
             case QuarantineImposed() | QuarantineLifted():
                 self.quarantines.apply(event)
+            case SubjectErased():
+                self.erasures[event.erasure_id] = event
+                self.erased[event.subject_id] = max(self.erased.get(event.subject_id, 0), event.erased_us)
             case ToolDefined():
                 self.tools[event.server, event.tool] = event.digest
             case ToolWithdrawn():

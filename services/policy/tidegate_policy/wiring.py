@@ -40,6 +40,6 @@ async def open_policy(
     issuers = (*settings.identity.issuers, *((settings_issuer(settings),) if issuer else ()))
     async with IssuerKeys(issuers, Path(settings.root)) as keys:
         verifier = open_verifier(settings, secrets, keys, issuers, audiences=(management_audience(settings),))
-        async with create_policy(settings, log, verifier) as service:
+        async with create_policy(settings, log, verifier, secrets=secrets) as service:
             registry.register(PolicyCollector(service.state, now_us))
             yield Opened(service, policy_routes(service, issuer), service.public_key, service.awaiting)
