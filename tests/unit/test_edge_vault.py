@@ -1,0 +1,212 @@
+"""The edge's vault over its real file and a real log: what it seals with, what it publishes, what an erasure leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.parts.audit_events import completed, requested
+from tests.parts.boxes import plain
+
+from tidegate.chain import Chain
+from tidegate.errors import LogUnavailable
+from tidegate.events import CallRequested, Sealed, SessionClosed
+from tidegate.log.port import Record
+from tidegate.log.sqlite import SqliteLog
+from tidegate.privacy.key_file import KEY_LIFE_US, SubjectKeyFile
+from tidegate.privacy.keys import SubjectKey, Wrapping
+from tidegate.privacy.ring import KeyRing, load_ring
+from tidegate_edge.recorder import Recorder, Writer
+from tidegate_edge.vault import Vault
+
+WRAPPING = Wrapping([b"1" * 32])
+NOW = 1_800_000_000_000_000
+
+
+class CountedFile(SubjectKeyFile):
+    """Knows how many transactions made keys."""
+
+    taken = 0
+
+    def take(self, subjects: Sequence[tuple[str, str]], now_us: int) -> list[SubjectKey]:
+        self.taken += 1
+        return super().take(subjects, now_us)
+
+
+@pytest.fixture
+async def file(tmp_path: Path) -> CountedFile:
+    return CountedFile(tmp_path / "subject-keys.db", WRAPPING, NOW)
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
+    opened = SqliteLog(tmp_path / "log.db")
+    await opened.prepare()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def vault(file: CountedFile, log: SqliteLog) -> AsyncIterator[Vault]:
+    opened = Vault(file, lambda: NOW)
+    yield opened
+    await opened.close(log)
+
+
+async def published(vault: Vault, log: SqliteLog) -> KeyRing:
+    """What is on the log once the vault has published all it has."""
+    task = asyncio.create_task(vault.publish(log))
+    async with asyncio.timeout(20):
+        while vault._file.pending():
+            await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return await load_ring(log, WRAPPING)
+
+
+def request_of(subject_id: str, at_us: int = NOW) -> CallRequested:
+    return requested(subject_id=subject_id, at_us=at_us)
+
+
+async def test_a_subject_s_first_event_waits_for_a_key_and_the_next_ones_do_not(vault: Vault, log: SqliteLog) -> None:
+    request = request_of("alice")
+    assert vault.seal(request) is None
+    first = await vault.sealed(request)
+    ended = completed(request)
+    second = vault.seal(ended)
+    assert second is not None
+    assert first.sealed.kid == second.sealed.kid  # type: ignore[union-attr]
+    assert b"alice@example.com" not in (Chain("w").seal(first).value or b"")
+    ring = await published(vault, log)
+    assert plain(first, ring) == request
+    assert plain(second, ring) == ended
+
+
+async def test_what_is_sealed_or_not_personal_or_empty_stays_as_it_is(vault: Vault) -> None:
+    sealed = msgspec.structs.replace(request_of("alice"), sealed=Sealed(kid="0" * 32, box="AAAA"))
+    closed = SessionClosed(
+        id="i", time_us=NOW, tenant="acme", region="eu", session_id="s", subject_id="alice", agent="a", cause="deleted"
+    )
+    assert vault.seal(sealed) is sealed
+    assert await vault.sealed(sealed) is sealed
+    assert vault.seal(closed) is closed
+    await vault.sealed(request_of("alice"))
+    empty = msgspec.structs.replace(request_of("alice"), sealed=Sealed())
+    assert vault.seal(empty) is empty
+
+
+async def test_many_first_calls_at_once_need_few_writes_and_one_key_each(vault: Vault, file: CountedFile) -> None:
+    subjects = [f"user-{number}" for number in range(200)]
+    events = await asyncio.gather(*[vault.sealed(request_of(subject)) for subject in subjects * 3])
+    kids = {event.subject_id: event.sealed.kid for event in events}  # type: ignore[union-attr]
+    assert len(set(kids.values())) == 200
+    assert all(event.sealed.kid == kids[event.subject_id] for event in events)  # type: ignore[union-attr]
+    assert file.taken <= 2
+
+
+async def test_memory_is_bounded_and_a_key_that_left_it_is_read_again(file: CountedFile, log: SqliteLog) -> None:
+    vault = Vault(file, lambda: NOW, cached_max=3)
+    first = [(await vault.sealed(request_of(f"user-{number}"))).sealed.kid for number in range(8)]  # type: ignore[union-attr]
+    assert sum(vault.seal(request_of(f"user-{number}")) is not None for number in range(8)) == 3
+    again = [(await vault.sealed(request_of(f"user-{number}"))).sealed.kid for number in range(8)]  # type: ignore[union-attr]
+    assert again == first
+    await vault.close(log)
+
+
+async def test_after_thirty_days_a_new_key_is_used(file: CountedFile, log: SqliteLog) -> None:
+    now = [NOW]
+    vault = Vault(file, lambda: now[0])
+    first = await vault.sealed(request_of("alice"))
+    later = request_of("alice", NOW + KEY_LIFE_US + 1)
+    assert vault.seal(later) is None
+    now[0] = later.time_us
+    second = await vault.sealed(later)
+    assert second.sealed.kid != first.sealed.kid  # type: ignore[union-attr]
+    assert vault.seal(later) is not None
+    await vault.close(log)
+
+
+async def test_an_erased_subject_s_key_is_never_published_and_the_next_call_makes_another(
+    vault: Vault, log: SqliteLog
+) -> None:
+    before = await vault.sealed(request_of("alice"))
+    await vault.sealed(request_of("bob"))
+    assert await vault.destroy("acme", "alice", NOW) == 1
+    vault._clock = lambda: NOW + 1
+    after = await vault.sealed(request_of("alice"))
+    ring = await published(vault, log)
+    assert ring.find(before.sealed.kid) is None  # type: ignore[union-attr]
+    assert ring.find(after.sealed.kid) is not None  # type: ignore[union-attr]
+    assert len(ring) == 2
+
+
+async def test_a_key_that_is_destroyed_while_the_log_takes_it_is_taken_back(vault: Vault, tmp_path: Path) -> None:
+    class Crossing(SqliteLog):
+        """An erasure arrives in the middle of the first append."""
+
+        crossed = False
+
+        async def append(self, records: Sequence[Record]) -> None:
+            if not self.crossed:
+                self.crossed = True
+                assert await vault.destroy("acme", "alice", NOW) == 1
+            await super().append(records)
+
+    event = await vault.sealed(request_of("alice"))
+    other = await vault.sealed(request_of("bob"))
+    log = Crossing(tmp_path / "crossing.db")
+    await log.prepare()
+    task = asyncio.create_task(vault.publish(log))
+    async with asyncio.timeout(20):
+        while (ring := await load_ring(log, WRAPPING)).find(event.sealed.kid) or not log.crossed or not len(ring):  # type: ignore[union-attr]
+            await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert ring.find(other.sealed.kid) is not None  # type: ignore[union-attr]
+    await log.close()
+
+
+async def test_keys_wait_for_a_log_that_is_away_while_events_go_on(
+    vault: Vault, log: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = asyncio.Event()
+    take = log.append
+
+    async def refuse(records: Sequence[Record]) -> None:
+        if not away.is_set():
+            away.set()
+            raise LogUnavailable("away")
+        await take(records)
+
+    monkeypatch.setattr(log, "append", refuse)
+    event = await vault.sealed(request_of("alice"))
+    task = asyncio.create_task(vault.publish(log))
+    await asyncio.wait_for(away.wait(), 20)
+    assert (await vault.sealed(request_of("bob"))).sealed.kid  # type: ignore[union-attr]
+    async with asyncio.timeout(20):
+        while (await load_ring(log, WRAPPING)).find(event.sealed.kid) is None:  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_without_a_key_on_the_disk_nothing_is_recorded_and_the_chain_has_no_gap(
+    file: CountedFile, log: SqliteLog
+) -> None:
+    vault = Vault(file, lambda: NOW)
+    recorder = Recorder(Writer(lambda: Chain("edge-1.x"), log), vault=vault)
+    request = request_of("alice")
+    await recorder.record(request, "spool")
+    file._db.execute("PRAGMA max_page_count=1")
+    with pytest.raises(LogUnavailable) as fault:
+        for number in range(200):
+            await recorder.record(request_of(f"user-{number}" * 20), "spool")
+    assert fault.value.code == "keys-unavailable"
+    await recorder.record_completion(completed(request), "spool")
+    file._db.execute("PRAGMA max_page_count=100000")
+    await recorder.record(request_of("zoe"), "spool")
+    subscription = await log.follow(["calls"])
+    values = [record.value or b"" for record in await subscription.poll(1_000, 1.0)]
+    assert [msgspec.json.decode(value)["seq"] for value in values] == list(range(1, len(values) + 1))
+    await vault.close(log)
