@@ -50,7 +50,7 @@ TABLES = {
     "hours_marks_feed": "Fills `hours_marks` from `calls_raw`.",
     "hours_live": "Under `calls_by_hour`: any hour, counted while reading.",
     "hours_refresh": "Fills `hours_raw`, every five minutes.",
-    "subject_keys": "What opens the sealed parts of calls while `calls` is read. Secret: no account but the writer's needs it.",
+    "subject_keys": "Opens the sealed parts of calls while `calls` is read. Secret; readers never need it.",
     "erasures": "Whose personal parts were erased, and when.",
     "parameters": "What the views need to know of the configuration.",
     "migrations": "Which migrations made this database.",
@@ -60,8 +60,8 @@ HEADER = """# Columns of the database `tidegate`
 
 Written from the database's own comments by `python -m tidegate_audit_consumer.columns`. Times are UTC with
 microseconds; durations are microseconds, sizes bytes. What can identify a person is in the columns marked
-"Personal" and in `raw`, which holds whole events; nowhere else. Where personal fields are sealed, both hold ciphertext, and
-`calls` opens it while it is read: a query that names no personal column does nothing for them.
+"Personal" and in `raw`, which holds whole events; nowhere else. Where personal fields are sealed, ciphertext is
+stored, and `calls` opens it while it is read: a query that names no personal column does nothing for them.
 """
 
 

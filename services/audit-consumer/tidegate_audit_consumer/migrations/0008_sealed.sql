@@ -93,29 +93,28 @@ CREATE OR REPLACE VIEW tidegate.calls
     completed_event String COMMENT 'Event id of the completion, if any'
 )
 AS WITH
-    -- the key with which nothing opens stands in for one that is not here, and a box of the least size for none
-    joinGet('tidegate.subject_keys', 'key', request_kid) AS request_key,
-    joinGet('tidegate.subject_keys', 'key', completion_kid) AS completion_key,
-    if(request_kid = '' OR length(request_key) != 32 OR length(request_box) < 28, '',
-        ifNull(tryDecrypt('aes-256-gcm', substring(if(length(request_box) < 28, repeat('-', 28), request_box), 13),
-            if(length(request_key) != 32, repeat('-', 32), request_key),
-            substring(if(length(request_box) < 28, repeat('-', 28), request_box), 1, 12), request_kid), '')) AS request_text,
-    if(completion_kid = '' OR length(completion_key) != 32 OR length(completion_box) < 28, '',
-        ifNull(tryDecrypt('aes-256-gcm', substring(if(length(completion_box) < 28, repeat('-', 28), completion_box), 13),
-            if(length(completion_key) != 32, repeat('-', 32), completion_key),
-            substring(if(length(completion_box) < 28, repeat('-', 28), completion_box), 1, 12), completion_kid), '')) AS completion_text,
-    -- Texts come first in what was sealed, then arguments, result and inputs, each as it was captured: they are cut out of the
-    -- bytes, one after the other, so that what stands inside one is never taken for another.
-    multiSearchFirstPosition(request_text, ['"arguments":', '"result":', '"inputs":']) AS request_cut,
-    multiSearchFirstPosition(completion_text, ['"arguments":', '"result":', '"inputs":']) AS completion_cut,
-    if(request_cut = 0, request_text, substring(request_text, 1, request_cut - 1)) AS request_texts,
-    if(completion_cut = 0, completion_text, substring(completion_text, 1, completion_cut - 1)) AS completion_texts,
-    if(request_cut = 0, '', substring(request_text, request_cut)) AS request_parts,
-    if(completion_cut = 0, '', substring(completion_text, completion_cut)) AS completion_parts,
-    if(startsWith(request_parts, '"arguments":'), simpleJSONExtractRaw(request_parts, 'arguments'), '') AS request_arguments,
-    if(request_arguments = '', request_parts, substring(request_parts, length(request_arguments) + 14)) AS request_rest,
-    if(startsWith(request_rest, '"inputs":'), simpleJSONExtractRaw(request_rest, 'inputs'), '') AS request_inputs,
-    if(startsWith(completion_parts, '"result":'), simpleJSONExtractRaw(completion_parts, 'result'), '') AS completion_result
+    -- Without branches (if, multiIf): a branch's arguments are worked out anew for each column that has it. So a key that is not
+    -- here is padded to one that opens nothing, no box to one of the least size, and the greater of two texts is the one there is.
+    -- In what was sealed texts come first, then arguments, result and inputs, each as it was captured. They are cut out of the
+    -- bytes one after the other: what stands inside one is never taken for another, and no number is written anew.
+    ifNull(
+        tryDecrypt('aes-256-gcm', substring(if(request_box = '', repeat('-', 28), request_box), 13),
+            rightPad(joinGet('tidegate.subject_keys', 'key', request_kid), 32, '-'),
+            substring(if(request_box = '', repeat('-', 28), request_box), 1, 12), request_kid), '') AS request_text,
+    multiSearchFirstPosition(concat(request_text, '"inputs":'), ['"arguments":', '"result":', '"inputs":']) AS request_cut,
+    substring(request_text, 1, request_cut - 1) AS request_texts,
+    substring(request_text, request_cut) AS request_parts,
+    ifNull(
+        tryDecrypt('aes-256-gcm', substring(if(completion_box = '', repeat('-', 28), completion_box), 13),
+            rightPad(joinGet('tidegate.subject_keys', 'key', completion_kid), 32, '-'),
+            substring(if(completion_box = '', repeat('-', 28), completion_box), 1, 12), completion_kid), '') AS completion_text,
+    multiSearchFirstPosition(concat(completion_text, '"inputs":'), ['"arguments":', '"result":', '"inputs":']) AS completion_cut,
+    substring(completion_text, 1, completion_cut - 1) AS completion_texts,
+    substring(completion_text, completion_cut) AS completion_parts,
+    simpleJSONExtractRaw(substring(request_parts, 1, startsWith(request_parts, '"arguments":') * length(request_parts)), 'arguments') AS request_arguments,
+    substring(request_parts, 1 + notEmpty(request_arguments) * (length(request_arguments) + 13)) AS request_rest,
+    simpleJSONExtractRaw(substring(request_rest, 1, startsWith(request_rest, '"inputs":') * length(request_rest)), 'inputs') AS request_inputs,
+    simpleJSONExtractRaw(substring(completion_parts, 1, startsWith(completion_parts, '"result":') * length(completion_parts)), 'result') AS completion_result
 SELECT
     call_id, call_id AS decision_id, root_call_id, tenant, region, requested_at,
     if(version = 3, completed_at, NULL) AS completed_at,
@@ -138,18 +137,16 @@ SELECT
     arguments_bytes, arguments_digest, arguments_capture, arguments_kept, arguments_fingerprints,
     result_bytes, result_digest, result_capture, result_fingerprints,
     arrayConcat(arguments_findings, result_findings) AS findings, masked,
-    if(raw.issuer != '', raw.issuer, simpleJSONExtractString(request_texts, 'issuer')) AS issuer,
-    if(raw.subject != '', raw.subject, simpleJSONExtractString(request_texts, 'subject')) AS subject,
-    multiIf(
-        raw.login != '', raw.login,
-        request_texts != '', simpleJSONExtractString(request_texts, 'login'),
-        simpleJSONExtractString(completion_texts, 'login')) AS login,
-    if(raw.claimed_client != '', raw.claimed_client, simpleJSONExtractString(request_texts, 'claimed_client')) AS claimed_client,
-    if(raw.arguments != '', raw.arguments, if(request_arguments = 'null', '', request_arguments)) AS arguments,
-    if(raw.result != '', raw.result, if(completion_result = 'null', '', completion_result)) AS result,
-    if(raw.inputs != '', raw.inputs, if(request_inputs = 'null', '', request_inputs)) AS inputs,
-    ((request_kid != '' AND request_key = '') OR (completion_kid != '' AND completion_key = ''))
-        AND (tenant, subject_id) IN (SELECT tenant, subject_id FROM tidegate.erasures) AS is_erased,
+    greatest(raw.issuer, simpleJSONExtractString(request_texts, 'issuer')) AS issuer,
+    greatest(raw.subject, simpleJSONExtractString(request_texts, 'subject')) AS subject,
+    greatest(raw.login, simpleJSONExtractString(request_texts, 'login'), simpleJSONExtractString(completion_texts, 'login')) AS login,
+    greatest(raw.claimed_client, simpleJSONExtractString(request_texts, 'claimed_client')) AS claimed_client,
+    greatest(raw.arguments, substring(request_arguments, 1, (request_arguments != 'null') * length(request_arguments))) AS arguments,
+    greatest(raw.result, substring(completion_result, 1, (completion_result != 'null') * length(completion_result))) AS result,
+    greatest(raw.inputs, substring(request_inputs, 1, (request_inputs != 'null') * length(request_inputs))) AS inputs,
+    (tenant, subject_id) IN (SELECT tenant, subject_id FROM tidegate.erasures)
+        AND ((request_kid != '' AND joinGet('tidegate.subject_keys', 'key', request_kid) = '')
+            OR (completion_kid != '' AND joinGet('tidegate.subject_keys', 'key', completion_kid) = '')) AS is_erased,
     requested_event, abandoned_event, completed_event
 FROM tidegate.calls_raw AS raw FINAL
 WHERE getSettingOrDefault('SQL_tenant', '') = '' OR tenant = getSettingOrDefault('SQL_tenant', '')
