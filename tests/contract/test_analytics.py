@@ -112,6 +112,28 @@ async def test_parameters_are_bound_never_pasted(analytics: ClickHouseAnalytics)
     assert (await analytics.query("SELECT {list:Array(String)}", {"list": [text, "b"]})).rows == [([text, "b"],)]
 
 
+async def test_parameters_that_are_too_long_for_an_address_are_bound_as_well(
+    analytics: ClickHouseAnalytics, engine: EmbeddedEngine, tmp_path: Path
+) -> None:
+    texts = [f"{number} 'quoted' \\ --boundary\r\n ü" for number in range(2_000)]
+    reader = over_http(engine, tmp_path, "reader")
+    for one in (analytics, reader):
+        sql = "SELECT length({texts:Array(String)}), {texts:Array(String)}[2000], {more:UInt8}"
+        assert (await one.query(sql, {"texts": texts, "more": 7})).rows == [(2_000, texts[-1], 7)]
+    with pytest.raises(AnalyticsRefused, match="readonly"):
+        await reader.query("SELECT {texts:Array(String)} INTO OUTFILE 'x'", {"texts": texts})
+    await reader.close()
+
+
+async def test_a_form_that_cannot_be_read_is_refused(engine: EmbeddedEngine, tmp_path: Path) -> None:
+    headers = {"X_ClickHouse_Key": token(tmp_path, "writer"), "Content_Type": 'multipart/form-data; boundary="b"'}
+    field = b'--b\r\nContent-Disposition: form-data; name="query"\r\n\r\nSELECT 1\r\n'
+    assert (await asyncio.to_thread(request, engine, "/", field + b"--b--\r\n", **headers))[0] == 200
+    for body in (b"", field, field * 2 + b"--b--", b"--b\r\n\r\nSELECT 1\r\n--b--", b"SELECT 1\r\n" + field + b"--b--"):
+        status, _, text = await asyncio.to_thread(request, engine, "/", body, **headers)
+        assert (status, b"form" in text) == (400, True), text
+
+
 async def test_no_rows_are_an_answer(analytics: ClickHouseAnalytics) -> None:
     assert (await analytics.query("SELECT 1 AS one WHERE 0")).rows == []
 

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import hmac
+import os
 import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from tidegate.analytics.bodies import BodyFault, receive_body
+from tidegate.analytics.forms import fields_of, is_form
 from tidegate.analytics.port import DATABASE
 
 CONCURRENT_STATEMENTS = 4
@@ -107,6 +109,9 @@ class ChdbHttp:
             try:
                 bound = WRITER_BODY_BYTES_MAX if is_writer else READER_SQL_BYTES_MAX
                 head = await receive_body(receive, spooled, headers.get("content-encoding", ""), bound)
+                if is_form(kind := headers.get("content-type", "")):
+                    query |= _whole_form(kind, head, Path(spooled.name))
+                    head = b""
             except BodyFault as fault:
                 raise Refused(413 if fault.too_large else 400, 36, str(fault)) from None
             statement = _statement(query, head, Path(spooled.name), is_writer and scope["method"] == "POST")
@@ -146,6 +151,14 @@ class ChdbHttp:
             raise Refused(500, int(code[1]) if code else 1001, message.strip()) from None
         finally:
             handle.close()
+
+
+def _whole_form(content_type: str, head: bytes, spooled: Path) -> dict[str, str]:
+    """Its fields; the file is empty afterwards, for a form carries no data of an insert. Raises BodyFault."""
+    if spooled.stat().st_size > len(head):
+        raise BodyFault(f"a form has {len(head)} bytes at most", too_large=True)
+    os.truncate(spooled, 0)
+    return fields_of(content_type, head)
 
 
 def _statement(query: dict[str, str], head: bytes, spooled: Path, writes: bool) -> Statement:
