@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("token", rich_help_panel="Trust")(token)
     secrets = typer.Typer(no_args_is_help=True, help="The secrets that all edges of a cluster share.")
     secrets.command("init")(init)
+    secrets.command("privacy-key")(privacy_key)
     app.add_typer(secrets, name="secrets", rich_help_panel="Trust")
 
 
@@ -90,3 +91,26 @@ def init(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = False) -> 
         print_document({"secrets_file": str(path)})
     else:
         typer.echo(f"Made {path}. Give every edge this same file, and nobody else.")
+
+
+def privacy_key(config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = False) -> None:
+    """Make the file of the master that wraps subjects' keys; every service that opens personal fields gets the same.
+
+    An existing file gets a new first line: from then on it wraps, and the lines below it still unwrap. Keep those while
+    records that they lead to are to be read.
+    """
+    from tidegate.errors import ConfigFault
+    from tidegate.privacy.master import add_master, master_path
+    from tidegate_cli.output import print_document
+
+    path = master_path(live_settings(config))
+    if path is None:
+        raise ConfigFault("$.privacy.key_file: name the file first, for example key_file: /etc/tidegate/privacy.key")
+    count = add_master(path)
+    if as_json:
+        print_document({"key_file": str(path), "keys": count})
+    else:
+        made = "Made" if count == 1 else f"Key {count} is the first line of"
+        typer.echo(
+            f"{made} {path}. Give every service this same file, restart them, and keep it off backups of the log."
+        )

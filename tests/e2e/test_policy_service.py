@@ -21,7 +21,7 @@ from tidegate.chain import Chain, open_event
 from tidegate.errors import BundleFault, LogUnavailable
 from tidegate.events import BundleActivated, BundleRejected, QuarantineImposed
 from tidegate.identity import Refused
-from tidegate.ids import now_us, uuid7
+from tidegate.ids import now_us, subject_id, uuid7
 from tidegate.local_issuer import LocalIssuer, open_local_issuer
 from tidegate.log.opening import open_log
 from tidegate.log.port import Record
@@ -30,6 +30,9 @@ from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
 from tidegate.policy.control import Quarantines
 from tidegate.policy.release import Activation, PolicyState, Rejection
 from tidegate.policy.signing import ensure_signing_key, trusted_keys
+from tidegate.privacy.erasure import is_erasure
+from tidegate.privacy.keys import SubjectKey, Wrapping, topic_key
+from tidegate.privacy.ring import load_ring
 from tidegate.secrets import open_secrets
 from tidegate.serving import health_routes, open_server
 from tidegate.settings import Settings
@@ -66,6 +69,8 @@ class Onlooker:
         subscription = await log.follow(("policy-state", "control-state"))
         while True:
             for record in await subscription.poll(100, 1.0):
+                if is_erasure(record.key):
+                    continue
                 if record.topic == "policy-state":
                     outcome = self.policy.apply(record, now_us())
                     if isinstance(outcome, Activation):
@@ -490,6 +495,40 @@ def write(directory: Path, files: dict[str, str]) -> None:
     for path, text in files.items():
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_text(text)
+
+
+async def test_a_subject_is_erased_over_the_api_and_nobody_else_is(service: Running) -> None:
+    wrapping, subject = Wrapping([b"m" * 32]), "a" * 32
+    keys = [SubjectKey.generate("acme", who, now_us()) for who in (subject, subject, "b" * 32)]
+    records = [Record("subject-keys", topic_key("acme", key.subject_id, key.kid), wrapping.wrap(key)) for key in keys]
+    await service.log.append(records)
+    wanted = {"subject": subject, "reason": "asked to"}
+    status, dry = await service.ask("POST", "/api/v1/erasures", wanted | {"dry_run": True})
+    assert (status, dry["keys"], dry["erasure_id"], dry["erased_us"]) == (200, 2, "", 0)
+    assert (await service.ask("GET", "/api/v1/erasures"))[1] == []
+    status, done = await service.ask("POST", "/api/v1/erasures", wanted)
+    assert (status, done["keys"], done["subject_id"], done["reason"]) == (201, 2, subject, "asked to")
+    ring = await load_ring(service.log, wrapping)
+    assert [ring.find(key.kid) for key in keys] == [None, None, keys[2]]
+    status, listed = await service.ask("GET", "/api/v1/erasures")
+    assert (status, listed) == (200, [done])
+    assert (await service.ask("GET", "/api/v1/quarantines"))[1] == [], "its state record is no quarantine"
+
+    issuer = service.issuer.issuer
+    status, named = await service.ask("POST", "/api/v1/erasures", {"subject": f"{issuer}|ann", "reason": "x"})
+    assert status == 201
+    pepper = open_secrets(service.settings).pepper("acme")
+    assert named["subject_id"] == subject_id(pepper, issuer, "ann")
+    for body, code in (
+        ({"subject": "ann@example.com", "reason": "x"}, "subject-malformed"),
+        ({"subject": subject}, "request-malformed"),
+        ({"subject": subject, "reason": ""}, "request-malformed"),
+        ({"subject": subject, "reason": "x", "all": True}, "request-malformed"),
+    ):
+        status, problem = await service.ask("POST", "/api/v1/erasures", body)
+        assert (status, problem["code"]) == (422, code)
+    status, _ = await service.ask("POST", "/api/v1/erasures", wanted, token=service.token("eng"))
+    assert status == 403
 
 
 PUBLISH_FOR_EVER = """

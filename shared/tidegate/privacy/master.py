@@ -56,6 +56,23 @@ def create_master(path: Path) -> None:
         write_private(path, b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
 
 
+def add_master(path: Path) -> int:
+    """Put a new key in front of the file's, made where it is missing; how many there are then. Raises ConfigFault."""
+    if not path.exists():
+        create_master(path)
+        return 1
+    keys = [secrets.token_bytes(KEY_BYTES), *_read(path)]
+    Wrapping(keys)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        write_private(draft, b"".join(b64encode(key) + b"\n" for key in keys))
+        draft.chmod(stat.S_IMODE(path.stat().st_mode))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return len(keys)
+
+
 def _read(path: Path) -> list[bytes]:
     try:
         with path.open("rb") as file:
