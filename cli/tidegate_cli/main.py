@@ -11,8 +11,10 @@ import typer
 from tidegate.errors import ConfigFault, Fault
 from tidegate_cli import (
     bundle_commands,
+    erase_commands,
     export_commands,
     log_commands,
+    rebuild_commands,
     serve_commands,
     sql_commands,
     tool_commands,
@@ -58,6 +60,8 @@ sql_commands.add_to(app)
 bundle_commands.add_to(app)
 export_commands.add_to(app)
 verify_commands.add_to(app)
+rebuild_commands.add_to(app)
+erase_commands.add_to(app)
 trust_commands.add_to(app)
 
 
