@@ -20,6 +20,15 @@ SERVERS = {"fs": ("sensitive",), "web": ()}
 ENTITIES = [
     {"uid": {"type": "Group", "id": "platform"}, "attrs": {}, "parents": [{"type": "Group", "id": "eng"}]},
     {"uid": {"type": "User", "id": "dora"}, "attrs": {"level": 3}, "parents": [{"type": "Group", "id": "platform"}]},
+    {
+        "uid": {"type": "User", "id": "alice"},
+        "attrs": {
+            "boss": {"__entity": {"type": "User", "id": "dora"}},
+            "peers": [{"__entity": {"type": "User", "id": "kim"}}],
+        },
+        "parents": [],
+    },
+    {"uid": {"type": "User", "id": "kim"}, "attrs": {"level": 1}, "parents": [{"type": "Group", "id": "platform"}]},
     {"uid": {"type": "Server", "id": "web"}, "attrs": {}, "parents": [{"type": "Zone", "id": "outside"}]},
 ]
 
@@ -55,6 +64,11 @@ CONDITIONS = [
     "context.args.b.contains(1) || context.args has d",
     'principal in Group::"eng" && !(context.args has a)',
     'User::"nobody".x == 1',
+    "principal has boss && principal.boss.level > 2",
+    'principal has boss && principal.boss in Group::"eng"',
+    'principal has peers && principal.peers.contains(User::"kim") && User::"kim".level == 1',
+    'User::"kim" in Group::"eng"',
+    'resource in Zone::"outside" || User::"kim" == User::"dora"',
 ]
 
 
@@ -122,7 +136,8 @@ def whole(text: str, engine: Engine, who: Principal, facts: ToolFacts, arguments
         args = encode_arguments(arguments, hints)
     except NotRepresentable:
         return None
-    entities = cedarpy.Entities(target.with_user(("User", who.user), groups))
+    everything = target.with_user(("User", who.user), groups, engine._book.entities)
+    entities = cedarpy.Entities(everything.entities)
     request = {
         "principal": {"type": "User", "id": who.user},
         "action": {"type": "Action", "id": f"{facts.server}/{facts.tool}"},

@@ -299,9 +299,9 @@ def test_groups_cannot_form_a_cycle_that_breaks_the_engine() -> None:
     assert (verdict.effect, verdict.reason) == ("deny", "evaluation-error")
 
 
-def test_the_prepared_decisions_are_bounded() -> None:
+def test_the_prepared_decisions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of('@id("a") permit (principal, action, resource);')
-    engine._routes_max = 8
+    monkeypatch.setattr("tidegate.policy.engine.POLICY_ROUTES_MAX", 8)
     for number in range(50):
         engine.visible(Principal(f"user{number}"), "fs", "read")
     assert len(engine._routes) == 8

@@ -17,7 +17,7 @@ from tidegate.errors import BundleFault
 from tidegate.limits import POLICY_ROUTES_MAX
 from tidegate.policy.arguments import NotRepresentable, encode_arguments
 from tidegate.policy.bundle import ENTITIES, Bundle
-from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
+from tidegate.policy.entities import EntityBook, Reach, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.rules import NOTHING, Need, Rule, Uid, parse_rules
 from tidegate.policy.slices import RuleIndex, Slice
 from tidegate.policy.verdict import Verdict, unrepresentable, verdict_of
@@ -26,7 +26,9 @@ __all__ = ["Engine", "PolicyPrincipal", "ToolFacts", "Verdict"]
 
 _UNKNOWN_ARGS = '{"__extn":{"fn":"unknown","arg":"args"}}'
 VERDICTS_PER_ROUTE_MAX = 64
-_NO_ENTITIES = cedar.Entities.from_json_str("[]")
+REACHED_MAX = 4_000_000  # entities that all routes hold, past the least number of routes
+ROUTES_MIN = 256
+_NOTHING_REACHED = Reach(cedar.Entities.from_json_str("[]"), 0)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -63,7 +65,7 @@ class _Route:
     standing: Verdict | None
     visible: bool
     slice: Slice
-    entities: cedar.Entities
+    reach: Reach
     request: dict[str, Any] = field(default_factory=dict)
     args: Need = NOTHING
     context_opening: str = ""
@@ -81,7 +83,7 @@ class Engine:
         self._servers: dict[str, tuple[str, ...]] = {}
         self._targets: dict[tuple[str, str], tuple[Target, tuple[Rule, ...]]] = {}
         self._routes: OrderedDict[tuple[object, ...], _Route] = OrderedDict()
-        self._routes_max = max(256, min(POLICY_ROUTES_MAX, 4_000_000 // (len(book.entities) + 8)))
+        self._reached = 0  # entities that the routes hold
 
     @staticmethod
     def build(bundle: Bundle, tools: Iterable[ToolFacts], servers: Mapping[str, Iterable[str]]) -> "Engine":
@@ -130,7 +132,7 @@ class Engine:
                 fault, server, tool, [rule.id for rule in route.slice.rules if _looks_at(rule, fault.path)]
             )
         request = {**route.request, "context": f"{route.context_opening}{args}}}"}
-        found = _authorize(request, route.slice.parsed, route.entities)
+        found = _authorize(request, route.slice.parsed, route.reach.entities)
         key = tuple(found.reason)
         verdict = None if found.errors else route.verdicts.get(key)
         if verdict is None:
@@ -146,8 +148,9 @@ class Engine:
             return route
         route = self._prepare(principal, server, tool)
         self._routes[key] = route
-        if len(self._routes) > self._routes_max:
-            self._routes.popitem(last=False)
+        self._reached += route.reach.size
+        while len(self._routes) > POLICY_ROUTES_MAX or (self._reached > REACHED_MAX and len(self._routes) > ROUTES_MIN):
+            self._reached -= self._routes.popitem(last=False)[1].reach.size
         return route
 
     def _prepare(self, principal: PolicyPrincipal, server: str, tool: str) -> _Route:
@@ -157,14 +160,14 @@ class Engine:
         ancestors = self._book.ancestors([*groups, *self._book.parents(user)])
         chosen = self._index.slice(rule for rule in candidates if rule.principal.admits(user, ancestors))
         if not chosen.rules:
-            return _Route(verdict_of([], [], {}, server, tool), False, chosen, _NO_ENTITIES)
+            return _Route(verdict_of([], [], {}, server, tool), False, chosen, _NOTHING_REACHED)
         try:
-            entities = target.with_user(user, groups)
+            reach = target.with_user(user, groups, chosen.mentions)
         except (
             ValueError
         ) as fault:  # a lone surrogate in an id, a cycle of groups: nothing can be decided for this principal
-            return _Route(verdict_of([], [str(fault)], chosen.by_name, server, tool), False, chosen, _NO_ENTITIES)
-        standing, visible, open_rules = _preview(principal, target, chosen, entities, server, tool)
+            return _Route(verdict_of([], [str(fault)], chosen.by_name, server, tool), False, chosen, _NOTHING_REACHED)
+        standing, visible, open_rules = _preview(principal, target, chosen, reach.entities, server, tool)
         if open_rules is not None and len(open_rules) < len(chosen.rules):
             chosen = self._index.slice(rule for name, rule in chosen.by_name.items() if name in open_rules)
         request = {
@@ -176,7 +179,7 @@ class Engine:
         args = chosen.needs.parts.get("args", NOTHING)
         if chosen.needs.whole:
             args = Need(True, args.decimal, args.parts)
-        return _Route(standing, visible, chosen, entities, request, args, opening)
+        return _Route(standing, visible, chosen, reach, request, args, opening)
 
     def _target(self, server: str, tool: str) -> tuple[Target, tuple[Rule, ...]]:
         known = self._targets.get((server, tool))
@@ -200,7 +203,7 @@ def _authorize(request: dict[str, Any], rules: cedar.PolicySet, entities: cedar.
 def _unless_denied(ask: Verdict, request: dict[str, Any], route: _Route, server: str, tool: str) -> Verdict:
     """Approval cannot grant what no rule permits: without the asking rules, the call must be allowed."""
     rest = route.slice.without_asks
-    found = _authorize(request, rest.parsed, route.entities)
+    found = _authorize(request, rest.parsed, route.reach.entities)
     verdict = verdict_of(found.reason, found.errors, rest.by_name, server, tool)
     return ask if verdict.effect == "allow" else verdict
 

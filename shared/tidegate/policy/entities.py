@@ -1,22 +1,22 @@
 """The entities that a decision is made over: the bundle's own, the tools as actions, the servers, and the principal.
 
-Counterpart: `engine.py`. A target's entities (bundle, one action, one server) are parsed once; a principal is added
-to a copy.
+Counterpart: `engine.py`. Of a bundle's entities a decision gets those that it can reach: from the principal, the tool,
+the server and what the rules name, over parents, attributes and tags. Cedar cannot look at any other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from cedarpy import _internal as cedar
 
 from tidegate.errors import BundleFault, ConfigFault, Problem
 from tidegate.policy.bundle import ENTITIES
-from tidegate.policy.rules import Uid
+from tidegate.policy.rules import Uid, entities_in
 
 CALL: Uid = ("Action", "call")
+CHECKED_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,45 @@ class EntityBook:
         entity = self.entities.get(uid)
         return [] if entity is None else [_uid(parent) for parent in entity.parents]
 
-    @cached_property
-    def parsed(self) -> cedar.Entities:
-        """All of them. Raises ValueError where Cedar cannot read them."""
-        return cedar.Entities.from_json_str(_json(self.entities.values()))
+    def check(self) -> None:
+        """Raises ValueError where Cedar cannot read them, or they are in one another in a circle.
+
+        Some at a time: Cedar lets no other thread run while it reads.
+        """
+        listed = list(self.entities.values())
+        for start in range(0, len(listed), CHECKED_AT_ONCE):
+            cedar.Entities.from_json_str(_json(listed[start : start + CHECKED_AT_ONCE]))
+        settled: set[Uid] = set()
+        for uid in self.entities:
+            self._settle(uid, settled)
+
+    def _settle(self, uid: Uid, settled: set[Uid]) -> None:
+        """Depth first; what is on the way twice is in itself."""
+        way: dict[Uid, Iterator[Uid]] = {}
+        waiting = iter((uid,))
+        while True:
+            found = next((one for one in waiting if one not in settled), None)
+            if found is not None and found in way:
+                raise ValueError(f'{found[0]}::"{found[1]}" is in itself, over its parents')
+            if found is not None:
+                waiting = way[found] = iter(self.parents(found))
+            elif not way:
+                return
+            else:
+                settled.add(way.popitem()[0])
+                waiting = next(reversed(way.values()), iter(()))
+
+    def reached(self, start: Iterable[Uid]) -> Iterator[_Entity]:
+        """Those of these that the bundle has, and all that they lead to."""
+        seen: set[Uid] = set()
+        waiting = list(start)
+        while waiting:
+            uid = waiting.pop()
+            if uid in seen or uid not in self.entities:
+                continue
+            seen.add(uid)
+            yield self.entities[uid]
+            waiting += _named_by(self.entities[uid])
 
     def target(self, facts: ToolFacts, server_labels: Iterable[str]) -> "Target":
         """The entities for calls of one tool."""
@@ -88,23 +123,24 @@ class Target:
     server_ancestors: frozenset[Uid]
     own: list[_Entity]
 
-    @cached_property
-    def parsed(self) -> cedar.Entities:
-        replaced = {self.action, self.server}
-        if replaced.isdisjoint(self.book.entities):
-            return self.book.parsed.with_added_json_str(_json(self.own))
-        kept = [entity for uid, entity in self.book.entities.items() if uid not in replaced]
-        return cedar.Entities.from_json_str(_json([*kept, *self.own]))
-
-    def with_user(self, user: Uid, groups: Iterable[Uid]) -> cedar.Entities:
-        """These entities and the user in these groups, and in those that the bundle puts the user in."""
-        known = self.book.entities.get(user)
-        if known is None:
-            return self.parsed.with_added_json_str(_json([_entity(user, groups)]))
+    def with_user(self, user: Uid, groups: Iterable[Uid], named: Iterable[Uid] = ()) -> "Reach":
+        """What can matter for the user in these groups, and in those that the bundle puts the user in; `named`: what
+        the rules name. Raises ValueError where Cedar cannot read it.
+        """
+        known = self.book.entities.get(user) or _Entity(uid={})
         merged = _entity(user, [*groups, *self.book.parents(user)], known.attrs, known.tags)
+        own = [*self.own, merged]
         replaced = {self.action, self.server, user}
-        kept = [entity for uid, entity in self.book.entities.items() if uid not in replaced]
-        return cedar.Entities.from_json_str(_json([*kept, *self.own, merged]))
+        start = [uid for entity in own for uid in _named_by(entity)]
+        others = [entity for entity in self.book.reached([*start, *named]) if _uid(entity.uid) not in replaced]
+        return Reach(cedar.Entities.from_json_str(_json([*own, *others])), len(own) + len(others))
+
+
+class Reach(NamedTuple):
+    """Entities as Cedar takes them, and how many they are."""
+
+    entities: cedar.Entities
+    size: int
 
 
 def open_entities(text: str) -> EntityBook:
@@ -114,7 +150,7 @@ def open_entities(text: str) -> EntityBook:
         book = EntityBook({_uid(entity.uid): entity for entity in listed})
         if len(book.entities) != len(listed):
             raise ValueError("an entity is listed twice")
-        _ = book.parsed
+        book.check()
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # msgspec's errors are ValueErrors
         sentence = f"does not hold Cedar entities ([{{uid, attrs, parents}}, …]): {error}"
         raise BundleFault(f"{ENTITIES}: {sentence}", problems=[Problem(ENTITIES, sentence)]) from error
@@ -126,6 +162,10 @@ def check_label(label: str) -> str:
     if not label or "/" in label or len(label) > 64:
         raise ConfigFault(f"the label '{label}' must have 1 to 64 characters and no '/'; '/' marks tools")
     return label
+
+
+def _named_by(entity: _Entity) -> Iterator[Uid]:
+    return entities_in([entity.parents, entity.attrs, entity.tags])
 
 
 def _uid(given: Mapping[str, Any]) -> Uid:

@@ -78,6 +78,7 @@ class Rule:
     action: Scope
     resource: Scope
     needs: Need  # of the context
+    mentions: frozenset[Uid]  # entities that the conditions name
     text: str = field(repr=False)  # Cedar, without annotations
 
 
@@ -162,6 +163,7 @@ def _rule(path: str, line: int, statement: str, est: dict[str, Any]) -> Rule | P
         action=_scope(est["action"]),
         resource=_scope(est["resource"]),
         needs=needs_of(condition["body"] for condition in est["conditions"]),
+        mentions=frozenset(entities_in(est["conditions"])),
         text=statement[_ANNOTATIONS.match(statement).end() :],  # type: ignore[union-attr]  # it matches the empty text
     )
 
@@ -202,6 +204,20 @@ def _scope(est: Mapping[str, Any]) -> Scope:
 
 def _uid(entity: Mapping[str, str]) -> Uid:
     return entity["type"], entity["id"]
+
+
+def entities_in(value: Any) -> Iterator[Uid]:
+    """Every entity that a value in Cedar's JSON names: of rules (EST) or of entities' attributes."""
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list | tuple):
+            waiting += node
+        elif isinstance(node, Mapping):
+            inner = node.get("__entity", node)
+            if isinstance(inner, Mapping) and isinstance(inner.get("type"), str) and isinstance(inner.get("id"), str):
+                yield inner["type"], inner["id"]
+            waiting += node.values()
 
 
 def needs_of(bodies: Iterable[Any]) -> Need:

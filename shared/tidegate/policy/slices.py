@@ -36,6 +36,10 @@ class Slice:
         return need
 
     @cached_property
+    def mentions(self) -> frozenset[Uid]:
+        return frozenset().union(*(rule.mentions for rule in self.rules))
+
+    @cached_property
     def asks(self) -> bool:
         """Whether some rule may ask for approval."""
         return any(rule.ask for rule in self.rules)

@@ -1,0 +1,206 @@
+"""What deciding costs: `python -m bench.decisions`. About 40 seconds.
+
+For bundles of 20, 200 and 2,000 rules over 5,000 entities: a decision that holds for any arguments (kept by the edge),
+one that depends on them, making a bundle ready beside a running event loop and how long that loop stood still, and
+recorded calls decided again (decoding included), as `tidegate bundle replay` does.
+"""
+
+import argparse
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from statistics import quantiles
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from tidegate.chain import Chain, open_event
+from tidegate.events import CallRequested, DecisionInputs, Sealed
+from tidegate.ids import now_us, uuid7
+from tidegate.policy.bundle import Bundle, bundle_of
+from tidegate.policy.engine import Engine, ToolFacts
+from tidegate.policy.replaying import Replayer, past_of
+from tidegate.policy.tally import Tally
+
+RULES = (20, 200, 2_000)
+ENTITIES = 5_000
+TOOLS_PER_SERVER = 20
+TIMES = 4_000
+REPLAYED = 20_000
+TICK_S = 0.001
+
+
+class Person(msgspec.Struct, frozen=True):
+    user: str
+    agent: str
+    groups: tuple[str, ...]
+
+
+def bundle(rules: int) -> Bundle:
+    """A third of the rules looks at arguments; each names one team and one or two tools, as grants do."""
+    texts = []
+    for number in range(rules):
+        server, tool, team = number // TOOLS_PER_SERVER, number % TOOLS_PER_SERVER, number % 50
+        scope = (
+            f'principal in Group::"team-{team}", action == Action::"s{server}/t{tool}", resource == Server::"s{server}"'
+        )
+        match number % 3:
+            case 0:
+                texts.append(f'@id("r{number}") permit ({scope});')
+            case 1:
+                texts.append(f'@id("r{number}") permit ({scope}) when {{ context.args.path like "/srv/*" }};')
+            case _:
+                texts.append(
+                    f'@id("r{number}") forbid ({scope}) when {{ context.args has size && context.args.size > 9 }};'
+                )
+    people = [
+        {
+            "uid": {"type": "User", "id": f"user-{number}"},
+            "attrs": {},
+            "parents": [{"type": "Group", "id": f"team-{number % 50}"}],
+        }
+        for number in range(ENTITIES)
+    ]
+    files = {
+        "manifest.json": b'{"v":1,"name":"bench"}',
+        "policies/bench.cedar": "\n".join(texts).encode(),
+        "entities.json": msgspec.json.encode(people),
+    }
+    return bundle_of(files)
+
+
+def tools(rules: int) -> list[ToolFacts]:
+    return [ToolFacts(f"s{number // TOOLS_PER_SERVER}", f"t{number % TOOLS_PER_SERVER}") for number in range(rules)]
+
+
+def calls(rules: int, seed: int = 1) -> list[tuple[Person, ToolFacts, dict[str, object]]]:
+    """Of rules that look at arguments, by people whom they are about; as many people as an edge has in its caches."""
+    chosen = random.Random(seed)
+    known = tools(rules)
+    looking = [number for number in range(rules) if number % 3]
+    made = []
+    for _ in range(TIMES):
+        number = chosen.choice(looking)
+        person = Person(f"user-{number % 50}", "agent", (f"team-{number % 50}",))
+        made.append((person, known[number], {"path": f"/srv/{chosen.random()}", "size": 3}))
+    return made
+
+
+async def ready(made: Bundle, rules: int) -> tuple[Engine, float, float]:
+    """(engine, seconds, the longest time that the loop stood still meanwhile)."""
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.perf_counter()
+            gaps.append(now - last - TICK_S)
+            last = now
+
+    ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0.05)
+    began = time.perf_counter()
+    engine = await asyncio.to_thread(Engine.build, made, tools(rules), {})
+    took = time.perf_counter() - began
+    ticking.cancel()
+    return engine, took, max(gaps)
+
+
+def timed(step: Callable[[int], object]) -> tuple[float, float]:
+    """(p50, p99) in microseconds."""
+    took = []
+    for number in range(TIMES):
+        began = time.perf_counter_ns()
+        step(number)
+        took.append((time.perf_counter_ns() - began) / 1_000)
+    marks = quantiles(took, n=100)
+    return marks[49], marks[98]
+
+
+def recorded(engine: Engine, asked: list[tuple[Person, ToolFacts, dict[str, object]]]) -> list[bytes]:
+    chain = Chain("bench")
+    values = []
+    for person, facts, arguments in asked:
+        verdict = engine.evaluate(person, facts.server, facts.tool, arguments)
+        at_us = now_us()
+        event = CallRequested(
+            id=uuid7(at_us),
+            time_us=at_us,
+            tenant="acme",
+            region="eu",
+            call_id=uuid7(at_us),
+            root_call_id="",
+            requested_us=at_us,
+            subject_id="",
+            agent=person.agent,
+            session_id="",
+            method="tools/call",
+            server=facts.server,
+            target=facts.tool,
+            mode="spool",
+            decision=verdict.effect,
+            reason=verdict.reason,
+            rules=verdict.rules,
+            inputs=DecisionInputs(groups=person.groups, arguments_kept=True),
+            sealed=Sealed(subject=person.user, arguments=msgspec.Raw(msgspec.json.encode(arguments))),
+        )
+        values.append(chain.seal(event).value or b"")
+    return values
+
+
+def replay(made: Bundle, values: list[bytes]) -> float:
+    """Decisions a second of CPU. Raises RuntimeError where one differs from what was recorded."""
+    tally = Tally(Replayer(made))
+    wanted = [values[number % len(values)] for number in range(REPLAYED)]
+    tally.add_all(
+        past_of(event, event.sealed) for value in values if isinstance(event := open_event(value), CallRequested)
+    )
+    began = time.process_time()
+    for value in wanted:
+        event = open_event(value)
+        assert isinstance(event, CallRequested)
+        tally.add(past_of(event, event.sealed))
+    took = time.process_time() - began
+    found = tally.replayed()
+    if found.changed or found.other_rules:
+        raise RuntimeError(f"the same bundle decided {found.changed} calls otherwise: this is a fault")
+    return REPLAYED / took
+
+
+async def run(sizes: tuple[int, ...]) -> Table:
+    table = Table("", *(f"{size:,} rules" for size in sizes), box=SIMPLE_HEAD)
+    rows: dict[str, list[str]] = {}
+    for size in sizes:
+        made = bundle(size)
+        engine, took, stall = await ready(made, size)
+        asked = calls(size)
+        for person, facts, arguments in asked:
+            engine.evaluate(person, facts.server, facts.tool, arguments)
+        kept = timed(lambda n, of=asked, by=engine: by.standing(of[n][0], of[n][1].server, of[n][1].tool))  # type: ignore[misc]
+        depends = timed(lambda n, of=asked, by=engine: by.evaluate(of[n][0], of[n][1].server, of[n][1].tool, of[n][2]))  # type: ignore[misc]
+        for name, value in (
+            ("looked up, p50 / p99 µs", f"{kept[0]:.1f} / {kept[1]:.1f}"),
+            ("by arguments, p50 / p99 µs", f"{depends[0]:.0f} / {depends[1]:.0f}"),
+            ("bundle made ready, ms", f"{took * 1e3:.0f}"),
+            ("longest stall of the loop meanwhile, ms", f"{stall * 1e3:.1f}"),
+            ("replayed, decisions/s of CPU", f"{replay(made, recorded(engine, asked)):,.0f}"),
+        ):
+            rows.setdefault(name, []).append(value)
+    for name, values in rows.items():
+        table.add_row(name, *values)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", type=int, nargs="+", default=list(RULES), metavar="N")
+    given = parser.parse_args()
+    Console().print(asyncio.run(run(tuple(given.rules))))
+
+
+if __name__ == "__main__":
+    main()
