@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 import yaml
-from tests.parts.audit_events import delivered
-from tests.parts.known_day import Day
+from tests.parts.known_day import live_through
 
 from tidegate.analytics.chdb_server import EmbeddedEngine
 from tidegate.analytics.clickhouse import ClickHouseAnalytics, open_reader
@@ -19,8 +18,6 @@ from tidegate.analytics.port import Answer
 from tidegate.ids import now_us
 from tidegate.settings import Settings
 from tidegate_audit_consumer.migrate import migrate
-from tidegate_audit_consumer.rows import open_batch
-from tidegate_audit_consumer.store import store
 
 GRAFANA = Path(__file__).parents[2] / "infra" / "dashboards" / "grafana"
 BOARDS: dict[str, dict[str, Any]] = {
@@ -29,6 +26,8 @@ BOARDS: dict[str, dict[str, Any]] = {
 DATASOURCE = "grafana-clickhouse-datasource"
 INTERVAL_S = 300
 SPAN_S = 6 * 3_600
+CHOSEN = {"tenant": "'acme','globex'", "person": "'alice@example.com'", "session": "'s1'"}
+MENUS = {"session": ["person", "session"]}  # beside the data source and the tenant
 
 
 class Query(NamedTuple):
@@ -59,7 +58,9 @@ def expanded(sql: str, now_s: int) -> str:
         r"\$__timeInterval\(([^)]+)\)", rf"toStartOfInterval(toDateTime(\1), INTERVAL {INTERVAL_S} second)", sql
     )
     sql = sql.replace("$__fromTime", start).replace("$__toTime", end)
-    return sql.replace("${tenant:singlequote}", "'acme','globex'")
+    for name, value in CHOSEN.items():
+        sql = sql.replace(f"${{{name}:singlequote}}", value)
+    return sql
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -67,14 +68,7 @@ async def reader(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clic
     data = tmp_path_factory.mktemp("engine")
     async with EmbeddedEngine(data) as engine:
         await migrate(engine.analytics)
-        batch = delivered(Day(now_us()).records())
-        await store(engine.analytics, open_batch(batch), batch)
-        roots = {"sealer": ["s", "s"], "number": [1, 2], "event_id": ["r1", "r2"], "events": [10, 20]}
-        await engine.analytics.insert("tidegate.roots", roots | {"sealed_at": [now_us() - 60_000_000] * 2})
-        checks = {"sealer": ["s", "s"], "number": [1, 2], "event_id": ["c1", "c2"], "wrong": [0, 3]}
-        await engine.analytics.insert(
-            "tidegate.checks", checks | {"verdict": ["whole", "broken"], "checked_at": [now_us()] * 2}
-        )
+        await live_through(engine.analytics, now_us())
         reader = open_reader(Settings(root=str(data), data="."))
         yield reader
         await reader.close()
@@ -120,6 +114,10 @@ KNOWN: dict[str, Any] = {
     "integrity: Roots found whole": 1,
     "integrity: Roots found broken": 1,
     "integrity: Records sealed": 30,
+    "session: Calls of the session": 9,
+    "session: Refused in the session": 1,
+    "session: Tools called": 4,
+    "session: Calls of the session with something found": 2,
 }
 SUMS = {  # of the last column of a graph, over all its points
     "usage: Calls by agent": 18,
@@ -151,7 +149,11 @@ def test_a_dashboard_is_one_that_grafana_can_load(name: str) -> None:
     panels = board["panels"]
     assert board["uid"] == f"tidegate-{name}"
     assert len({panel["id"] for panel in panels}) == len(panels)
-    assert [variable["name"] for variable in board["templating"]["list"]] == ["datasource", "tenant"]
+    assert [variable["name"] for variable in board["templating"]["list"]] == [
+        "datasource",
+        "tenant",
+        *MENUS.get(name, []),
+    ]
     for panel in panels:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24

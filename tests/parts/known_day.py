@@ -7,8 +7,9 @@ day" have answers.
 
 from typing import Any, NamedTuple
 
-from tests.parts.audit_events import abandoned, completed, finding, requested
+from tests.parts.audit_events import abandoned, completed, delivered, finding, requested
 
+from tidegate.analytics.port import Analytics
 from tidegate.chain import Chain
 from tidegate.events import (
     AnyEvent,
@@ -21,6 +22,8 @@ from tidegate.events import (
 )
 from tidegate.ids import uuid7
 from tidegate.log.port import Record
+from tidegate_audit_consumer.rows import open_batch
+from tidegate_audit_consumer.store import store
 
 MINUTE_US = 60_000_000
 DAY_MIN = 24 * 60
@@ -109,27 +112,27 @@ class Day:
         self._refuse("slow-1", 26, CAROL, "pay/send_payment", "limited", stage="limit", reason="rate-limit", rules=())
 
     def _troubles(self) -> None:
-        late = {"outcome": "timeout", "result_bytes": 0}
+        late: dict[str, Any] = {"outcome": "timeout", "result_bytes": 0}
         self._call("late-1", 25, CAROL, "pay/send_payment", ms=5_000, **late)
         self._call("bad-1", 24, BOB, "git/git_log", outcome="tool-error")
-        stopped = {"outcome": "blocked", "stage": "inspection", "reason": "arguments-blocked", "result_bytes": 0}
+        stopped: dict[str, Any] = {"outcome": "blocked", "stage": "inspection", "reason": "arguments-blocked", "result_bytes": 0}
         self._call("stop-1", 23, ALICE, "files/write_file", asked={"findings": (CARD,)}, **stopped)
         lost = self._request("lost-1", 22, BOB, "git/git_log")
-        same = {name: getattr(lost, name) for name in ("subject_id", "agent", "session_id")}
+        same: dict[str, Any] = {name: getattr(lost, name) for name in ("subject_id", "agent", "session_id")}
         self.events += [lost, abandoned(lost, **same)]
         self.events.append(self._request("open-1", 0.2, BOB, "git/git_log"))
 
     def _around(self) -> None:
         """What is no call: definitions, a release, a malformed request."""
         old, new = self._at(35 * DAY_MIN), self._at(20)
-        common = {"tenant": "acme", "region": "eu"}
+        common: dict[str, Any] = {"tenant": "acme", "region": "eu"}
         tools = ("git/git_log", "files/read_file", "files/write_file", "pay/send_payment", "git/git_blame")
         for tool in tools:
             server, target = tool.split("/")
             self.events.append(
                 ToolDefined(id=uuid7(old), time_us=old, server=server, tool=target, digest="d1", **common)
             )
-        changed = {"server": "pay", "tool": "send_payment", "digest": "d2", "previous": "d1"}
+        changed: dict[str, Any] = {"server": "pay", "tool": "send_payment", "digest": "d2", "previous": "d1"}
         self.events += [
             ToolDefined(id=uuid7(new), time_us=new, **changed, **common),
             *[
@@ -150,3 +153,13 @@ class Day:
                 **common,
             ),
         ]
+
+
+async def live_through(analytics: Analytics, now_us: int) -> None:
+    """The day into an empty database that was migrated, and two roots: one found whole, one broken."""
+    batch = delivered(Day(now_us).records())
+    await store(analytics, open_batch(batch), batch)
+    roots: dict[str, Any] = {"sealer": ["s", "s"], "number": [1, 2], "event_id": ["r1", "r2"], "events": [10, 20]}
+    await analytics.insert("tidegate.roots", roots | {"sealed_at": [now_us - MINUTE_US] * 2})
+    checks: dict[str, Any] = {"sealer": ["s", "s"], "number": [1, 2], "event_id": ["c1", "c2"], "wrong": [0, 3]}
+    await analytics.insert("tidegate.checks", checks | {"verdict": ["whole", "broken"], "checked_at": [now_us] * 2})
