@@ -23,6 +23,7 @@ from tidegate_edge.visit import Visit
 
 ANSWERED_WITHIN_S: Final = 600.0  # people answer
 LOOKS_EVERY_S: Final = 2.0  # whether the session still stands
+METHOD_CHARS_MAX: Final = 64  # of a method that a server made up
 
 
 async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
@@ -30,11 +31,13 @@ async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
     try:
         read = strict_json.read(params)
     except (strict_json.NotStrictJson, msgspec.DecodeError):
-        return _refused(INVALID_REQUEST, "the request cannot be read")
+        return await _not_put(edge, call, method, INVALID_REQUEST, "request-malformed", "the request cannot be read")
     if call.request.modern or method not in ASKED_WITH:
-        return _refused(METHOD_NOT_FOUND, f"the client cannot be asked: {method[:64]}")
+        told = f"the client cannot be asked: {method[:METHOD_CHARS_MAX]}"
+        return await _not_put(edge, call, method, METHOD_NOT_FOUND, "question-not-relayed", told)
     if not isinstance(read, dict) or not call.abilities.can_answer(method, read):
-        return _refused(METHOD_NOT_FOUND, f"the client declared no capability for {method}")
+        told = f"the client declared no capability for {method}"
+        return await _not_put(edge, call, method, METHOD_NOT_FOUND, "client-lacks-capability", told)
     question = _question(edge, call, method, params)
     try:
         await edge.recorder.record(
@@ -67,6 +70,21 @@ def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
         )
         question.rules = (scan.blocked.rule,)
     return question
+
+
+async def _not_put(edge: Edge, call: Ongoing, method: str, code: int, reason: str, message: str) -> Answer:
+    """A question that the client cannot be asked: recorded without its content, and refused."""
+    question = _question(edge, call, method[:METHOD_CHARS_MAX], b"{}")
+    assert call.ruling is not None
+    question.method = call.ruling.told(question.method, "result")
+    question.refuse("admission", reason, call.ruling.told(message, "result"))
+    try:
+        await edge.recorder.record(
+            requested_event(question, edge.place, edge.limits.capture_bytes_max), call.terms.mode
+        )
+    except LogUnavailable:  # it is refused all the same
+        edge.counters.unrecorded += 1
+    return _refused(code, message)
 
 
 async def _put(edge: Edge, question: Ongoing) -> Answer:

@@ -10,8 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from tidegate.errors import Fault, LogUnavailable
-from tidegate.events import RequestRefused
+from tidegate.errors import Fault
 from tidegate.identity import Principal, Refused, www_authenticate
 from tidegate.ids import now_us
 from tidegate.settings import Settings
@@ -20,7 +19,8 @@ from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, Response, acce
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
 from tidegate_edge.inflight import ClientCancelled
-from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply
+from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, Reply, RequestId
+from tidegate_edge.refusals import Refusals
 
 CREDENTIALS_NEEDED: Final = (
     "A bearer token is needed: the resource metadata in WWW-Authenticate names who issues them, "
@@ -39,6 +39,7 @@ class Desk:
 
     def __init__(self, edge: Edge, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
         self._edge = edge
+        self.refusals = Refusals(edge, methods.MODERN | methods.LEGACY)
         self._servers = {"/".join(filter(None, ("/mcp", door))).encode(): door for door in edge.settings.doors}
         self._audiences = {server: _audiences_of(edge.settings, server) for server in self._servers.values()}
         self._hosts = frozenset(host.encode() for host in allowed_hosts)
@@ -54,7 +55,14 @@ class Desk:
         try:
             return await self._serve(exchange)
         except Fault as fault:
-            return refuse(503, INTERNAL_ERROR, fault.sentence, data={"reason": fault.code})
+            return _failed(fault)
+
+    async def refused(self, exchange: Exchange, reply: Reply) -> None:
+        """What the front door refused unread: a fact where the token is one that was verified before."""
+        given = exchange.headers.get(b"authorization", b"")
+        principal = self._edge.verifier.verify_cached(given[len(BEARER) :], now_us())
+        if principal is not None:
+            await self.refusals.note(principal, "", reply)
 
     async def _serve(self, exchange: Exchange) -> Reply:
         headers = exchange.headers
@@ -70,10 +78,22 @@ class Desk:
         principal = known or await self._identify(headers, server)
         if isinstance(principal, Reply):
             return principal
+        if exchange.method == b"POST" and not self._audiences[server].isdisjoint(principal.audiences):
+            return await self._post(exchange, headers, principal, server)
+        try:
+            reply = await self._beside(exchange, headers, principal, server)
+        except Fault as fault:
+            reply = _failed(fault)
+        if reply.status >= 400:
+            await self.refusals.note(principal, "", reply)
+        return reply
+
+    async def _beside(
+        self, exchange: Exchange, headers: dict[bytes, bytes], principal: Principal, server: str
+    ) -> Reply:
+        """What is no POST, or at a door that the token is not for."""
         if self._audiences[server].isdisjoint(principal.audiences):
             return self._challenge(ELSEWHERE, server)
-        if exchange.method == b"POST":
-            return await self._post(exchange, headers, principal, server)
         if headers.get(b"mcp-protocol-version", b"").decode("latin-1") not in MODERN_VERSIONS:
             if exchange.method == b"GET":
                 return await streams.get_stream(self._edge, principal, server, exchange)
@@ -143,41 +163,16 @@ class Desk:
                 else:
                     reply = await methods.serve(self._edge, principal, server, accepted, exchange)
             except Fault as fault:  # of a batch, one member's fault is not the others'
-                reply = refuse(503, INTERNAL_ERROR, fault.sentence, accepted.id, {"reason": fault.code})
+                reply = _failed(fault, accepted.id)
             except ClientCancelled:
                 reply = Reply(202)
         if not reply.recorded and (reply.status >= 400 or reply.refused):
-            await self._record_refusal(principal, accepted, reply)
+            await self.refusals.note(principal, accepted.method if isinstance(accepted, Request) else "", reply)
         return reply
 
-    async def _noted(self, principal: Principal, reply: Reply) -> Reply:
-        if reply.refused:
-            await self._record_refusal(principal, reply, reply)
-        return reply
 
-    async def _record_refusal(self, principal: Principal, accepted: Request | Response | Reply, reply: Reply) -> None:
-        """Refusals of known principals are facts. What cannot be recorded is refused all the same."""
-        ruling = self._edge.rulings.get(principal.tenant)
-        method = accepted.method[:64] if isinstance(accepted, Request) else ""
-        message = reply.body[:300].decode(errors="replace")
-        if ruling is not None:  # both may hold what the caller sent
-            method, message = ruling.told(method, "arguments"), ruling.told(message, "arguments")
-        self._edge.counters.refused_requests[f"status-{reply.status}"] += 1
-        event = RequestRefused(
-            **self._edge.place.stamp(principal.tenant),
-            subject_id=principal.subject_id,
-            agent=principal.agent,
-            session_id="",
-            edge=self._edge.place.edge,
-            method=method,
-            reason=f"status-{reply.status}",
-            message=message,
-            status=reply.status,
-        )
-        try:
-            await self._edge.recorder.record(event, "spool")
-        except LogUnavailable:
-            self._edge.counters.unrecorded += 1
+def _failed(fault: Fault, request_id: RequestId | None = None) -> Reply:
+    return refuse(503, INTERNAL_ERROR, fault.sentence, request_id, {"reason": fault.code})
 
 
 def _audiences_of(settings: Settings, server: str) -> frozenset[str]:

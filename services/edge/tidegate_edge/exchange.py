@@ -100,6 +100,8 @@ class Exchange:
     async def run_asgi(self, _app: object) -> None:
         """Named for uvicorn, which starts a queued exchange by this."""
         try:
+            if self.fault is not None:
+                await self.protocol.refused(self, self.fault)
             reply = self.fault or await self.protocol.serve(self)
         except asyncio.CancelledError:
             self.protocol.transport.close()

@@ -29,6 +29,11 @@ _OWS: Final = (b" ", b"\t")
 Serve = Callable[[Exchange], Awaitable[Reply]]
 Knows = Callable[[Exchange], bool]
 """Whether the exchange's token was verified before; no more than a look-up."""
+Refused = Callable[[Exchange, Reply], Awaitable[None]]
+"""Told what the protocol itself refuses."""
+
+
+async def _told_nobody(exchange: Exchange, reply: Reply) -> None: ...
 
 
 class _Ended(Exception):
@@ -40,6 +45,7 @@ class McpProtocol(HttpToolsProtocol):
 
     serve: Serve
     knows: Knows
+    refused: Refused
     rooms: Rooms
     outlets: Outlets
     draining: asyncio.Event
@@ -289,11 +295,13 @@ def protocol_class(
     rooms: Rooms | None = None,
     outlets: Outlets | None = None,
     draining: asyncio.Event | None = None,
+    refused: Refused = _told_nobody,
 ) -> type[McpProtocol]:
     """The class to hand to uvicorn (`Config(http=…)`), bound to this edge. `draining` is set when the server ends."""
     bound = {
         "serve": staticmethod(serve),
         "knows": staticmethod(knows),
+        "refused": staticmethod(refused),
         "limits": limits,
         "rooms": rooms or Rooms(),
         "outlets": outlets or Outlets(),

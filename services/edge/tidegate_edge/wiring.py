@@ -151,7 +151,10 @@ def _service(
     settings, sessions, discovery = edge.settings, edge.sessions, edge.discovery
     desk = Desk(edge, allowed_hosts(settings), allowed_origins(settings))
     outlets = Outlets(sessions, settings.limits.stream_kept_s, sessions.address)
-    http = protocol_class(desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining)
+    edge.tasks.start(desk.refusals.run(), "sum refusals")
+    http = protocol_class(
+        desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining, refused=desk.refused
+    )
     watched: list[set[object]] = []
     registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records, sum(map(len, watched)))))
 

@@ -28,7 +28,7 @@ from tidegate_edge.upstream.legacy_sessions import LegacySessions
 from tidegate_edge.upstream.patience import Patience
 from tidegate_edge.upstream.port import SILENCE, Answer, Asked, Caller, Talk
 from tidegate_edge.upstream.replicas import Replica
-from tidegate_edge.upstream.server_asks import GATHER_S, Pending, own_answer, refusal
+from tidegate_edge.upstream.server_asks import ASKED_MAX, GATHER_S, Pending, own_answer, refusal
 from tidegate_edge.upstream.sse import Event
 
 POST_TIMEOUT_S: Final = 10.0
@@ -75,6 +75,7 @@ class LegacyCall:
         self._relaying: set[asyncio.Task[None]] = set()
         self._asking = 0
         self._asked_count = 0
+        self._turned_down = 0
         self._is_parked = False
         self._gathering: asyncio.TimerHandle | None = None
         self._is_first = True  # nothing was heard of the server yet but what this request's POST brings
@@ -293,7 +294,10 @@ class LegacyCall:
         waiting = len(self.pending) + len(self._relaying)
         known = own_answer(asked, self.where.caller.capabilities, waiting)
         if known is not None:
-            self._send_off(self._tell(server_id, known), f"answer {asked.method}")
+            told = bool(known.error) and self._turned_down < ASKED_MAX  # a server that asks on and on fills no log
+            self._turned_down += told
+            answering = self._turn_down(server_id, asked, known) if told else self._tell(server_id, known)
+            self._send_off(answering, f"answer {asked.method}")
         elif self._is_parked or self._talk.pausable:
             self._asked_count += 1
             self.pending[str(self._asked_count)] = Pending(server_id, asked)
@@ -301,6 +305,14 @@ class LegacyCall:
                 self._gathering = self._loop.call_later(GATHER_S, self._gathered)
         else:
             self._relay(server_id, asked)
+
+    async def _turn_down(self, server_id: RequestId, asked: Asked, known: Answer) -> None:
+        """A question that the client cannot be asked is a fact: the edge records it, and refuses it in its words."""
+        try:
+            known = await self._talk.asked(asked.method, asked.params)
+        except Fault as fault:
+            known = refusal(INTERNAL_ERROR, fault.sentence)
+        await self._tell(server_id, known)
 
     def _gathered(self) -> None:
         self._gathering = None

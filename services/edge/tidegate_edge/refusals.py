@@ -1,0 +1,108 @@
+"""What known principals were refused, as events: nobody's mistakes go unrecorded, and nobody's fill the log.
+
+A principal's first refusals are an event each; past a burst they are summed, by method and reason, into one event a
+second that says how many it stands for. Counterpart: `desk.py`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from tidegate.claims import Principal
+from tidegate.errors import LogUnavailable
+from tidegate.events import RequestRefused
+from tidegate_edge.edge import Edge
+from tidegate_edge.messages import Reply
+
+BURST: Final = 20  # events of one principal; then one a second
+SUMMED_S: Final = 1.0
+PRINCIPALS_MAX: Final = 10_000
+SUMS_MAX: Final = 2_000
+MESSAGE_BYTES: Final = 300
+METHOD_CHARS_MAX: Final = 64
+
+_Who = tuple[str, str, str]  # tenant, subject, agent
+
+
+class _Sum(NamedTuple):
+    event: RequestRefused  # the first of them
+    number: int
+
+
+class Refusals:
+    """The events of one edge's refusals. `known` are the methods by which they are summed; others are any method."""
+
+    def __init__(self, edge: Edge, known: frozenset[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._edge = edge
+        self._known = known
+        self._clock = clock
+        self._left: dict[_Who, tuple[float, float]] = {}  # events that may still be written each, and as of when
+        self._sums: dict[tuple[_Who, str, str], _Sum] = {}
+
+    async def note(self, principal: Principal, method: str, reply: Reply) -> None:
+        """One refusal. What cannot be recorded is refused all the same."""
+        reason = f"status-{reply.status}"
+        self._edge.counters.refused_requests[reason] += 1
+        who = (principal.tenant, principal.subject_id, principal.agent)
+        if not self._may_write(who):
+            key = (who, method if method in self._known else "", reason)
+            if (found := self._sums.get(key)) is not None:
+                self._sums[key] = found._replace(number=found.number + 1)
+                return
+            if len(self._sums) < SUMS_MAX:
+                self._sums[key] = _Sum(self._event(principal, key[1], reply), 1)
+                return
+        await self._record(self._event(principal, method, reply))
+
+    async def run(self) -> None:
+        """Writes the sums, once a second and at the end. Until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(SUMMED_S)
+                await self.flush()
+        finally:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """The sums so far become events."""
+        sums, self._sums = self._sums, {}
+        for event, number in sums.values():
+            stamp = self._edge.place.stamp(event.tenant)  # its own: it is true of the whole second
+            shared = {name: getattr(event, name) for name in _SHARED}
+            await self._record(RequestRefused(**stamp, **shared, count=number))
+
+    def _may_write(self, who: _Who) -> bool:
+        now_s = self._clock()
+        left, at_s = self._left.pop(who, (float(BURST), now_s))
+        left = min(float(BURST), left + now_s - at_s)
+        if len(self._left) >= PRINCIPALS_MAX:  # the one unheard of for longest has its burst back anyway
+            del self._left[next(iter(self._left))]
+        self._left[who] = (left - 1 if left >= 1 else left, now_s)
+        return left >= 1
+
+    def _event(self, principal: Principal, method: str, reply: Reply) -> RequestRefused:
+        method, message = method[:METHOD_CHARS_MAX], reply.body[:MESSAGE_BYTES].decode(errors="replace")
+        ruling = self._edge.rulings.get(principal.tenant)
+        if ruling is not None:  # both may hold what the caller sent
+            method, message = ruling.told(method, "arguments"), ruling.told(message, "arguments")
+        return RequestRefused(
+            **self._edge.place.stamp(principal.tenant),
+            subject_id=principal.subject_id,
+            agent=principal.agent,
+            session_id="",
+            edge=self._edge.place.edge,
+            method=method,
+            reason=f"status-{reply.status}",
+            message=message,
+            status=reply.status,
+        )
+
+    async def _record(self, event: RequestRefused) -> None:
+        try:
+            await self._edge.recorder.record(event, "spool")
+        except LogUnavailable:
+            self._edge.counters.unrecorded += 1
+
+
+_SHARED: Final = ("subject_id", "agent", "session_id", "edge", "method", "reason", "message", "status")
