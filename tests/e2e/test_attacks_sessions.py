@@ -173,7 +173,7 @@ async def test_a_secret_in_a_uri_is_sent_in_no_header_and_kept_in_no_record(
     for seen in up.seen[before:]:
         assert SECRET not in str(seen.headers)
         assert SECRET.encode() not in seen.body
-    assert SECRET.encode() not in b"".join(await edge.place.stored())
+    assert SECRET.encode() not in await edge.place.shown()
 
 
 async def test_a_secret_in_a_subscribed_uri_goes_nowhere(edge: RunningEdge, speaker: Speaker, old: Scripted) -> None:
@@ -187,7 +187,7 @@ async def test_a_secret_in_a_subscribed_uri_goes_nowhere(edge: RunningEdge, spea
     await old.until_seen(lambda one: b"file:///marker" in one.body)
     stream.close()
     assert not any(SECRET.encode() in seen.body for seen in old.seen)
-    assert SECRET.encode() not in b"".join(await edge.place.stored())
+    assert SECRET.encode() not in await edge.place.shown()
 
 
 @pytest.mark.parametrize("uri", ["file:///a\r\nx-evil: 1", "file:///\x00\x1b[31m", "file:///é\u2028", "=?base64?AA?="])
@@ -832,7 +832,7 @@ async def test_a_client_s_name_for_itself_hides_no_secret(edge: RunningEdge, spe
     assert (await speaker.ask(modern(speaker, "tools/call", hidden, meta=info))).status == 400
     opening = legacy_body("initialize", {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": SECRET}})
     assert (await speaker.ask(speaker.request(opening))).status == 200
-    assert SECRET.encode() not in b"".join(await edge.place.stored())
+    assert SECRET.encode() not in await edge.place.shown()
 
 
 async def test_a_server_cannot_have_what_is_another_s_by_a_mark(tmp_path: Any) -> None:
@@ -949,7 +949,7 @@ async def test_what_a_server_asks_is_inspected_before_anybody_reads_it(
         assert BLOCKED not in rest
         pairs = (await recorded(edge, "elicitation/create"))[before:]
         assert [one.decision for one, _ in pairs] == (["allow"] if is_put else (["deny"] if era == "old" else []))
-        assert SECRET.encode() not in b"".join(await edge.place.stored())
+        assert SECRET.encode() not in await edge.place.shown()
 
 
 async def test_calls_that_wait_for_their_clients_are_bounded(

@@ -22,6 +22,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from tests.parts.boxes import opened
 from tests.parts.processes import free_port, spawn, stop
 
 from tidegate.chain import Chain, open_event, open_head
@@ -345,7 +346,18 @@ class Place:
             await log.close()
 
     async def events(self, *topics: str) -> list[AnyEvent]:
-        return [open_event(value) for value in await self.stored(*(topics or ("calls",)))]
+        """With personal parts opened."""
+        found = [open_event(value) for value in await self.stored(*(topics or ("calls",)))]
+        log = open_readonly(self.settings.data_dir / "log.db")
+        try:
+            return await opened(found, self.settings, log)
+        finally:
+            await log.close()
+
+    async def shown(self) -> bytes:
+        """All that the log holds, as whoever has the master can read it."""
+        topics = ("calls", "sessions", "catalog", "policy", "control")
+        return b"\n".join([msgspec.json.encode(event) for event in await self.events(*topics)])
 
     async def calls(self, nonce: str) -> tuple[list[CallRequested], list[CallCompleted]]:
         """The events of the calls whose target or captured arguments hold the nonce."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -11,14 +12,14 @@ from tests.parts.boxes import plain
 
 from tidegate.chain import Chain
 from tidegate.errors import LogUnavailable
-from tidegate.events import CallRequested, Sealed, SessionClosed
+from tidegate.events import AnyEvent, CallRequested, Sealed, SessionClosed
 from tidegate.log.port import Record
 from tidegate.log.sqlite import SqliteLog
 from tidegate.privacy.key_file import KEY_LIFE_US, SubjectKeyFile
 from tidegate.privacy.keys import SubjectKey, Wrapping
 from tidegate.privacy.ring import KeyRing, load_ring
 from tidegate_edge.recorder import Recorder, Writer
-from tidegate_edge.vault import Vault
+from tidegate_edge.vault import PERSONAL, Vault
 
 WRAPPING = Wrapping([b"1" * 32])
 NOW = 1_800_000_000_000_000
@@ -210,3 +211,8 @@ async def test_without_a_key_on_the_disk_nothing_is_recorded_and_the_chain_has_n
     values = [record.value or b"" for record in await subscription.poll(1_000, 1.0)]
     assert [msgspec.json.decode(value)["seq"] for value in values] == list(range(1, len(values) + 1))
     await vault.close(log)
+
+
+def test_every_event_with_a_personal_part_is_one_that_the_vault_seals() -> None:
+    personal = {kind for kind in get_args(AnyEvent) if "sealed" in kind.__struct_fields__}
+    assert set(PERSONAL) == personal

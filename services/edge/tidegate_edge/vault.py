@@ -21,7 +21,7 @@ from tidegate.ids import now_us
 from tidegate.limits import SUBJECT_KEYS_CACHED_MAX
 from tidegate.log.port import EventLog, Record
 from tidegate.privacy.key_file import KEY_LIFE_US, Subject, SubjectKeyFile
-from tidegate.privacy.keys import Lock
+from tidegate.privacy.keys import Lock, SubjectKey
 from tidegate.privacy.master import open_wrapping
 from tidegate.privacy.ring import TOPIC
 from tidegate.settings import Settings
@@ -32,7 +32,7 @@ RETRY_S: Final = 1.0
 LAST_TRY_S: Final = 5.0
 TIDY_S: Final = 3_600.0
 
-_PERSONAL: Final = (CallRequested, CallCompleted, CallAbandoned, SessionOpened)
+PERSONAL: Final = (CallRequested, CallCompleted, CallAbandoned, SessionOpened)
 _Personal = CallRequested | CallCompleted | CallAbandoned | SessionOpened
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Vault:
 
     def seal(self, event: AnyEvent) -> AnyEvent | None:
         """The event as it is to be recorded; None where its subject's key must be awaited first: `sealed` does."""
-        if not isinstance(event, _PERSONAL) or event.sealed.kid:  # sealed: of an event before this one, as it was
+        if not isinstance(event, PERSONAL) or event.sealed.kid:  # sealed: of an event before this one, as it was
             return event
         subject = (event.tenant, event.subject_id)
         lock = self._locks.get(subject)
@@ -68,7 +68,7 @@ class Vault:
 
     async def sealed(self, event: AnyEvent) -> AnyEvent:
         """The event as it is to be recorded. Raises LogUnavailable where no key can be kept: then nothing is."""
-        if not isinstance(event, _PERSONAL) or event.sealed.kid:
+        if not isinstance(event, PERSONAL) or event.sealed.kid:
             return event
         subject = (event.tenant, event.subject_id)
         while True:
@@ -142,12 +142,18 @@ class Vault:
                 if subject not in self._wanted:
                     return
                 wanted = list(self._wanted)
-                for key in await asyncio.to_thread(self._file.take, wanted, self._clock()):
+                for key in await asyncio.to_thread(self._take, wanted):
                     self._keep(Lock(key))
                 self._wanted.difference_update(wanted)
         finally:
             self._wanted.discard(subject)
         self._to_publish.set()
+
+    def _take(self, wanted: list[Subject]) -> list[SubjectKey]:
+        """In a thread."""
+        taken = self._file.take(wanted, self._clock())
+        self.pending = self._file.pending()
+        return taken
 
     def _keep(self, lock: Lock) -> None:
         subject = (lock.key.tenant, lock.key.subject_id)
