@@ -32,6 +32,8 @@ from tidegate.settings import Kafka as KafkaSettings
 from tidegate.settings_file import load_settings
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.consumer import AuditConsumer, create_audit_consumer
+from tidegate_audit_consumer.dead_letters import dead_letter
+from tidegate_audit_consumer.reading import Unreadable
 from tidegate_audit_consumer.siem import open_siem
 from tidegate_cli import export_pages
 from tidegate_cli.export_pages import Span, pages
@@ -289,6 +291,20 @@ async def test_the_topic_continues_after_a_restart_and_its_key_is_the_events_id(
     async with publishing(log):
         found = await topic(log, 2)
     assert [record.key.decode() for record in found] == [first.id, second.id]
+
+
+async def test_dead_letters_that_this_version_can_read_reach_the_topic_once(log: SqliteLog) -> None:
+    late, chain = requested(decision="deny"), Chain("w")
+    buried = [chain.seal(late), Record("calls", b"k", b"never to be read")]
+    positions = [Delivered(one.topic, 0, 900 + at, one.key, one.value, (), now_us()) for at, one in enumerate(buried)]
+    await log.append([dead_letter(Unreadable(one, "unknown-type", "a newer version's")) for one in positions])
+    async with publishing(log):
+        (found,) = await topic(log, 1)
+    assert found.key.decode() == late.id
+    after = chain.seal(requested(decision="deny"))
+    await log.append([after])
+    async with publishing(log):
+        assert len(await topic(log, 2)) == 2, "the letter was told before, and is not told again"
 
 
 class Failing:

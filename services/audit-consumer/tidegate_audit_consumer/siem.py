@@ -3,7 +3,8 @@ Activity. On with `audit.ocsf_topic`.
 
 A consumer group of its own: a ClickHouse that is away or rebuilt neither delays nor repeats what a SIEM gets. At least
 once: objects are durable before the offsets settle; the key is the event's id, `metadata.uid` as well, to deduplicate
-by. Counterpart: `tidegate.ocsf`.
+by. Dead letters are read again by each new version, in a group of its own: what it can read reaches the topic late,
+not never. Counterpart: `tidegate.ocsf`.
 """
 
 import asyncio
@@ -13,17 +14,21 @@ from collections.abc import Sequence
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from tidegate import __version__
 from tidegate.errors import LogUnavailable
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested, RequestRefused
 from tidegate.log.port import Delivered, EventLog, Record, Subscription
 from tidegate.ocsf.activity import activity_of
 from tidegate.ocsf.api_activity import api_activity
 from tidegate_audit_consumer.batch import Bounds, ends_of
+from tidegate_audit_consumer.dead_letters import TOPIC as LETTERS
+from tidegate_audit_consumer.dead_letters import open_letter
 from tidegate_audit_consumer.reading import read
 
 TOPIC = "ocsf"
 GROUP = "ocsf"
 SOURCES = ("calls", "sessions")
+LETTERS_GROUP = f"ocsf-letters-{__version__}"
 BATCH_MAX = 2_000
 LAG_S = 5.0  # how often the lag is measured
 
@@ -35,6 +40,11 @@ def objects_of(records: Sequence[Delivered]) -> list[Record]:
     """What these records say to a SIEM; nothing of those that cannot be read, which are dead letters already."""
     found = []
     for record in records:
+        if record.topic == LETTERS:
+            letter = open_letter(record)
+            if letter is None or letter.record.topic not in SOURCES:
+                continue
+            record = letter.record
         event = read(record)
         if not isinstance(event, CallRequested | CallCompleted | CallAbandoned | RequestRefused):
             continue
@@ -44,12 +54,23 @@ def objects_of(records: Sequence[Delivered]) -> list[Record]:
     return found
 
 
+class Followed:
+    """What the publisher follows: the sources, and dead letters of them."""
+
+    def __init__(self, *subscriptions: Subscription) -> None:
+        self.subscriptions = subscriptions
+
+    async def close(self) -> None:
+        for subscription in self.subscriptions:
+            await subscription.close()
+
+
 class Siem:
     """The publisher. `run` until `stop`; what is in hand then is published if the first try succeeds."""
 
-    def __init__(self, log: EventLog, subscription: Subscription, bounds: Bounds, registry: CollectorRegistry) -> None:
+    def __init__(self, log: EventLog, followed: Followed, bounds: Bounds, registry: CollectorRegistry) -> None:
         self._log = log
-        self._subscription = subscription
+        self._followed = followed
         self._bounds = bounds
         self._stopping = asyncio.Event()
         self._failures = 0
@@ -62,15 +83,20 @@ class Siem:
         )
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for subscription in self._followed.subscriptions:
+                group.create_task(self._follow(subscription))
+
+    async def _follow(self, subscription: Subscription) -> None:
         while not self._stopping.is_set():
             try:
-                records = await self._subscription.poll(BATCH_MAX, self._bounds.idle_s)
+                records = await subscription.poll(BATCH_MAX, self._bounds.idle_s)
                 await self._measure()
             except LogUnavailable as fault:
                 await self._pause(fault)
                 continue
             if records and await self._publish(records):
-                await self._settle(records)
+                await self._settle(subscription, records)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -79,7 +105,7 @@ class Siem:
         now = asyncio.get_running_loop().time()
         if now >= self._measured + LAG_S:
             self._measured = now
-            self._lag.set(await self._subscription.lag())
+            self._lag.set(sum([await subscription.lag() for subscription in self._followed.subscriptions]))
 
     async def _publish(self, records: Sequence[Delivered]) -> bool:
         """True once they are durable; False when stopping came first."""
@@ -96,10 +122,10 @@ class Siem:
                     return False
                 await self._pause(fault)
 
-    async def _settle(self, records: Sequence[Delivered]) -> None:
+    async def _settle(self, subscription: Subscription, records: Sequence[Delivered]) -> None:
         """A lost claim is no harm: whoever has the partition now publishes these again, under the same ids."""
         try:
-            await self._subscription.settle(ends_of(records))
+            await subscription.settle(ends_of(records))
         except LogUnavailable as fault:
             _log.warning("offsets of the topic ocsf not settled: %s", fault.sentence)
 
@@ -114,7 +140,12 @@ class Siem:
             return
 
 
-async def open_siem(log: EventLog, bounds: Bounds, registry: CollectorRegistry) -> tuple[Siem, Subscription]:
+async def open_siem(log: EventLog, bounds: Bounds, registry: CollectorRegistry) -> tuple[Siem, Followed]:
     """The publisher and what it follows, to be closed after it. Raises LogUnavailable."""
-    subscription = await log.follow(SOURCES, group=GROUP)
-    return Siem(log, subscription, bounds, registry), subscription
+    sources = await log.follow(SOURCES, group=GROUP)
+    try:
+        followed = Followed(sources, await log.follow([LETTERS], group=LETTERS_GROUP))
+    except BaseException:
+        await sources.close()
+        raise
+    return Siem(log, followed, bounds, registry), followed
