@@ -89,7 +89,7 @@ async def _not_put(edge: Edge, call: Ongoing, method: str, code: int, reason: st
 
 async def _put(edge: Edge, question: Ongoing) -> Answer:
     visit = question.visit
-    question.forwarded_us = now_us()
+    question.forwarded_us = question.now_us()
     try:
         asking = edge.asks.ask(
             visit.outlet, visit.protocol_session, question.method, question.arguments, ANSWERED_WITHIN_S
@@ -156,7 +156,7 @@ def _inspected(question: Ongoing, answer: Answer) -> tuple[Ended, Answer]:
 
 
 def _ended(question: Ongoing, outcome: Outcome, result: bytes, reason: str) -> Ended:
-    at_us = now_us()
+    at_us = question.now_us()
     return Ended(
         outcome=outcome,
         completed_us=at_us,

@@ -1,6 +1,7 @@
 """A call on its way through the spine: the facts gathered so far, and the two events made from them. No I/O here."""
 
 import hashlib
+import time
 from typing import Any, Final
 
 import msgspec
@@ -73,6 +74,7 @@ class Ongoing:
         "arguments",
         "arguments_captured",
         "arguments_masked",
+        "begun_ns",
         "bundle",
         "call_id",
         "catalog",
@@ -114,6 +116,7 @@ class Ongoing:
     ) -> None:
         self.call_id = self.root = uuid7(at_us)
         self.requested_us = at_us
+        self.begun_ns = time.monotonic_ns()
         self.request = request
         self.method = request.method
         self.visit = visit
@@ -149,6 +152,10 @@ class Ongoing:
         self.forwarded_us = 0
         self.upstream_modern = False  # known once it is forwarded
         self.result_type = "complete"  # of the answer
+
+    def now_us(self) -> int:
+        """The time of its request and what has passed since: a wall clock that is set meanwhile changes no duration."""
+        return self.requested_us + (time.monotonic_ns() - self.begun_ns) // 1000
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ legacy client for input is answered in a further round of the same call, decided
 import asyncio
 
 from tidegate.errors import Fault, LogUnavailable
-from tidegate.ids import now_us
 from tidegate_edge import bridge, reply, rounds, steps
 from tidegate_edge.accept import Request
 from tidegate_edge.calls import Ended, Inputs, Ongoing, completed_event, requested_event
@@ -65,7 +64,7 @@ async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
 
 async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
     """From the durable permit to the durable answer."""
-    call.forwarded_us = now_us()
+    call.forwarded_us = call.now_us()
     edge.calls_in_flight += 1
     try:
         answer = await steps.forward(edge, call)

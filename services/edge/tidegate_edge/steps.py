@@ -114,7 +114,7 @@ def decide(edge: Edge, call: Ongoing) -> None:
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
         if call.item.input_schema is not None and not call.hidden:
             _compare_param_headers(call, arguments)
-    call.policy_us = now_us() - call.requested_us
+    call.policy_us = call.now_us() - call.requested_us
 
 
 def _compare_param_headers(call: Ongoing, arguments: dict[str, Any]) -> None:
@@ -268,7 +268,7 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer | Paused) -> tuple[
     """Patterns over the answer, whatever it is. What may be passed on, or the reply that says why it may not."""
     assert call.item is not None
     assert call.ruling is not None
-    completed_us = now_us()
+    completed_us = call.now_us()
     raw = bridge.questions(answer) if isinstance(answer, Paused) else answer.result or answer.error
     try:
         strict_json.read(raw)
@@ -325,7 +325,7 @@ def failed(edge: Edge, call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:
     assert call.ruling is not None
     sentence = call.ruling.told(fault.sentence, "result")
     fault = UpstreamFault(sentence, code=fault.code, sent=sent)
-    at_us = now_us()
+    at_us = call.now_us()
     outcome: Outcome = "timeout" if fault.code == "upstream-timeout" else "upstream-failed"
     ended = Ended(
         outcome=outcome,
@@ -339,7 +339,7 @@ def failed(edge: Edge, call: Ongoing, fault: Fault) -> tuple[Ended, Reply]:
 
 def broken(call: Ongoing) -> Ended:
     """The gateway failed between the permit and the answer; what the upstream did is not known."""
-    at_us = now_us()
+    at_us = call.now_us()
     return Ended(
         outcome="upstream-failed", completed_us=at_us, upstream_us=at_us - call.forwarded_us, reason="gateway-failed"
     )
@@ -347,6 +347,6 @@ def broken(call: Ongoing) -> Ended:
 
 def cancelled(call: Ongoing) -> Ended:
     """The caller went away (modern clients cancel by closing the stream); what the upstream did is not known."""
-    at_us = now_us()
+    at_us = call.now_us()
     upstream_us = at_us - call.forwarded_us if call.forwarded_us else 0
     return Ended(outcome="cancelled", completed_us=at_us, upstream_us=upstream_us, reason="caller-gone")
