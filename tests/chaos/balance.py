@@ -28,7 +28,7 @@ HEALED_DEADLINE_S: Final = 120.0
 REFUSALS: Final = frozenset({"denied", "asked", "limited"})
 OPEN: Final = frozenset({"unknown", "pending"})  # pending becomes unknown when it is old enough
 NOT_SENT: Final = frozenset({"upstream-failed", "cancelled", "timeout"})  # ended, perhaps before anything was sent
-ANSWERED: Final = frozenset({"ok", "tool-error"})
+ANSWERS: Final = frozenset({"ok", "tool-error", "denied"})  # what callers hear is the status then
 COUNTED: Final = {
     "events": "event_id",
     "calls": "call_id",
@@ -140,12 +140,8 @@ def balance(stage: Stage, tally: Tally) -> Books:
     """Everything that must agree, compared."""
     books = Books()
     seen, rows = stage.sightings(), rows_of(stage)
-    by_nonce: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_nonce[row.nonce].append(row)
-    one = {nonce: found[0] for nonce, found in by_nonce.items()}
-    _calls(books, seen, one, by_nonce, tally)
-    _records(books, logged(stage))
+    compare_calls(books, seen, rows, tally)
+    compare_records(books, logged(stage))
     _tables(books, stage)
     _integrity(books, stage)
     books.told |= {"calls made": len(tally.calls), "seen by the servers": len(seen), "rows of calls": len(rows)}
@@ -154,54 +150,39 @@ def balance(stage: Stage, tally: Tally) -> Books:
     return books
 
 
-def _calls(
-    books: Books, seen: dict[str, int], one: dict[str, Row], by_nonce: dict[str, list[Row]], tally: Tally
-) -> None:
+def compare_calls(books: Books, seen: dict[str, int], rows: list[Row], tally: Tally) -> None:
     """By nonce, in both directions."""
+    one = {row.nonce: row for row in rows}
+    unseen = [row for nonce, row in one.items() if nonce not in seen]
+    both = [(nonce, call.heard, one[nonce].status) for nonce, call in tally.calls.items() if nonce in one]
     books.check("seen by a server, and no record", (nonce for nonce in seen if nonce not in one))
     books.check("seen by a server twice", (nonce for nonce, times in seen.items() if times > 1))
-    books.check("two rows for one call", (nonce for nonce, found in by_nonce.items() if len(found) > 1))
+    times = Counter(row.nonce for row in rows)
+    books.check("two rows for one call", (nonce for nonce, number in times.items() if number > 1))
     books.check("a row that nobody called for", (nonce for nonce in one if nonce not in tally.calls))
     books.check(
         "answered, and no record",
-        (nonce for nonce, call in tally.calls.items() if _is_lost(call.heard, one.get(nonce))),
+        (nonce for nonce, call in tally.calls.items() if call.heard in ANSWERS and nonce not in one),
     )
-    unseen = [row for nonce, row in one.items() if nonce not in seen]
     books.check(
         "recorded as carried out, and never seen",
         (f"{row.nonce} ({row.status})" for row in unseen if row.status not in REFUSALS | OPEN | NOT_SENT),
     )
     books.check(
-        "recorded as refused, and seen",
-        (row.nonce for nonce, row in one.items() if nonce in seen and row.status in REFUSALS),
+        "recorded as refused, and seen", (row.nonce for row in rows if row.nonce in seen and row.status in REFUSALS)
     )
     books.check(
-        "told one thing, recorded another",
-        (
-            f"{nonce}: {call.heard}, {one[nonce].status}"
-            for nonce, call in tally.calls.items()
-            if nonce in one and _differs(call.heard, one[nonce].status)
-        ),
+        "told one thing, recorded another",  # an answer that was lost on its way may stand there as well
+        (f"{nonce}: {heard}, {status}" for nonce, heard, status in both if heard in ANSWERS and heard != status),
     )
     books.check("answers that fit no call", tally.wrong)
-    books.told["permitted and never seen: refused when it came to recording, or the edge died"] = sum(
-        row.status in OPEN for row in unseen
-    )
-    books.told["seen, and how it ended is not known: the edge died"] = sum(
-        row.status in OPEN for nonce, row in one.items() if nonce in seen
-    )
+    left = sum(row.status in OPEN for row in rows)
+    never = sum(row.status in OPEN for row in unseen)
+    books.told["permitted, never seen, and no end: refused while being recorded, or the edge died"] = never
+    books.told["permitted, seen, and no end: the edge died, or could not record the end"] = left - never
 
 
-def _is_lost(heard: str, row: Row | None) -> bool:
-    return heard in ("ok", "tool-error", "denied") and row is None
-
-
-def _differs(heard: str, status: str) -> bool:
-    """What callers were told stands in the record. (An answer that was lost on its way may stand there as well.)"""
-    return heard in ("ok", "tool-error", "denied") and heard != status
-
-
-def _records(books: Books, found: list[Logged]) -> None:
+def compare_records(books: Books, found: list[Logged]) -> None:
     """Kafka's: chains whole, order kept. Shipped again is no fault, shipped differently is."""
     writers: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
     highest: dict[tuple[str, str, bytes], int] = {}

@@ -7,6 +7,8 @@ Counterpart: `faults.py`, which does the harm.
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
@@ -15,6 +17,7 @@ CHUNK_BYTES: Final = 64 * 1024
 CONNECTIONS_MAX: Final = 512  # of one link; more are refused
 DEADLINE_S: Final = 10.0
 TOO_BUSY: Final = b"Code: 202. DB::Exception: Too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)\n"
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 _REFUSAL: Final = (
     b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\nX-ClickHouse-Exception-Code: 202\r\n"
     b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(TOO_BUSY), TOO_BUSY)
@@ -88,7 +91,9 @@ class Link:
 
     def _abort(self) -> None:
         for writer in list(self._writers):
-            writer.transport.abort()
+            with contextlib.suppress(OSError):  # it has ended by itself
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            writer.transport.abort()  # a reset, not an end
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_cut or len(self._writers) >= CONNECTIONS_MAX:

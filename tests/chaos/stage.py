@@ -9,6 +9,7 @@ a Valkey of their own, with a link between each two that can be harmed.
 Counterparts: `faults.py` harms it, `load.py` calls through it, `balance.py` reads what became of the calls.
 """
 
+import base64
 import contextlib
 import os
 import secrets
@@ -41,6 +42,7 @@ MODES: Final = {"spool": "spool", "strict": "strict", "either": "strict-or-spool
 LEGACY: Final = frozenset({"either", "old"})
 CALL_TIMEOUT_S: Final = 8.0
 DISK_MIB: Final = 64
+SPOOL_BYTES_MAX: Final = 2 * 1024 * 1024  # small: its files are, too, and a full disk is felt soon
 TOKEN_S: Final = 48 * 3600
 READY_DEADLINE_S: Final = 90.0
 POLICY: Final = """
@@ -226,6 +228,8 @@ def _cluster(
     address = f"clickhouse://writer@127.0.0.1:{to_engine.port}/tidegate"
     own[AUDITS[1]] |= {"analytics": address, "analytics_password": password}
     audit_key = ensure_signing_key(directory / "audit.pem")
+    (directory / "masters").write_text(base64.b64encode(secrets.token_bytes(32)).decode() + "\n")
+    (directory / "masters").chmod(0o600)
     return ChaosCluster(
         directory,
         kafka,
@@ -236,7 +240,8 @@ def _cluster(
         },
         rules=[{"server": name, "durability": mode} for name, mode in MODES.items()],
         audit={"roots": {"every_s": 5.0, "key_file": str(directory / "audit.pem")}},
-        limits={"call_timeout_s": CALL_TIMEOUT_S, "drain_timeout_s": 15.0},
+        privacy={"key_file": str(directory / "masters")},  # personal fields, the nonces among them, are sealed
+        limits={"call_timeout_s": CALL_TIMEOUT_S, "drain_timeout_s": 15.0, "spool_bytes_max": SPOOL_BYTES_MAX},
         # the audit key is trusted beside that for releases
         trust={"bundle_keys": [ensure_signing_key(directory / "signing.pem").public], "audit_keys": [audit_key.public]},
     )
