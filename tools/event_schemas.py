@@ -21,13 +21,13 @@ from msgspec.inspect import Field, LiteralType, StructType, VarTupleType, type_i
 from tools.event_words import FIELDS, OF, TEXTS
 
 from tidegate import events
+from tidegate.chain import schema_uri
 from tidegate.events import AnyEvent, Call, Event, FindingRaised, key_of, type_of
 from tidegate.ocsf import finding as ocsf_finding
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "events.md"
 SCHEMAS: Final = ROOT / "docs" / "schemas"
-BASE: Final = "https://tidegate.example/schemas"
 GENERATED: Final = re.compile(r"(?<=<!-- events -->\n).*?(?=<!-- /events -->)", re.DOTALL)
 
 KINDS: Final[tuple[type[Event], ...]] = get_args(AnyEvent)
@@ -102,7 +102,11 @@ def schema_of(kind: type[Event]) -> dict[str, Any]:
         own = _object(info, definitions)
         own["properties"] = {"type": {"const": name}} | own["properties"]
         own["required"] = ["type", *own["required"]]
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"{BASE}/{name}.json", "title": name}
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": schema_uri(name.encode()).decode(),
+        "title": name,
+    }
     return head | own | ({"$defs": dict(sorted(definitions.items()))} if definitions else {})
 
 

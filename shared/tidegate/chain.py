@@ -6,11 +6,15 @@ so that a gap, a fork or a rewrite is provable. Counterpart: `upcast.py` reads w
 
 import hashlib
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 
 from tidegate.events import AnyEvent, key_of, topic_of
 from tidegate.log.port import Record
+
+SCHEMAS_URI: Final = "https://tidegate.example/schemas"
+"""Names the schemas in docs/schemas; an identifier, from which nothing has to be fetched."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
@@ -72,6 +76,13 @@ def cloud_event_headers(value: bytes) -> list[tuple[str, bytes]]:
         ("ce_specversion", b"1.0"),
         ("ce_type", b"tidegate." + head.type.encode()),
         ("ce_source", b"/tidegate/" + head.writer.encode()),
+        ("ce_dataschema", schema_uri(head.type.encode())),
         ("ce_id", head.id.encode()),
         ("ce_time", datetime.fromtimestamp(head.time_us / 1e6, UTC).isoformat().encode()),
+        ("ce_sequence", b"%d" % head.seq),
     ]
+
+
+def schema_uri(kind: bytes) -> bytes:
+    """The `$id` of the published JSON Schema of an event type: the same for as long as the type is read."""
+    return b"%b/%b.json" % (SCHEMAS_URI.encode(), kind)

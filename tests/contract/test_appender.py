@@ -1,13 +1,16 @@
 """What every blocking appender promises (SQLite, the spool, Kafka), and what the two Kafka clients owe each other."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import jsonschema
 import msgspec
 import pytest
 from hypothesis import given
@@ -19,14 +22,15 @@ from tidegate.errors import LogUnavailable
 from tidegate.events import SessionClosed
 from tidegate.ids import now_us, uuid7
 from tidegate.limits import EVENT_BYTES_MAX
+from tidegate.log.cloud_events import CloudEventHeaders
 from tidegate.log.kafka import KafkaAppender, KafkaLog
-from tidegate.log.kafka_appender import CloudEventHeaders
 from tidegate.log.port import BlockingAppender, Delivered, EventLog, Record
 from tidegate.log.spool import Shipper, Spool
 from tidegate.log.sqlite import SqliteAppender, SqliteLog
 from tidegate.settings import Kafka as KafkaSettings
 from tidegate.settings import Settings
 
+SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 Read = Callable[[], Coroutine[Any, Any, list[Record]]]
 
 
@@ -168,17 +172,31 @@ async def test_events_carry_cloud_events_headers_on_kafka(kafka: Kafka) -> None:
     settings = settings_on(kafka)
     log, appender = KafkaLog(settings), KafkaAppender(settings)
     await log.prepare()
-    event = SessionClosed(
-        id=uuid7(), time_us=now_us(), tenant="t", region="r", session_id="x", subject_id="s", agent="a", cause="deleted"
-    )
+    closed = {"time_us": now_us(), "tenant": "t", "region": "r", "session_id": "x", "subject_id": "s", "agent": "a"}
+    event, other = (SessionClosed(id=uuid7(), cause="deleted", **closed) for _ in range(2))  # type: ignore[arg-type]
     no_event = Record("sessions", b"k", b"no event")
-    await asyncio.to_thread(appender.append, [Chain("edge.spool.1").seal(event), no_event])
+    chain = Chain("edge.spool.1")
+    await asyncio.to_thread(appender.append, [chain.seal(event), no_event])
+    await log.append([chain.seal(other)])
     appender.close()
-    headers = {each.value == no_event.value: dict(each.headers) for each in await delivered(log, "sessions")}
-    assert headers[False]["ce_type"] == b"tidegate.session.closed.v1"
-    assert headers[False]["ce_id"] == event.id.encode()
-    assert headers[False]["ce_source"] == b"/tidegate/edge.spool.1"
-    assert headers[True] == {}
+    found = await delivered(log, "sessions")
+    for number, one in enumerate((event, other), 1):
+        (record,) = [each for each in found if one.id.encode() in (each.value or b"")]
+        schema = dict(record.headers)["ce_dataschema"].decode()
+        assert dict(record.headers) == {
+            "content-type": b"application/json",
+            "ce_specversion": b"1.0",
+            "ce_type": b"tidegate.session.closed.v1",
+            "ce_source": b"/tidegate/edge.spool.1",
+            "ce_dataschema": b"https://tidegate.example/schemas/session.closed.v1.json",
+            "ce_id": one.id.encode(),
+            "ce_time": datetime.fromtimestamp(one.time_us / 1e6, UTC).isoformat().encode(),
+            "ce_sequence": b"%d" % number,
+        }
+        published = json.loads((SCHEMAS / schema.rpartition("/")[2]).read_text())
+        assert published["$id"] == schema
+        jsonschema.validate(json.loads(record.value or b""), published)
+    assert [each.headers for each in found if each.value == no_event.value] == [()]
     await log.close()
 
 

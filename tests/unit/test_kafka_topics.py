@@ -34,6 +34,8 @@ def test_histories_never_expire_and_have_one_order(name: str) -> None:
         ("tidegate.policy-state", {"cleanup_policy": "delete"}, "cleanup.policy"),
         ("tidegate.calls", {"min_insync_replicas": "1"}, "min.insync.replicas"),
         ("tidegate.calls", {"replication": 2}, "replicas"),
+        ("tidegate.calls", {"max_message_bytes": "500000"}, "max.message.bytes"),
+        ("tidegate.calls", {"unclean_leader_election_enable": "true"}, "unclean.leader.election.enable"),
         ("tidegate.calls", {"partitions": 3}, "partitions"),
         ("tidegate.calls", {"retention_ms": "1000"}, "retention.ms"),
         ("tidegate.calls", {"cleanup_policy": "compact"}, "cleanup.policy"),
@@ -53,6 +55,7 @@ def test_what_breaks_a_promise_is_named(name: str, change: dict[str, str], named
         {"replication": 5},
         {"min_insync_replicas": "3"},
         {"retention_ms": "-1"},
+        {"max_message_bytes": "5000000"},
         {"message_timestamp_type": "CreateTime"},
     ],
 )

@@ -18,6 +18,7 @@ from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
 from tidegate.errors import ConfigFault, LogUnavailable
 from tidegate.ids import uuid7
+from tidegate.log.cloud_events import CloudEventHeaders
 from tidegate.log.commit import check_size
 from tidegate.log.kafka_appender import KafkaAppender
 from tidegate.log.kafka_connection import for_aiokafka
@@ -55,6 +56,7 @@ class KafkaLog:
         self._subscriptions: list[KafkaSubscription] = []
         self._lost: LogUnavailable | None = None  # why a named writer ended
         self._closed = False
+        self._cloud_event_headers = CloudEventHeaders()
 
     async def prepare(self) -> None:
         """Create or check the topics, and fence earlier writers of this name.
@@ -160,7 +162,9 @@ class KafkaLog:
     async def _transact(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> None:
         await producer.begin_transaction()
         waiting = [
-            await producer.send(self._prefix + record.topic, record.value, key=record.key, headers=list(record.headers))
+            await producer.send(
+                self._prefix + record.topic, record.value, key=record.key, headers=self._headers(record)
+            )
             for record in records
         ]
         await asyncio.gather(*waiting)
@@ -168,8 +172,11 @@ class KafkaLog:
 
     async def _send(self, producer: AIOKafkaProducer, record: Record) -> None:
         await producer.send_and_wait(
-            self._prefix + record.topic, record.value, key=record.key, headers=list(record.headers)
+            self._prefix + record.topic, record.value, key=record.key, headers=self._headers(record)
         )
+
+    def _headers(self, record: Record) -> list[tuple[str, bytes]]:
+        return list(record.headers) or self._cloud_event_headers.of_record(record.topic, record.value)
 
     async def _aborted(self, producer: AIOKafkaProducer) -> bool:
         try:

@@ -7,25 +7,16 @@ topics that carry events. Counterpart: `kafka.py` reads what this wrote; both pu
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from tidegate.chain import cloud_event_headers
 from tidegate.errors import LogUnavailable
+from tidegate.log.cloud_events import CloudEventHeaders
 from tidegate.log.kafka_connection import for_librdkafka
 from tidegate.log.kafka_diagnosis import told
 from tidegate.log.port import STATE_TOPICS, TOPICS, Record
 from tidegate.settings import Settings
-
-_WITHOUT_EVENTS = frozenset(("detections", "dead-letters", "ocsf", *STATE_TOPICS))
-"""Topics whose values are not stored events: their headers are the record's own."""
-
-_OPENING = (b"writer", b"seq", b"prev", b"type", b"id", b"time_us")
-"""The names with which an event opens, as `Chain.seal` writes it."""
-_OPENING_BYTES = 512
 
 
 class KafkaAppender:
@@ -98,9 +89,7 @@ class KafkaAppender:
     def _produce(self, producer: Producer, record: Record, deadline: float) -> None:
         topic, key, value, headers = record
         name = self._topics[topic]
-        given = list(headers) or None
-        if not headers and value is not None and topic not in _WITHOUT_EVENTS:
-            given = self._cloud_event_headers.of(value)
+        given = list(headers) or self._cloud_event_headers.of_record(topic, value) or None
         while True:
             try:
                 producer.produce(name, value, key, headers=given)
@@ -132,47 +121,3 @@ class KafkaAppender:
     def _noticed(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # it follows the error that says why
             self._notice = error.str()
-
-
-class CloudEventHeaders:
-    """`tidegate.chain.cloud_event_headers`, four times as fast: no JSON is decoded where the stored form opens as the
-    chain writes it, and what many events share is kept. Bytes that are no event have none: they become a dead letter
-    where read.
-    """
-
-    def __init__(self) -> None:
-        self._shared: dict[tuple[bytes, bytes], list[tuple[str, bytes]]] = {}
-        self._second = -1
-        self._time = ""
-
-    def of(self, value: bytes) -> list[tuple[str, bytes]]:
-        opening = value[:_OPENING_BYTES]
-        parts = opening.split(b'"', 21)
-        if len(parts) < 22 or b"\\" in opening:
-            return self._decoded(value)
-        brace, a, _, writer, _, b, _, c, _, _, _, d, _, kind, _, e, _, event_id, _, f, time_us, _ = parts
-        if (a, b, c, d, e, f) != _OPENING or brace != b"{":
-            return self._decoded(value)
-        shared = self._shared.get((writer, kind)) or self._share(writer, kind)
-        second, micros = divmod(int(time_us[1:-1]), 1_000_000)
-        if second != self._second:
-            self._second, self._time = second, datetime.fromtimestamp(second, UTC).isoformat()[:-6]
-        stamp = f"{self._time}.{micros:06d}+00:00" if micros else f"{self._time}+00:00"
-        return [*shared, ("ce_id", event_id), ("ce_time", stamp.encode())]
-
-    def _share(self, writer: bytes, kind: bytes) -> list[tuple[str, bytes]]:
-        if len(self._shared) > 100:  # a writer has some ten types; several epochs' writers are rare
-            self._shared.clear()
-        shared = [
-            ("content-type", b"application/json"),
-            ("ce_specversion", b"1.0"),
-            ("ce_type", b"tidegate." + kind),
-            ("ce_source", b"/tidegate/" + writer),
-        ]
-        return self._shared.setdefault((writer, kind), shared)
-
-    def _decoded(self, value: bytes) -> list[tuple[str, bytes]]:
-        try:
-            return cloud_event_headers(value)
-        except (msgspec.DecodeError, ValueError, OverflowError):
-            return []

@@ -10,6 +10,7 @@ KEPT_FOREVER: Final = frozenset({"policy", "control", "catalog", "integrity"})
 """Histories from which state is folded, and the signed roots: one partition each, nothing ever expires."""
 
 _DAY_MS: Final = 86_400_000
+_MESSAGE_BYTES: Final = 1_048_588  # Kafka's default; an event has EVENT_BYTES_MAX, a dead letter its headers beside
 
 _SOON_GONE: Final = {
     "max.compaction.lag.ms": "3600000",
@@ -42,7 +43,12 @@ def specs(kafka: Kafka) -> list[TopicSpec]:
 
 
 def _spec(topic: str, kafka: Kafka) -> TopicSpec:
-    config = {"min.insync.replicas": str(kafka.min_insync), "message.timestamp.type": "LogAppendTime"}
+    config = {
+        "min.insync.replicas": str(kafka.min_insync),
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(_MESSAGE_BYTES),
+        "unclean.leader.election.enable": "false",  # a replica that lags must not become the truth
+    }
     if topic in STATE_TOPICS:
         config |= {"cleanup.policy": "compact"} | (_SOON_GONE if topic == ERASING_TOPIC else {})
     elif topic in KEPT_FOREVER:
@@ -78,7 +84,7 @@ def _satisfies(key: str, found: str, wanted: str) -> bool:
         return True
     if key in _SOON_GONE:
         return _is_soon_enough(key, found, wanted)
-    if key not in ("min.insync.replicas", "retention.ms") or not found.lstrip("-").isdigit():
+    if key not in ("min.insync.replicas", "retention.ms", "max.message.bytes") or not found.lstrip("-").isdigit():
         return False
     if key == "retention.ms":
         return found == "-1" or (wanted != "-1" and int(found) >= int(wanted))
