@@ -1,5 +1,5 @@
-"""Topics on a real cluster: as they are created, what is said of ones that differ, and that appends are idempotent, which
-no broker takes unless all replicas acknowledge.
+"""Topics on a real cluster: as they are created, what is said of ones that differ, and that appends are idempotent,
+which no broker takes unless all replicas acknowledge.
 """
 
 import asyncio
