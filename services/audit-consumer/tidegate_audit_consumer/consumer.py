@@ -15,9 +15,11 @@ from tidegate.analytics.clickhouse import open_server
 from tidegate.analytics.port import Analytics
 from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable
 from tidegate.log.port import EventLog
+from tidegate.privacy.master import open_wrapping
 from tidegate.settings import Settings
 from tidegate_audit_consumer.batch import Bounds
 from tidegate_audit_consumer.hand import Hand
+from tidegate_audit_consumer.key_feed import KeyFeed
 from tidegate_audit_consumer.metrics import Metrics
 from tidegate_audit_consumer.migrate import migrate
 from tidegate_audit_consumer.parts import Counts, Parts
@@ -36,7 +38,7 @@ class AuditConsumer:
     def __init__(self, settings: Settings, parts: Parts) -> None:
         self._settings = settings
         self._parts = parts
-        self._prepared = False
+        self.is_prepared = False  # the database is of this version
 
     @property
     def awaited(self) -> frozenset[str]:
@@ -61,10 +63,10 @@ class AuditConsumer:
 
     async def run(self) -> None:
         """Migrations, then batches until stopped. Raises ConfigFault when the database is another version's."""
-        while not self._prepared and not self._parts.stopping.is_set():
+        while not self.is_prepared and not self._parts.stopping.is_set():
             try:
                 await prepare_database(self._parts.analytics, self._settings)
-                self._prepared = True
+                self.is_prepared = True
                 self._parts.resume()
             except (AnalyticsUnavailable, AnalyticsRefused) as fault:
                 await self._parts.pause(fault)
@@ -98,20 +100,22 @@ async def create_audit_consumer(
 
     `clock` gives microseconds since the epoch. Leaving the scope finishes the batch in hand within
     limits.drain_timeout_s. Raises AnalyticsOwned when another process owns the engine's directory, LogUnavailable when
-    the log cannot be followed.
+    the log cannot be followed, ConfigFault when privacy.key_file cannot be read.
     """
     async with AsyncExitStack() as stack:
+        wrapping = open_wrapping(settings, create=settings.seals)
         analytics = await _open_analytics(settings, stack)
         parts = await _assemble(log, analytics, clock, registry, bounds or Bounds(), stack)
         consumer = AuditConsumer(settings, parts)
-        runners: list[AuditConsumer | Siem] = [consumer]
+        feed = KeyFeed(log, analytics, wrapping, parts.bounds, registry, lambda: consumer.is_prepared)
+        runners: list[AuditConsumer | KeyFeed | Siem] = [consumer, feed]
         if settings.audit.ocsf_topic:
             siem, subscription = await open_siem(log, parts.bounds, registry)
             stack.push_async_callback(subscription.close)
             runners.append(siem)
         try:
             async with asyncio.TaskGroup() as group:
-                names = ("audit-consumer", "ocsf")
+                names = ("audit-consumer", "subject-keys", "ocsf")
                 tasks = [group.create_task(one.run(), name=name) for one, name in zip(runners, names, strict=False)]
                 try:
                     yield consumer

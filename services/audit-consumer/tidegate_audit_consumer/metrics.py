@@ -53,3 +53,17 @@ class IntegrityMetrics:
             "tidegate_integrity_checks", "Roots that ClickHouse was compared with", ["verdict"], registry=registry
         )
         self.faults = Counter("tidegate_integrity_faults", "Times that sealing or checking paused", registry=registry)
+
+
+class KeyMetrics:
+    """Of the feed of subjects' keys; registered with the registry that is passed in."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.keys = Gauge("tidegate_audit_subject_keys", "Keys with which ClickHouse opens calls", registry=registry)
+        self.erased = Counter("tidegate_audit_subject_keys_erased", "Keys taken out of ClickHouse", registry=registry)
+        self.faults = Counter(
+            "tidegate_audit_subject_key_faults",
+            "Records of keys that were left out, by reason",
+            ["fault"],
+            registry=registry,
+        )
