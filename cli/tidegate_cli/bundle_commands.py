@@ -1,4 +1,4 @@
-"""`tidegate bundle` and `tidegate quarantine`: the rules, and what is stopped whatever the rules say."""
+"""`tidegate bundle`: the rules, from the first draft to the release that rules."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,10 +29,6 @@ def add_to(app: typer.Typer) -> None:
     bundle.command("list")(list_releases)
     bundle.command("show")(show)
     app.add_typer(bundle, name="bundle", rich_help_panel=PANEL)
-    quarantine = typer.Typer(no_args_is_help=True, help="What the edges refuse, whatever the rules say.")
-    quarantine.command("list")(list_quarantines)
-    quarantine.command("lift")(lift)
-    app.add_typer(quarantine, name="quarantine", rich_help_panel=PANEL)
 
 
 def init(
@@ -180,25 +176,3 @@ def rollback(
     from tidegate_cli.bundles import show_rollback
 
     show_rollback(to, ring, config, token, as_json)
-
-
-def list_quarantines(
-    token: TokenOption = "", config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = False
-) -> None:
-    """List what is quarantined now, oldest first."""
-    from tidegate_cli.bundles import show_quarantines
-
-    show_quarantines(config, token, as_json)
-
-
-def lift(
-    quarantine_id: Annotated[str, typer.Argument(metavar="QUARANTINE_ID")],
-    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the log.")] = "",
-    token: TokenOption = "",
-    config: ConfigOption = CONFIG_DEFAULT,
-    as_json: JsonOption = False,
-) -> None:
-    """End a quarantine; the edges serve again within a second."""
-    from tidegate_cli.bundles import lift_quarantine
-
-    lift_quarantine(quarantine_id, reason, config, token, as_json)

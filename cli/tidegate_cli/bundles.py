@@ -1,4 +1,4 @@
-"""The work of `tidegate bundle` and `tidegate quarantine`."""
+"""The work of `tidegate bundle`: check, publish, list, show, roll back."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -115,33 +115,6 @@ def show_rollback(to: str, ring: str, config: Path, token: str, as_json: bool) -
         print_document(released)
     else:
         say(f"[green]rolled back[/]  {_release(released)}")
-
-
-def show_quarantines(config: Path, token: str, as_json: bool) -> None:
-    found = _management(config, token).get("/quarantines")
-    if as_json:
-        print_document(found)
-        return
-    if not found:
-        say("Nothing is quarantined.")
-    for quarantine in found:
-        say(quarantine_line(quarantine))
-
-
-def lift_quarantine(quarantine_id: str, reason: str, config: Path, token: str, as_json: bool) -> None:
-    _management(config, token).delete(
-        f"/quarantines/{segment(quarantine_id)}", **({"reason": reason} if reason else {})
-    )
-    if as_json:
-        print_document({"lifted": quarantine_id})
-    else:
-        say(f"[green]lifted[/]  {plain(quarantine_id)}")
-
-
-def quarantine_line(quarantine: dict[str, Any]) -> str:
-    until = f"until {_when(quarantine['expires_us'])}" if quarantine["expires_us"] else "until lifted"
-    what = f"[bold red]{plain(quarantine['scope'])} {plain(quarantine['value'])}[/]"
-    return f"{what}  {plain(quarantine['reason'])}  [dim]{until}, id {plain(quarantine['quarantine_id'])}[/]"
 
 
 def _management(config: Path, token: str) -> Management:

@@ -5,7 +5,6 @@ subject id or issuer|subject still works.
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,21 +14,17 @@ import msgspec
 import typer
 
 from tidegate.analytics.port import Analytics
-from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable, CallerFault, OurFault
+from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable, OurFault
 from tidegate.settings import Settings
 from tidegate_cli.management import open_management
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
 from tidegate_cli.reaching import reaching
+from tidegate_cli.subjects import subject_named
 
 GONE_WITHIN_S: Final = 60.0
 POLL_S: Final = 0.2
-_SUBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
 
-_WHO: Final = (
-    "SELECT subject_id, max(issuer), count() FROM tidegate.calls WHERE tenant = {tenant:String} "
-    "AND (login = {name:String} OR subject = {name:String}) GROUP BY subject_id ORDER BY subject_id LIMIT 20"
-)
 _KEYS: Final = (
     "SELECT count() FROM tidegate.subject_keys WHERE tenant = {tenant:String} AND subject_id = {subject:String} "
     "AND created_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC')"
@@ -59,7 +54,7 @@ def erase_subject(
 ) -> int:
     """The exit code: 1 where something personal is still readable. Raises Fault."""
     settings = live_settings(config)
-    named = _resolved(settings, subject)
+    named = subject_named(settings, subject)
     management = open_management(settings, token)
 
     def post(*, dry: bool) -> dict[str, Any]:
@@ -87,26 +82,6 @@ def erase_subject(
     else:
         _say_done(done, left)
     return int(left is not None and left.readable > 0)
-
-
-def _resolved(settings: Settings, subject: str) -> str:
-    """A login's subject id; what names a subject already stays. Raises CallerFault where it is nobody's or several'."""
-    if _SUBJECT_ID.fullmatch(subject) or "|" in subject:
-        return subject
-    rows = asyncio.run(_asked(settings, lambda analytics: _rows(analytics, _WHO, settings, name=subject)))
-    if not rows:
-        raise CallerFault(
-            f"no recorded call shows the login '{subject:.200}': it may be erased already, or misspelt; give the "
-            "subject id, or 'issuer|subject' as the tokens say",
-            code="subject-unknown",
-        )
-    if len(rows) > 1:
-        several = "; ".join(f"{row[0]} ({row[1] or 'issuer not kept'}, {row[2]} calls)" for row in rows)
-        raise CallerFault(
-            f"'{subject:.200}' is the login of several subjects: {several}; give one of these ids",
-            code="subject-ambiguous",
-        )
-    return str(rows[0][0])
 
 
 def _left(settings: Settings, subject_id: str, until_us: int) -> Left | None:

@@ -14,6 +14,7 @@ from tidegate_cli import (
     erase_commands,
     export_commands,
     log_commands,
+    quarantine_commands,
     rebuild_commands,
     serve_commands,
     sql_commands,
@@ -58,6 +59,7 @@ tool_commands.add_to(app)
 log_commands.add_to(app)
 sql_commands.add_to(app)
 bundle_commands.add_to(app)
+quarantine_commands.add_to(app)
 export_commands.add_to(app)
 verify_commands.add_to(app)
 rebuild_commands.add_to(app)

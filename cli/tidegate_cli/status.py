@@ -7,11 +7,11 @@ import msgspec
 
 from tidegate.errors import Fault
 from tidegate.settings import Settings
-from tidegate_cli.bundles import quarantine_line
 from tidegate_cli.gateway import exchange
 from tidegate_cli.management import open_management
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
+from tidegate_cli.quarantining import quarantine_line
 
 TIMEOUT_S = 5.0
 BACKLOG = (

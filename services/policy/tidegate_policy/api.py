@@ -84,7 +84,7 @@ def management_router(
     )
     _add_bundles(router, state, publisher)
     _add_releases(router, state, publisher)
-    _add_quarantines(router, state, warden, clock)
+    _add_quarantines(router, state, warden, eraser, clock)
     _add_erasures(router, state, eraser)
     return router
 
@@ -143,7 +143,9 @@ def _add_releases(router: APIRouter, state: ControlPlane, publisher: Publisher) 
         return [edge_view(state.edges[name], state.current(state.edges[name].ring)) for name in sorted(state.edges)]
 
 
-def _add_quarantines(router: APIRouter, state: ControlPlane, warden: Warden, clock: Callable[[], int]) -> None:
+def _add_quarantines(
+    router: APIRouter, state: ControlPlane, warden: Warden, eraser: Eraser, clock: Callable[[], int]
+) -> None:
     @router.get("/quarantines", tags=["quarantines"], summary="What is quarantined now, oldest first")
     async def get_quarantines() -> list[QuarantineView]:
         return [quarantine_view(event) for event in state.quarantines.current(clock())]
@@ -152,7 +154,9 @@ def _add_quarantines(router: APIRouter, state: ControlPlane, warden: Warden, clo
     async def post_quarantine(actor: Actor, wanted: Impose) -> QuarantineView:
         if wanted.scope == "tool" and "/" not in wanted.value:
             raise ApiFault(422, "request-malformed", "a tool is named 'server/tool', with the server's own name of it")
-        event = await warden.impose(wanted.scope, wanted.value, wanted.reason, wanted.ttl_s, actor)
+        is_named = wanted.scope == "subject" and "|" in wanted.value
+        value = eraser.resolve(wanted.value) if is_named else wanted.value
+        event = await warden.impose(wanted.scope, value, wanted.reason, wanted.ttl_s, actor)
         return quarantine_view(event)
 
     @router.delete(

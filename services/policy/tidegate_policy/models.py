@@ -79,7 +79,9 @@ class EdgeView(BaseModel):
 class Impose(Strict):
     scope: Scope
     value: str = Field(
-        min_length=1, max_length=512, description="Session id, subject id, agent, server, or 'server/tool'"
+        min_length=1,
+        max_length=512,
+        description="Session id, subject id or 'issuer|subject', agent, server, or 'server/tool'",
     )
     reason: str = Field(min_length=1, max_length=500, description="The sentence that the refused caller is given")
     ttl_s: float = Field(0, ge=0, le=366 * 24 * 3600, description="0: until lifted")

@@ -1,0 +1,40 @@
+"""Whom a command means: a subject id, 'issuer|subject', or a login that recorded calls show."""
+
+import asyncio
+import re
+from typing import Any, Final
+
+from tidegate.errors import CallerFault
+from tidegate.settings import Settings
+from tidegate_cli.reaching import reaching
+
+_SUBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
+_WHO: Final = (
+    "SELECT subject_id, max(issuer), count() FROM tidegate.calls WHERE tenant = {tenant:String} "
+    "AND (login = {name:String} OR subject = {name:String}) GROUP BY subject_id ORDER BY subject_id LIMIT 20"
+)
+
+
+def subject_named(settings: Settings, subject: str) -> str:
+    """A login's subject id; what names a subject already stays. Raises CallerFault where it is nobody's or several'."""
+    if _SUBJECT_ID.fullmatch(subject) or "|" in subject:
+        return subject
+    rows = asyncio.run(_people(settings, subject))
+    if not rows:
+        raise CallerFault(
+            f"no recorded call shows the login '{subject:.200}': it may be erased already, or misspelt; give the "
+            "subject id, or 'issuer|subject' as the tokens say",
+            code="subject-unknown",
+        )
+    if len(rows) > 1:
+        several = "; ".join(f"{row[0]} ({row[1] or 'issuer not kept'}, {row[2]} calls)" for row in rows)
+        raise CallerFault(
+            f"'{subject:.200}' is the login of several subjects: {several}; give one of these ids",
+            code="subject-ambiguous",
+        )
+    return str(rows[0][0])
+
+
+async def _people(settings: Settings, name: str) -> list[tuple[Any, ...]]:
+    async with reaching(settings) as analytics:
+        return list((await analytics.query(_WHO, {"tenant": settings.tenant, "name": name})).rows)
