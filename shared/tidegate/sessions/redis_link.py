@@ -31,6 +31,7 @@ _CONNECT_TIMEOUT_S: Final = 1.0
 _REPLY_TIMEOUT_S: Final = 1.0
 _DEADLINE_S: Final = 2.0  # of one method, connecting and one retry included
 _SESSION: Final = "|1|session|"
+_RESET: Final = (RuntimeError,)  # what uvloop says, and redis passes on, where a connection was reset while it idled
 
 T = TypeVar("T")
 Argument = bytes | str | int | float
@@ -54,7 +55,7 @@ class Link:
             socket_timeout=_REPLY_TIMEOUT_S,
             protocol=2,
             # A pooled connection may have died unseen: once more on a new one.
-            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError, *_RESET)),  # type: ignore[arg-type]
         )
         self.redis: redis.asyncio.Redis = redis.asyncio.Redis(connection_pool=pool)
 
@@ -75,7 +76,7 @@ class Link:
         try:
             async with asyncio.timeout(_DEADLINE_S):
                 yield
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError, TimeoutError, *_RESET) as error:
             what = type(error).__name__
             sentence = f"the session store at {self._where} did not answer ({what}); check `sessions` and the server"
             raise SessionsUnavailable(sentence) from error
