@@ -4,6 +4,7 @@ Read when everything is healed: `healed` waits for that. `balance` compares in b
 what does not agree. Counterparts: `upstream.py`, `load.py`; `report.py` prints it.
 """
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from tests.chaos.load import Tally
-from tests.chaos.stage import Stage
+from tests.chaos.stage import AUDITS, EDGES, Stage
 from tests.parts.asking import until
 from tests.parts.books import HISTORIES, read_topic
 from tests.parts.cluster import ROOT, TIDEGATE
@@ -25,6 +26,8 @@ from tidegate.chain import open_event, open_head
 from tidegate.events import key_of
 
 HEALED_DEADLINE_S: Final = 120.0
+SEALED_DEADLINE_S: Final = 90.0
+_TIME, _NEVER = "%Y-%m-%dT%H:%M:%SZ", "1970-01-01T00:00:00Z"
 REFUSALS: Final = frozenset({"denied", "asked", "limited"})
 OPEN: Final = frozenset({"unknown", "pending"})  # pending becomes unknown when it is old enough
 NOT_SENT: Final = frozenset({"upstream-failed", "cancelled", "timeout"})  # ended, perhaps before anything was sent
@@ -104,6 +107,7 @@ class _Named(msgspec.Struct):
     """An event, or a finding as others have it."""
 
     id: str = ""
+    type: str = ""
     finding_info: dict[str, Any] = {}
 
     @property
@@ -115,25 +119,27 @@ _named = msgspec.json.Decoder(_Named)
 
 
 def healed(stage: Stage, deadline_s: float = HEALED_DEADLINE_S) -> float:
-    """Everybody runs, no spool holds anything, ClickHouse holds what Kafka holds. The seconds it took."""
+    """Everybody runs, no spool holds anything, ClickHouse holds what Kafka holds. The seconds it took.
+
+    What has not come at the deadline is for `balance` to tell.
+    """
     began_s = time.monotonic()
-    services = [stage.service(name) for name in ("edge-0", "edge-1", "audit-consumer", "audit-1")]
+    services = [stage.service(name) for name in (*EDGES, *AUDITS)]
     for service in services:
         until(service.is_ready, f"{service.name} is ready", deadline_s)
     for edge in stage.cluster.edges:
         until(edge.has_shipped, f"{edge.name} has shipped its spool", deadline_s)
-    wanted = {_named.decode(one.value).identity for one in logged(stage)}
-
-    def stored() -> bool:
-        nonlocal wanted
-        wanted -= {row["event_id"] for row in stage.query("SELECT event_id FROM tidegate.events")} if wanted else set()
-        return not wanted
-
-    try:
-        until(stored, "ClickHouse holds what Kafka holds", deadline_s)
-    except AssertionError as error:
-        raise AssertionError(f"{error}: {len(wanted)} are missing, such as {sorted(wanted)[:3]}") from None
+    found = logged(stage)
+    with contextlib.suppress(AssertionError):
+        until(lambda: not missing(stage, found), "ClickHouse holds what Kafka holds", deadline_s)
     return time.monotonic() - began_s
+
+
+def missing(stage: Stage, found: list[Logged]) -> list[str]:
+    """What Kafka holds and ClickHouse does not."""
+    stored = {row["event_id"] for row in stage.query("SELECT event_id FROM tidegate.events")}
+    events = [(_named.decode(one.value), one.topic) for one in found]
+    return [f"{one.identity} ({one.type}, on {topic})" for one, topic in events if one.identity not in stored]
 
 
 def balance(stage: Stage, tally: Tally) -> Books:
@@ -141,7 +147,9 @@ def balance(stage: Stage, tally: Tally) -> Books:
     books = Books()
     seen, rows = stage.sightings(), rows_of(stage)
     compare_calls(books, seen, rows, tally)
-    compare_records(books, logged(stage))
+    found = logged(stage)
+    books.check("on Kafka, and not in ClickHouse", missing(stage, found))
+    compare_records(books, found)
     _tables(books, stage)
     _integrity(books, stage)
     books.told |= {"calls made": len(tally.calls), "seen by the servers": len(seen), "rows of calls": len(rows)}
@@ -248,6 +256,8 @@ def _integrity(books: Books, stage: Stage) -> None:
     wrong += [str(one) for one in report["problems"]]
     if report["verdict"] != "whole" and not wrong:
         wrong = [f"the verdict is {report['verdict']}"]
+    if not report["is_sealed"]:
+        wrong.append(f"no root was sealed since {report['sealed_at']}")
     books.check("what `tidegate verify` finds wrong", wrong)
     alarms = stage.query("SELECT title, message FROM tidegate.findings")
     books.check("false alarms", (f"{row['title']}: {row['message']}" for row in alarms))
@@ -257,25 +267,21 @@ def _integrity(books: Books, stage: Stage) -> None:
 
 
 def verified(stage: Stage) -> dict[str, Any]:
-    """What `tidegate verify` says about all time; asked again while roots are still to come."""
-    to = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    command = [
-        str(TIDEGATE),
-        "verify",
-        "--config",
-        str(stage.cluster.audit.config),
-        "--from",
-        "2d",
-        "--to",
-        to,
-        "--json",
-    ]
-    deadline_s = time.monotonic() + HEALED_DEADLINE_S
+    """What `tidegate verify` says about all time, once a root was sealed after this was asked; at the deadline, what
+    it says then.
+    """
+    asked = datetime.now(UTC)
+    to = (asked + timedelta(hours=1)).strftime(_TIME)
+    command = [str(TIDEGATE), "verify", "--config", str(stage.cluster.audit.config), "--json"]
+    deadline_s = time.monotonic() + SEALED_DEADLINE_S
     while True:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            [*command, "--from", "2d", "--to", to], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout, done.stderr
         report: dict[str, Any] = json.loads(done.stdout)
-        if report["verdict"] != "unproven" or time.monotonic() > deadline_s:
-            return report
+        is_sealed = datetime.strptime(report["sealed_at"] or _NEVER, _TIME).replace(tzinfo=UTC) > asked
+        if is_sealed or time.monotonic() > deadline_s:
+            return report | {"is_sealed": is_sealed}
         time.sleep(1.0)

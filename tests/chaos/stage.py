@@ -41,6 +41,7 @@ MODES: Final = {"spool": "spool", "strict": "strict", "either": "strict-or-spool
 """Server → durability of its calls. `either` and `old` speak the older era, with sessions."""
 LEGACY: Final = frozenset({"either", "old"})
 CALL_TIMEOUT_S: Final = 8.0
+SEALED: Final = False
 DISK_MIB: Final = 64
 SPOOL_BYTES_MAX: Final = 2 * 1024 * 1024  # small: its files are, too, and a full disk is felt soon
 TOKEN_S: Final = 48 * 3600
@@ -170,15 +171,15 @@ def policy() -> Bundle:
 
 
 @contextlib.contextmanager
-def running_stage(directory: Path) -> Iterator[Stage]:
-    """Ready on entry, gone on exit. Raises PartMissing."""
+def running_stage(directory: Path, *, sealed: bool = SEALED) -> Iterator[Stage]:
+    """Ready on entry, gone on exit. `sealed`: personal fields, the nonces among them. Raises PartMissing."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         links = stack.enter_context(running_links())
         valkey = stack.enter_context(running_valkey_server())
         kafka = stack.enter_context(_kafka(directory / "kafka", links))
         upstreams = {era: stack.enter_context(_upstream(directory / era, era)) for era in ("modern", "sessions")}
-        cluster = _cluster(directory / "cluster", kafka, links, valkey, upstreams)
+        cluster = _cluster(directory / "cluster", kafka, links, valkey, upstreams, sealed=sealed)
         library = compiled(directory)
         clocks: dict[str, Clock] = {}
         if library is not None:  # the engine's own library waits by the wall clock, which a preloaded one cannot move
@@ -211,7 +212,13 @@ def _upstream(directory: Path, era: str) -> Iterator[str]:
 
 
 def _cluster(
-    directory: Path, kafka: ListeningKafka, links: Links, valkey: Valkey, upstreams: Mapping[str, str]
+    directory: Path,
+    kafka: ListeningKafka,
+    links: Links,
+    valkey: Valkey,
+    upstreams: Mapping[str, str],
+    *,
+    sealed: bool,
 ) -> ChaosCluster:
     directory.mkdir()
     engine = directory / AUDITS[0]
@@ -240,7 +247,7 @@ def _cluster(
         },
         rules=[{"server": name, "durability": mode} for name, mode in MODES.items()],
         audit={"roots": {"every_s": 5.0, "key_file": str(directory / "audit.pem")}},
-        privacy={"key_file": str(directory / "masters")},  # personal fields, the nonces among them, are sealed
+        privacy={"key_file": str(directory / "masters") if sealed else ""},
         limits={"call_timeout_s": CALL_TIMEOUT_S, "drain_timeout_s": 15.0, "spool_bytes_max": SPOOL_BYTES_MAX},
         # the audit key is trusted beside that for releases
         trust={"bundle_keys": [ensure_signing_key(directory / "signing.pem").public], "audit_keys": [audit_key.public]},
