@@ -59,7 +59,7 @@ async def published(vault: Vault, log: SqliteLog) -> KeyRing:
     """What is on the log once the vault has published all it has."""
     task = asyncio.create_task(vault.publish(log))
     async with asyncio.timeout(20):
-        while vault._file.pending():
+        while vault.pending:
             await asyncio.sleep(0.005)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -190,6 +190,31 @@ async def test_keys_wait_for_a_log_that_is_away_while_events_go_on(
             await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_strict_record_waits_until_its_key_is_on_the_log(
+    vault: Vault, log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The local log stands in for Kafka: what matters is which was there first."""
+    spool = SqliteLog(tmp_path / "spool.db")
+    writer = Writer(lambda: Chain("edge-1.strict"), log)
+    recorder = Recorder(Writer(lambda: Chain("edge-1.spool"), spool), writer, vault=vault)
+    monkeypatch.setattr("tidegate_edge.vault.PUBLISHED_WITHIN_S", 0.05)
+    with pytest.raises(LogUnavailable) as fault:
+        await recorder.record(request_of("alice"), "strict")
+    assert fault.value.code == "key-unpublished"
+    assert vault.pending == 1
+    await recorder.record(request_of("alice"), "strict-or-spool")
+    monkeypatch.setattr("tidegate_edge.vault.PUBLISHED_WITHIN_S", 20.0)
+    waiting = asyncio.create_task(recorder.record(request_of("bob"), "strict"))
+    ring = await published(vault, log)
+    await asyncio.wait_for(waiting, 20)
+    assert len(ring) == 2
+    for source, subject in ((spool, "alice"), (log, "bob")):
+        subscription = await source.follow(["calls"])
+        (record,) = await subscription.poll(10, 1.0)
+        assert msgspec.json.decode(record.value or b"")["subject_id"] == subject
+    await spool.close()
 
 
 async def test_without_a_key_on_the_disk_nothing_is_recorded_and_the_chain_has_no_gap(

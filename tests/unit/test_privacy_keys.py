@@ -110,10 +110,11 @@ def test_a_reader_in_the_way_of_a_destruction_is_told_and_it_is_tried_again(
 
 def test_a_key_that_was_destroyed_while_it_was_published_is_told(file: SubjectKeyFile) -> None:
     alice, bob = file.take([ALICE, BOB], NOW)
-    assert file.pending() == 2
+    assert file.made() == file.unpublished_kids() == [alice.kid, bob.kid]
+    assert file.made() == []
     file.destroy(ALICE, NOW)
     assert file.mark_published([alice.kid, bob.kid]) == [alice.kid]
-    assert file.pending() == 0
+    assert file.unpublished_kids() == []
 
 
 def test_after_a_rotation_of_the_master_keys_are_wrapped_and_published_anew(path: Path) -> None:

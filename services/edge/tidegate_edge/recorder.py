@@ -81,6 +81,8 @@ class Recorder:
     async def _record_strictly(self, event: AnyEvent, mode: Mode) -> None:
         assert self._strict is not None
         try:
+            if self._vault is not None:
+                await self._vault.published(event)
             await self._strict.write(event)
         except LogUnavailable:
             if mode != "strict-or-spool":

@@ -21,7 +21,7 @@ from tidegate.ids import now_us
 from tidegate.limits import SUBJECT_KEYS_CACHED_MAX
 from tidegate.log.port import EventLog, Record
 from tidegate.privacy.key_file import KEY_LIFE_US, Subject, SubjectKeyFile
-from tidegate.privacy.keys import Lock, SubjectKey
+from tidegate.privacy.keys import Lock
 from tidegate.privacy.master import open_wrapping
 from tidegate.privacy.ring import TOPIC
 from tidegate.settings import Settings
@@ -30,6 +30,7 @@ FILE: Final = "subject-keys.db"
 PUBLISHED_AT_ONCE: Final = 500
 RETRY_S: Final = 1.0
 LAST_TRY_S: Final = 5.0
+PUBLISHED_WITHIN_S: Final = 5.0
 TIDY_S: Final = 3_600.0
 
 PERSONAL: Final = (CallRequested, CallCompleted, CallAbandoned, SessionOpened)
@@ -53,7 +54,12 @@ class Vault:
         self._to_publish = asyncio.Event()
         self._withdrawn: list[Record] = []  # destroyed while they were being published: the log is to forget them
         self._may_publish = False
-        self.pending = file.pending()  # keys that the log does not have yet
+        self._unpublished = {kid: asyncio.Event() for kid in file.unpublished_kids()}  # set once published or destroyed
+
+    @property
+    def pending(self) -> int:
+        """Keys that the log does not have yet."""
+        return len(self._unpublished)
 
     def seal(self, event: AnyEvent) -> AnyEvent | None:
         """The event as it is to be recorded; None where its subject's key must be awaited first: `sealed` does."""
@@ -76,6 +82,20 @@ class Vault:
             if (lock := self._locks.get(subject)) is not None:  # else it was destroyed just now
                 return _with(lock, event)
 
+    async def published(self, event: AnyEvent) -> None:
+        """Until the log has the key of a sealed event, so that this edge's disk may be lost. Raises LogUnavailable."""
+        waits = self._unpublished.get(event.sealed.kid) if isinstance(event, PERSONAL) else None
+        if waits is None:
+            return
+        try:
+            async with asyncio.timeout(PUBLISHED_WITHIN_S):
+                await waits.wait()
+        except TimeoutError:
+            raise LogUnavailable(
+                "the log has not taken the key that seals this record; see tidegate_subject_keys_unpublished",
+                code="key-unpublished",
+            ) from None
+
     async def destroy(self, tenant: str, subject_id: str, up_to_us: int, kids: Iterable[str] = ()) -> int:
         """The subject was erased: its keys of up to then, and those named, are gone on return. How many there were.
 
@@ -85,6 +105,7 @@ class Vault:
         async with self._turn:
             self._locks.pop(subject, None)
             gone = await asyncio.to_thread(self._file.destroy, subject, up_to_us, kids)
+        self._settled(gone)
         if gone:
             _log.info("%d keys of the erased subject %s are destroyed here", len(gone), subject_id)
         return len(gone)
@@ -120,9 +141,11 @@ class Vault:
         """Calls never wait for it. A key that is destroyed while the log takes it is taken back."""
         while True:
             self._to_publish.clear()
+            known = set(self._unpublished)
             try:
                 found = await asyncio.to_thread(self._file.unpublished, PUBLISHED_AT_ONCE)
-                self.pending = len(found)
+                if len(found) < PUBLISHED_AT_ONCE:
+                    self._settled(known - {kid for kid, _, _ in found})
                 records = [Record(TOPIC, key, value) for _, key, value in found] + self._withdrawn
                 if not records:
                     return
@@ -132,6 +155,7 @@ class Vault:
             except BaseException:
                 self._to_publish.set()
                 raise
+            self._settled(kid for kid, _, _ in found)
             self._withdrawn += [Record(TOPIC, key, None) for kid, key, _ in found if kid in destroyed]
 
     async def _await_key(self, subject: Subject) -> None:
@@ -142,18 +166,18 @@ class Vault:
                 if subject not in self._wanted:
                     return
                 wanted = list(self._wanted)
-                for key in await asyncio.to_thread(self._take, wanted):
+                for key in await asyncio.to_thread(self._file.take, wanted, self._clock()):
                     self._keep(Lock(key))
+                self._unpublished.update((kid, asyncio.Event()) for kid in self._file.made())
                 self._wanted.difference_update(wanted)
         finally:
             self._wanted.discard(subject)
         self._to_publish.set()
 
-    def _take(self, wanted: list[Subject]) -> list[SubjectKey]:
-        """In a thread."""
-        taken = self._file.take(wanted, self._clock())
-        self.pending = self._file.pending()
-        return taken
+    def _settled(self, kids: Iterable[str]) -> None:
+        for kid in kids:
+            if (waits := self._unpublished.pop(kid, None)) is not None:
+                waits.set()
 
     def _keep(self, lock: Lock) -> None:
         subject = (lock.key.tenant, lock.key.subject_id)

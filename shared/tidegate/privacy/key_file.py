@@ -46,6 +46,7 @@ class SubjectKeyFile:
         self._wrapping = wrapping
         self._turn = threading.Lock()
         self._is_dirty = True  # a crash may have come between a deletion and the emptying of the write-ahead log
+        self._made: list[str] = []
         self._ownership = Ownership(path.with_name(path.name + ".lock"), f"the file of subjects' keys {path}")
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -62,7 +63,12 @@ class SubjectKeyFile:
 
     def take(self, subjects: Sequence[Subject], now_us: int) -> list[SubjectKey]:
         """The key to seal with, of each: the newest that is young enough, else a new one. Durable on return."""
-        return self._within(lambda: [self._taken(subject, now_us) for subject in subjects])
+        before = len(self._made)
+        try:
+            return self._within(lambda: [self._taken(subject, now_us) for subject in subjects])
+        except BaseException:
+            del self._made[before:]
+            raise
 
     def unpublished(self, count_max: int) -> list[Unpublished]:
         """Oldest first."""
@@ -83,11 +89,16 @@ class SubjectKeyFile:
         limit_us = now_us - KEY_LIFE_US
         self._within(lambda: self._db.execute("DELETE FROM keys WHERE published = 1 AND created_us <= ?", (limit_us,)))
 
-    def pending(self) -> int:
+    def unpublished_kids(self) -> list[str]:
         """Keys that the log does not have yet."""
-        return int(
-            self._within(lambda: self._db.execute("SELECT count(*) FROM keys WHERE published = 0").fetchone()[0])
-        )
+        sql = "SELECT kid FROM keys WHERE published = 0 ORDER BY rowid"
+        return [str(kid) for (kid,) in self._within(lambda: self._db.execute(sql).fetchall())]
+
+    def made(self) -> list[str]:
+        """The keys that `take` has made since this was asked last."""
+        with self._turn:
+            found, self._made = self._made, []
+        return found
 
     def destroy(self, subject: Subject, up_to_us: int, kids: Iterable[str] = ()) -> list[str]:
         """Remove the subject's keys made up to then, and those named; their bytes are gone on return. Which they were.
@@ -142,6 +153,7 @@ class SubjectKeyFile:
             except KeyFault as fault:
                 _log.warning("%s; a new key is made", fault.sentence)
         key = SubjectKey.generate(*subject, now_us)
+        self._made.append(key.kid)
         self._db.execute(
             "INSERT INTO keys (kid, tenant, subject_id, created_us, published, value) VALUES (?, ?, ?, ?, 0, ?)",
             (key.kid, key.tenant, key.subject_id, key.created_us, self._wrapping.wrap(key)),
