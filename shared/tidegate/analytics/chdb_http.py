@@ -1,8 +1,9 @@
 """ClickHouse's HTTP interface over the embedded engine, as much of it as ClickHouse's clients use. An ASGI
 application.
 
-Each request runs on an engine handle of its own, so settings never outlive it. A reader's handle is `readonly = 1`: no
-writes, no settings, no files, no URLs. Bounded: body size before and after decompression, concurrent statements, time.
+Each request is one statement on an engine handle of its own, so settings never outlive it. A reader's handle is
+`readonly = 1`: no writes, no settings, no files, no URLs. Bounded: body size before and after decompression,
+concurrent statements, time.
 Counterpart: `chdb_server.py`, which owns the engine's directory.
 """
 
@@ -22,6 +23,7 @@ from urllib.parse import parse_qsl
 from tidegate.analytics.bodies import BodyFault, receive_body
 from tidegate.analytics.forms import fields_of, is_form
 from tidegate.analytics.port import DATABASE
+from tidegate.analytics.statements import fault_of_reading, is_single
 
 CONCURRENT_STATEMENTS = 4
 READER_SQL_BYTES_MAX = 256 * 1024
@@ -41,11 +43,6 @@ TRANSPORT = frozenset(
 )
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 INSERT_WITH_DATA = re.compile(rb"\s*INSERT\s+INTO\s[^;]{1,65536}?\sFORMAT\s+\w+[ \t]*\n", re.IGNORECASE)
-# How a reader's one statement may begin: `readonly = 1` alone lets KILL QUERY pass, and checks some others too late.
-READING = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(SELECT|WITH|SHOW|EXPLAIN|EXISTS|DESC|DESCRIBE|USE)\b(.*)",
-    re.IGNORECASE | re.DOTALL,
-)
 ERROR_CODE = re.compile(r"Code: (\d+)")
 
 
@@ -173,31 +170,15 @@ def _statement(query: dict[str, str], head: bytes, spooled: Path, writes: bool) 
     if not SETTING.fullmatch(database or DATABASE):
         raise Refused(400, 36, "the database's name is not an identifier")
     sql, data = _sql_of(query.get("query", ""), head, spooled)
-    if not writes:
-        _check_reading(sql)
+    if not writes and (why := fault_of_reading(sql)):
+        raise Refused(500, 164, f"Cannot execute query in readonly mode: {why}")
+    if not is_single(sql):
+        raise Refused(400, 62, "Multi-statements are not allowed: send one statement in a request")
     parameters = {name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")}
     default_format = query.get("default_format", "TabSeparated")
     if not SETTING.fullmatch(default_format):
         raise Refused(400, 73, "default_format is not a format's name")
     return Statement(sql, data, parameters, settings, database, default_format, writes)
-
-
-def _check_reading(sql: str) -> None:
-    """Raises Refused. Strict where reading SQL right would take a parser: what a text holds can be bound instead."""
-    reading = READING.match(sql)
-    why = ""
-    if reading is None:
-        why = "a reader's statement begins with SELECT, WITH, SHOW, EXPLAIN, EXISTS, DESCRIBE or USE"
-    elif ";" in sql.rstrip().removesuffix(";"):
-        why = "it holds ';' before its end; send one statement, and bind texts as parameters"
-    elif "outfile" in sql.casefold():
-        why = "it mentions OUTFILE; bind texts as parameters"
-    elif (
-        reading[1][:4].upper() == "DESC" and "(" in reading[2]
-    ):  # the engine would open the file or the URL to describe it
-        why = "only tables can be described"
-    if why:
-        raise Refused(500, 164, f"Cannot execute query in readonly mode: {why}")
 
 
 def _sql_of(in_url: str, head: bytes, spooled: Path) -> tuple[str, Path | None]:
