@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +83,11 @@ def new_house(root: Path) -> House:
 
 
 @contextlib.contextmanager
-def serving(root: Path) -> Iterator[House]:
-    """`tidegate up` on the copy, ready, with its notes server and the demo's repository."""
+def serving(root: Path, edit: Callable[[str], str] = str) -> Iterator[House]:
+    """`tidegate up` on the copy, ready, with its notes server and the demo's repository. `edit`: of the settings."""
     house = new_house(root)
+    config = house.root / house.config
+    config.write_text(edit(config.read_text()))
     prepare_repository(house.root / EXAMPLE / "data" / "shop")
     notes = spawn(
         [sys.executable, str(EXAMPLE / "notes_server.py")],
