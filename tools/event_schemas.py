@@ -133,6 +133,8 @@ def _schema(info: msgspec.inspect.Type, definitions: dict[str, Any]) -> dict[str
             return {"enum": list(info.values)}
         case VarTupleType():
             return {"type": "array", "items": _schema(info.item_type, definitions)}
+        case msgspec.inspect.DictType():
+            return {"type": "object", "additionalProperties": _schema(info.value_type, definitions)}
         case StructType():
             name = info.cls.__name__
             if name not in definitions:

@@ -102,6 +102,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "release": "the signed release",
     "definition": "as the server sent it",
     "transport": "how it is reached",
+    "tool_labels": "the operator's labels, by tool",
     "quarantine_id": "names the quarantine",
     "scope": "which field must match",
     "finding_id": "the finding that it follows from",

@@ -208,6 +208,7 @@ class ServerRegistered(Event, frozen=True, kw_only=True, tag="server.registered.
     server: str
     transport: Literal["http", "stdio"]
     labels: tuple[str, ...] = ()
+    tool_labels: dict[str, tuple[str, ...]] = {}  # the operator's, by tool
 
 
 class BundleReleased(Event, frozen=True, kw_only=True, tag="bundle.released.v1"):

@@ -225,7 +225,11 @@ class Discovery:
             transport: Literal["http", "stdio"] = "http" if settings.servers[name].url else "stdio"
             events.append(
                 ServerRegistered(
-                    **self._place.stamp(tenant), server=name, transport=transport, labels=self.server_labels[name]
+                    **self._place.stamp(tenant),
+                    server=name,
+                    transport=transport,
+                    labels=self.server_labels[name],
+                    tool_labels=self._tool_labels.get(name, {}),
                 )
             )
         for tool in shelf.tools:

@@ -11,6 +11,7 @@ import msgspec
 from mcp.shared.inbound import encode_header_value, find_invalid_x_mcp_header, x_mcp_header_map
 
 from tidegate.limits import URI_CHARS_MAX
+from tidegate.policy.labels import tool_labels
 from tidegate_edge import strict_json
 from tidegate_edge.messages import decode_fields, encode
 from tidegate_edge.upstream.port import Definitions
@@ -23,8 +24,6 @@ RESERVED: Final = frozenset({PROMPTS_GET, RESOURCES_READ})
 DEFINITION_BYTES_MAX: Final = 256 * 1024  # it must fit into an event
 NAME_CHARS_MAX: Final = 128
 LEFT_OUT_MAX: Final = 20
-# A server's own word may warn. It may not say `read-only`: that could widen what rules permit and `async` lets pass.
-_HINTS: Final = (("destructiveHint", "destructive"), ("openWorldHint", "open-world"))
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -164,14 +163,13 @@ def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], o
         raise _Unfit("its inputSchema is not of type object")
     if (problem := find_invalid_x_mcp_header(schema)) is not None:  # 2026-07-28 transports: it must be left out
         raise _Unfit(f"x-mcp-header: {problem}")
-    given = labels.get(name, ())
     headers = x_mcp_header_map(schema)
     return Item(
         server=server,
         name=name,
         exposed=name,
         digest=_digest(definition),
-        labels=tuple(sorted({*own, *given, *(_hinted(definition) if not given else ())})),
+        labels=tool_labels(definition, own, labels.get(name, ())),
         fields=fields,
         raw_name=msgspec.Raw(encode(name)),
         routing_name=encode_header_value(name),
@@ -231,14 +229,6 @@ def _digest(definition: dict[str, Any]) -> str:
 
 def _with(own: tuple[str, ...], label: str) -> tuple[str, ...]:
     return tuple(sorted({*own, label}))
-
-
-def _hinted(definition: dict[str, Any]) -> list[str]:
-    """Labels that the server's own annotations suggest; an operator's labels for the tool replace them."""
-    annotations = definition.get("annotations")
-    if not isinstance(annotations, dict):
-        return []
-    return [label for hint, label in _HINTS if annotations.get(hint) is True]
 
 
 def _read_object(raw: bytes) -> dict[str, Any]:

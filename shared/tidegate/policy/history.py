@@ -1,0 +1,128 @@
+"""What a tenant's edges decided with at a moment: release, tools and their labels, quarantines. A fold of the
+histories `policy`, `control` and `catalog` up to then; and what somebody could call with it. Pure.
+
+Times are those of the writers. An edge obeys within a second: a call in that second may have met what ruled before.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tidegate.chain import open_event
+from tidegate.events import (
+    BundleReleased,
+    OfferDefined,
+    OfferWithdrawn,
+    QuarantineImposed,
+    QuarantineLifted,
+    ServerRegistered,
+    ToolDefined,
+    ToolWithdrawn,
+)
+from tidegate.policy.bundle import Bundle
+from tidegate.policy.control import Quarantines
+from tidegate.policy.engine import Engine, PolicyPrincipal, ToolFacts
+from tidegate.policy.labels import tool_labels
+from tidegate.policy.replaying import PROMPTS_GET, RESOURCES_READ
+
+HISTORIES: Final = ("policy", "control", "catalog")
+Answer = Literal["allow", "by-arguments", "ask", "deny"]
+_decode_definition: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Can(msgspec.Struct, frozen=True):
+    """Whether something may be called. `by-arguments`: some calls may, others not."""
+
+    server: str
+    action: str  # a tool's own name; `prompts/get`, `resources/read`: all prompts, all resources of the server
+    labels: tuple[str, ...]
+    answer: Answer
+    reason: str
+    rules: tuple[str, ...] = ()
+    message: str = ""
+
+
+class World:
+    """Of one tenant and ring, as it stood at `at_us`. Events in the order of each history."""
+
+    def __init__(self, tenant: str, ring: str, at_us: int) -> None:
+        self.at_us = at_us
+        self.release: BundleReleased | None = None
+        self.quarantines = Quarantines()
+        self._tenant = tenant
+        self._ring = ring
+        self._servers: dict[str, ServerRegistered] = {}
+        self._tools: dict[tuple[str, str], ToolDefined] = {}
+        self._offers: dict[tuple[str, str, str], None] = {}
+
+    def apply(self, value: bytes) -> None:
+        """Fold one stored event in. What cannot be read is a newer version's and changes nothing here."""
+        try:
+            event = open_event(value)
+        except msgspec.DecodeError:
+            return
+        if event.tenant != self._tenant or event.time_us > self.at_us:
+            return
+        match event:
+            case BundleReleased():
+                if event.ring == self._ring and (self.release is None or event.number > self.release.number):
+                    self.release = event
+            case QuarantineImposed() | QuarantineLifted():
+                self.quarantines.apply(event)
+            case ServerRegistered():
+                self._servers[event.server] = event
+            case ToolDefined():
+                self._tools[event.server, event.tool] = event
+            case ToolWithdrawn():
+                self._tools.pop((event.server, event.tool), None)
+            case OfferDefined():
+                self._offers[event.server, event.kind, event.target] = None
+            case OfferWithdrawn():
+                self._offers.pop((event.server, event.kind, event.target), None)
+
+    @property
+    def server_labels(self) -> dict[str, tuple[str, ...]]:
+        return {name: event.labels for name, event in self._servers.items()}
+
+    def facts(self) -> list[ToolFacts]:
+        """Everything that rules decide about, by server and name."""
+        return sorted([*self._tool_facts(), *self._other_facts()], key=lambda one: (one.server, one.tool))
+
+    def _tool_facts(self) -> Iterator[ToolFacts]:
+        for (server, tool), event in self._tools.items():
+            registered = self._servers.get(server)
+            own, given = (registered.labels, registered.tool_labels) if registered else ((), {})
+            try:
+                definition = _decode_definition(bytes(event.definition))
+            except msgspec.DecodeError:
+                definition = {}
+            yield ToolFacts(server, tool, tool_labels(definition, own, given.get(tool, ())))
+
+    def _other_facts(self) -> Iterator[ToolFacts]:
+        labels = self.server_labels
+        kinds = {(server, "prompt" if kind == "prompt" else "resource") for server, kind, _ in self._offers}
+        for server, kind in kinds:
+            action = PROMPTS_GET if kind == "prompt" else RESOURCES_READ
+            yield ToolFacts(server, action, tuple(sorted({*labels.get(server, ()), kind})))
+
+
+def what_can_be_called(world: World, bundle: Bundle, principal: PolicyPrincipal, subject_id: str) -> list[Can]:
+    """By this principal, with the bundle that ruled then; `subject_id` "": quarantines of the person are not known."""
+    facts = world.facts()
+    engine = Engine.build(bundle, facts, world.server_labels)
+    return [_can(world, engine, principal, subject_id, one) for one in facts]
+
+
+def _can(world: World, engine: Engine, principal: PolicyPrincipal, subject_id: str, facts: ToolFacts) -> Can:
+    server, tool = facts.server, facts.tool
+    stopped = world.quarantines.match("", subject_id, principal.agent, server, tool, world.at_us)
+    if stopped is not None:
+        told = f"This {stopped.scope} was in quarantine: {stopped.reason}"
+        return Can(server, tool, facts.labels, "deny", "quarantined", (stopped.quarantine_id,), told)
+    verdict = engine.standing(principal, server, tool)
+    if verdict is not None:
+        return Can(server, tool, facts.labels, verdict.effect, verdict.reason, verdict.rules, verdict.told)
+    if engine.visible(principal, server, tool):
+        return Can(server, tool, facts.labels, "by-arguments", "depends-on-arguments")
+    return Can(server, tool, facts.labels, "deny", "denied-for-any-arguments")
