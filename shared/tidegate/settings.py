@@ -160,6 +160,17 @@ class Kafka(Part, frozen=True, kw_only=True):
     sasl: Sasl | None = None
 
 
+class Retention(Part, frozen=True, kw_only=True):
+    """How long the local log keeps calls, sessions, detections, dead letters and `ocsf`; with Kafka see `kafka`."""
+
+    days: float = 30.0  # 0: for ever
+    bytes_max: int = 0  # of the file; 0: no bound
+
+    def __post_init__(self) -> None:
+        if self.days < 0 or self.bytes_max < 0:
+            raise ValueError("days and bytes_max are 0 or more")
+
+
 class ServiceListen(Part, frozen=True, kw_only=True):
     listen: str
 
@@ -235,6 +246,7 @@ class Settings(Part, frozen=True, kw_only=True):
     policy: str = ""
     log: str = "sqlite"
     kafka: Kafka = Kafka()
+    retention: Retention = Retention()
     sessions: str = "memory"
     analytics: str = "chdb"
     analytics_password: str = ""

@@ -11,10 +11,13 @@ def open_log(settings: Settings, *, writer_id: str | None = None) -> EventLog:
     LogUnavailable where the local log belongs to another process.
     """
     if settings.is_local:
+        from tidegate.log.retention import Kept
         from tidegate.log.sqlite import SqliteLog
 
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        return SqliteLog(settings.data_dir / "log.db", records_max=settings.limits.pending_records_max)
+        return SqliteLog(
+            settings.data_dir / "log.db", records_max=settings.limits.pending_records_max, kept=Kept.of(settings)
+        )
     from tidegate.log.kafka import KafkaLog  # imported when needed: a local edge has no use for Kafka's clients
 
     return KafkaLog(settings, writer_id=writer_id)

@@ -17,6 +17,7 @@ from typing import TypeVar
 from tidegate.errors import LogUnavailable
 from tidegate.log.commit import GroupCommit
 from tidegate.log.port import STATE_TOPICS, TOPICS, Assigned, Delivered, Partition, Record, Revoked, Subscription
+from tidegate.log.retention import Kept, Retention
 from tidegate.log.sqlite_file import Ends, SqliteAppender, connect, count, ends_of, read, settled
 
 __all__ = ["SqliteAppender", "SqliteLog", "open_readonly"]
@@ -29,7 +30,7 @@ _T = TypeVar("_T")
 class SqliteLog:
     """EventLog on a file that this process owns. `submit` is the hot path's append: a future per record."""
 
-    def __init__(self, path: str | Path, *, records_max: int = 20_000) -> None:
+    def __init__(self, path: str | Path, *, records_max: int = 20_000, kept: Kept | None = None) -> None:
         self.path = Path(path)
         self._groups: dict[str, list[SqliteSubscription]] = {}
         self._subscriptions: list[SqliteSubscription] = []
@@ -38,6 +39,8 @@ class SqliteLog:
         self._fault_listeners: list[Callable[[LogUnavailable], None]] = []
         self._commit = GroupCommit(self._appender, records_max=records_max, name="log-sqlite", on_fault=self._failed)
         self._readers = _Readers(self.path, readonly=False)
+        self.retention = Retention(self._appender, kept, self._followed_by) if kept else None
+        self._trimming: asyncio.Task[None] | None = None
 
     def when_failed(self, listener: Callable[[LogUnavailable], None]) -> None:
         """Called after records that were handed over could not be stored: a writer begins a new chain then."""
@@ -50,6 +53,8 @@ class SqliteLog:
     async def prepare(self) -> None:
         """Compact the state topics; the tables were made when the file was opened."""
         await asyncio.to_thread(self._appender.compact)
+        if self.retention is not None and self._trimming is None:
+            self._trimming = asyncio.create_task(self.retention.run(), name="trim the log")
 
     def submit(self, record: Record) -> "asyncio.Future[None]":
         """See GroupCommit.submit: the future ends when the record is on the disk."""
@@ -88,6 +93,9 @@ class SqliteLog:
 
     async def close(self) -> None:
         """Make what is pending durable, end the subscriptions, give up the file."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            await asyncio.gather(self._trimming, return_exceptions=True)
         for subscription in list(self._subscriptions):
             await subscription.close()
         await self._commit.close()
@@ -120,6 +128,9 @@ class SqliteLog:
             if new := topics - member.positions.keys():
                 from_offsets = await self._readers.run(lambda db: settled(db, group))
                 await member.take({topic: from_offsets.get(topic, 0) for topic in sorted(new)})
+
+    def _followed_by(self, topic: str) -> list[str]:
+        return [name for name, members in self._groups.items() if any(topic in member.topics for member in members)]
 
     def _committed(self, ends: Ends) -> None:
         for subscription in self._subscriptions:

@@ -8,7 +8,8 @@ import contextlib
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -172,6 +173,47 @@ class SqliteAppender:
                 table = table_of(topic)
                 newest = f'SELECT max("offset") FROM {table} GROUP BY key'  # noqa: S608
                 self._db.execute(f'DELETE FROM {table} WHERE "offset" NOT IN ({newest})')  # noqa: S608
+
+    def trim(self, topic: str, at_us: int, needed_by: Collection[str], records_max: int) -> int:
+        """Remove some of the oldest records that were logged before `at_us` and that these groups have settled, never
+        the newest one; how many. One transaction, kept on the disk with a later append. Raises LogUnavailable.
+        """
+        table = table_of(topic)
+        oldest = f'SELECT "offset", time_us FROM {table} WHERE "offset" < ? ORDER BY "offset" LIMIT ?'  # noqa: S608
+        with self._turn:
+            try:
+                (below,) = self._settler.execute(f'SELECT coalesce(max("offset"), 0) FROM {table}').fetchone()  # noqa: S608
+                for group in needed_by:
+                    below = min(below, settled(self._settler, group).get(topic, 0))
+                rows = self._settler.execute(oldest, (below, records_max)).fetchall()
+                old = list(takewhile(lambda row: row[1] < at_us, rows))
+                if old:
+                    self._settler.execute(f'DELETE FROM {table} WHERE "offset" <= ?', (old[-1][0],))  # noqa: S608
+            except sqlite3.Error as error:
+                raise LogUnavailable(f"old records could not be removed ({error}); check the disk") from error
+        return len(old)
+
+    def used_bytes(self) -> int:
+        """Of the file, without pages that are free to be used again. Raises LogUnavailable."""
+        with self._turn:
+            try:
+                count, free, size = [
+                    self._settler.execute(f"PRAGMA {name}").fetchone()[0]
+                    for name in ("page_count", "freelist_count", "page_size")
+                ]
+            except sqlite3.Error as error:
+                raise LogUnavailable(f"the log's size could not be read ({error})") from error
+        return int((count - free) * size)
+
+    def oldest_us(self, topic: str) -> int:
+        """When the oldest record of a topic was logged; far in the future where there is none."""
+        first = f'SELECT time_us FROM {table_of(topic)} ORDER BY "offset" LIMIT 1'  # noqa: S608
+        with self._turn:
+            try:
+                row = self._settler.execute(first).fetchone()
+            except sqlite3.Error as error:
+                raise LogUnavailable(f"the log's oldest record could not be read ({error})") from error
+        return int(row[0]) if row else 2**62
 
     def _empty(self) -> None:
         """What was erased is not in the write-ahead log either; while somebody reads, at the next append."""
