@@ -513,6 +513,10 @@ async def test_a_subject_is_erased_over_the_api_and_nobody_else_is(service: Runn
     status, listed = await service.ask("GET", "/api/v1/erasures")
     assert (status, listed) == (200, [done])
     assert (await service.ask("GET", "/api/v1/quarantines"))[1] == [], "its state record is no quarantine"
+    async with service.client.get(f"{service.base}/metrics") as response:
+        metrics = await response.text()
+    assert 'tidegate_policy_erasures{state="finished"} 1.0' in metrics
+    assert 'tidegate_policy_erasures{state="unfinished"} 0.0' in metrics
 
     issuer = service.issuer.issuer
     status, named = await service.ask("POST", "/api/v1/erasures", {"subject": f"{issuer}|ann", "reason": "x"})

@@ -69,6 +69,11 @@ class Eraser:
         self._undone: dict[str, bytes] = {}  # by subject: the last erasure as stored, until its state record is done
         self._stored: dict[str, tuple[str, bool]] = {}  # by subject: which erasure the state record tells, and if done
 
+    @property
+    def unfinished(self) -> int:
+        """Erasures of which a key may still be on the log."""
+        return len(self._undone)
+
     def resolve(self, subject: str) -> str:
         """The subject id of what an operator wrote: itself, or issuer|subject. Raises ApiFault."""
         if _SUBJECT_ID.fullmatch(subject):
@@ -108,8 +113,8 @@ class Eraser:
 
     async def reconcile(self) -> None:
         """Finish what a crash left undone. Raises LogUnavailable."""
-        if self._busy.locked():
-            return  # an erasure is under way, and finishes itself
+        if self._busy.locked() or self._journal.is_fenced:
+            return  # an erasure is under way and finishes itself, or another process writes now
         for subject_id, value in list(self._undone.items()):
             event = _erased_in(value)
             if event is None or self._stored.get(subject_id) == (event.erasure_id, True):
@@ -132,7 +137,7 @@ class Eraser:
                 for record in await subscription.poll(AT_ONCE, 1.0):
                     rolling.note(record)
                     self._judge(record, late)
-                if not subscription.caught_up:
+                if not subscription.caught_up or self._journal.is_fenced:
                     continue
                 if late:
                     await self._take_off(late.values())
@@ -216,8 +221,9 @@ class Eraser:
             told = read_erasure(value)
         except msgspec.DecodeError:
             return  # a newer version's
-        if told.event.tenant == self._state.tenant:
-            self._stored[told.event.subject_id] = (told.event.erasure_id, told.done)
+        subject_id, finished = told.event.subject_id, (told.event.erasure_id, True)
+        if told.event.tenant == self._state.tenant and self._stored.get(subject_id) != finished:
+            self._stored[subject_id] = (told.event.erasure_id, told.done)  # what is read back lags behind what was done
 
     def _state_record(self, event: bytes, done: bool) -> Record:
         told = _erased_in(event)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tidegate_policy.erasure import Eraser
 from tidegate_policy.state import ControlPlane
 
 
 class PolicyCollector(Collector):
     """Every metric of the policy service."""
 
-    def __init__(self, state: ControlPlane, clock: Callable[[], int]) -> None:
+    def __init__(self, state: ControlPlane, clock: Callable[[], int], eraser: Eraser) -> None:
         self._state = state
+        self._eraser = eraser
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
@@ -35,3 +37,10 @@ class PolicyCollector(Collector):
         yield edges
         in_force = len(state.quarantines.current(self._clock()))
         yield GaugeMetricFamily("tidegate_policy_quarantines", "Quarantines in force", value=in_force)
+        unfinished = self._eraser.unfinished
+        erasures = GaugeMetricFamily(
+            "tidegate_policy_erasures", "Erasures of subjects, by whether every key is off the log", labels=["state"]
+        )
+        erasures.add_metric(["unfinished"], unfinished)
+        erasures.add_metric(["finished"], max(0, len(state.erasures) - unfinished))
+        yield erasures
