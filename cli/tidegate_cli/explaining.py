@@ -51,7 +51,8 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
     from tidegate_cli.reading import reading
 
     async with reading(settings) as log:
-        events, findings = await _about(log, decision_id)
+        stored, findings = await _about(log, decision_id)
+        events = await _opened(settings, log, stored)
         requested = next((seen for seen in events if seen.type.startswith("call.requested.")), None)
         ended = [seen for seen in events if not seen.type.startswith("call.requested.")]
         ended.sort(key=lambda seen: seen.type.startswith("call.completed."))  # a completion always wins
@@ -84,6 +85,20 @@ async def _about(log: EventLog, decision_id: str) -> tuple[list[Seen], list[Seen
         elif seen is not None and decision_id in seen.fields.get("call_ids", ()):
             findings.append(seen)
     return events, findings
+
+
+async def _opened(settings: Settings, log: EventLog, events: list[Seen]) -> list[Seen]:
+    """With their personal parts, as far as keys and masters are here."""
+    from tidegate_cli.boxes import open_boxes
+
+    kids = {str(seen.sealed["kid"]) for seen in events if "kid" in seen.sealed}
+    if not kids:
+        return events
+    boxes = await open_boxes(settings, log, kids)
+    try:
+        return [await boxes.shown_soon(seen) for seen in events]
+    finally:
+        await boxes.close()
 
 
 async def _rule_texts(log: EventLog, call: Seen) -> dict[str, str]:

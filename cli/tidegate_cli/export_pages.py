@@ -29,10 +29,11 @@ _PLAIN: Final = (
     *("protocol_session_id", "protocol", "edge", "method", "server", "target", "labels", "decision", "stage", "reason"),
     *("message", "rules", "mode", "bundle", "release", "catalog", "groups", "error_code", "policy_us", "upstream_us"),
     *("total_us", "arguments_bytes", "arguments_digest", "arguments_capture", "result_bytes", "result_digest"),
-    *("result_capture", "masked", "requested_event", "abandoned_event", "completed_event"),
+    *("result_capture", "masked", "is_erased", "requested_event", "abandoned_event", "completed_event"),
 )
 _PERSONAL: Final = ("issuer", "subject", "login", "claimed_client")
-_CONTENT: Final = ("arguments", "result")
+_CONTENT: Final = ("arguments", "result", "inputs")
+_CAPTURE_OF: Final = {"arguments": "arguments", "result": "result", "inputs": "arguments"}
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +107,10 @@ def _statement(span: Span, wanted: Sequence[str]) -> str:
         *(f"findings.{name} AS findings_{name}" for name in _FINDING),
         *_PLAIN,
         *(_PERSONAL if span.personal else ()),
-        *(f"if({name}_capture IN ('full', 'masked'), {name}, '') AS kept_{name}" for name in _content(span)),
+        *(
+            f"if({_CAPTURE_OF[name]}_capture IN ('full', 'masked'), {name}, '') AS kept_{name}"
+            for name in _content(span)
+        ),
     ]
     past = f"({_TIME % 'from'}, {{past_tenant:String}}, {{past_call:String}})"
     conditions = [
@@ -159,5 +163,6 @@ def activity_of_row(row: Row) -> Activity:
         labels=tuple(columns["labels"]),
         findings=row.findings,
         error_code=columns["error_code"] or 0,
+        is_erased=bool(columns["is_erased"]),
         **{name: columns[name] for name in _SAME},
     )

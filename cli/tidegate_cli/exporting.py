@@ -65,7 +65,8 @@ def syslog_line(row: Row) -> bytes:
 def json_line(row: Row) -> bytes:
     """The view's columns by their names; times as text, captured content as the JSON that it is."""
     columns = dict(row.columns)
-    content = {name: _json(columns.pop(f"kept_{name}", "")) for name in ("arguments", "result")}
+    content = {name: _json(columns.pop(f"kept_{name}", "")) for name in ("arguments", "result", "inputs")}
+    columns["is_erased"] = bool(columns["is_erased"])
     times = {
         "requested_at": _time(row.requested_us),
         "completed_at": _time(row.completed_us) if row.completed_us else None,

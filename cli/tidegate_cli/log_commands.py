@@ -31,7 +31,9 @@ def tail(
     config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
-    """Show events as they come, the youngest last; with --json each as it is stored, one a line."""
+    """Show events as they come, the youngest last; with --json one a line, as it is stored but for what is sealed,
+    which is opened.
+    """
     from tidegate_cli.matching import Wanted, age_us
     from tidegate_cli.tailing import show_tail
 

@@ -17,12 +17,13 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A stored event: its type, its fields as decoded JSON, and its bytes."""
+    """A stored event: its type, its fields as decoded JSON (once `boxes.py` has had it: opened), and its bytes."""
 
     type: str
     time_us: int
     fields: dict[str, Any]
     raw: bytes
+    shut: str = ""  # why the personal part is not open: "erased", "sealed"; "" where it is, or where there is none
 
     def text(self, name: str) -> str:
         return str(self.fields.get(name, ""))

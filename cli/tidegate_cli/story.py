@@ -46,7 +46,7 @@ def _decided(call: Seen) -> list[tuple[str, str]]:
 
 def _asked(call: Seen) -> list[tuple[str, str]]:
     sealed, inputs = call.sealed, call.fields.get("inputs") or {}
-    login = sealed.get("login") or sealed.get("subject") or ""
+    login = sealed.get("login") or sealed.get("subject") or call.shut
     groups = ", ".join(inputs.get("groups", ()))
     client = str(sealed.get("claimed_client", ""))
     labels = plain(", ".join(call.fields.get("labels", ())))
@@ -59,7 +59,8 @@ def _asked(call: Seen) -> list[tuple[str, str]]:
         ("agent", f"{plain(call.text('agent'))}{said}"),
         ("session", plain(call.text("session_id"))),
         ("tool", f"[cyan]{plain(call.text('server'))}__{plain(call.text('target'))}[/]  [dim]{labels}[/]"),
-        ("arguments", _captured(sealed.get("arguments"))),
+        ("arguments", call.shut or _captured(sealed.get("arguments"))),
+        ("answered", _captured(sealed.get("inputs"))),
     ]
 
 
@@ -75,7 +76,7 @@ def _ending(ended: Seen | None, decision: str) -> list[tuple[str, str]]:
     return [
         ("outcome", f"[{'green' if outcome == 'ok' else 'yellow'}]{plain(outcome)}[/]  {times}"),
         ("found", _findings(ended)),
-        ("result", _captured(ended.sealed.get("result"))),
+        ("result", ended.shut or _captured(ended.sealed.get("result"))),
     ]
 
 

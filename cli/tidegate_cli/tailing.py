@@ -1,9 +1,11 @@
 """The work of `tidegate log tail`: the past that was asked for, then events as they come."""
 
 import asyncio
+import contextlib
 import heapq
 from pathlib import Path
 
+import msgspec
 import typer
 
 from tidegate.settings import Settings
@@ -44,18 +46,24 @@ class Past:
 
 
 async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_json: bool) -> None:
+    from tidegate_cli.boxes import open_boxes
     from tidegate_cli.reading import EVENT_TOPICS, reading, records
 
     past = Past(SINCE_EVENTS_MAX if wanted.since_us else last)
     caught_up = False
-    async with reading(settings) as log:
+    async with reading(settings) as log, contextlib.AsyncExitStack() as stack:
+        boxes = await open_boxes(settings, log)
+        stack.push_async_callback(boxes.close)
         async for record in records(log, EVENT_TOPICS, follow=follow):
             if record is None:
                 caught_up = True
                 _show_past(past, as_json, told=wanted.since_us > 0)
                 continue
             event = open_seen(record.value or b"")
-            if event is None or not wanted.admits(event):
+            if event is None or event.time_us < wanted.since_us:
+                continue
+            event = await boxes.shown_soon(event)
+            if not wanted.admits(event):
                 continue
             if caught_up:
                 show(event, as_json)
@@ -74,6 +82,6 @@ def show(seen: Seen, as_json: bool) -> None:
     from tidegate_cli.telling import line_of
 
     if as_json:
-        print_line(seen.raw)
+        print_line(msgspec.json.encode(seen.fields) if "kid" in seen.sealed else seen.raw)
     else:
         say(line_of(seen))

@@ -27,9 +27,13 @@ def line_of(seen: Seen) -> str:
 
 
 def who(seen: Seen) -> str:
-    """The person where the event names one, else the pseudonym; and the agent."""
+    """The person where the event names one, else the pseudonym, and why; and the agent."""
     sealed = seen.sealed
-    name = sealed.get("login") or sealed.get("subject") or seen.text("subject_id")[:12]
+    name = (
+        sealed.get("login")
+        or sealed.get("subject")
+        or " ".join(filter(None, (seen.shut, seen.text("subject_id")[:12])))
+    )
     return f"{plain(name)} [dim]with[/] {plain(seen.text('agent'))}"
 
 

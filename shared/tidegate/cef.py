@@ -77,6 +77,8 @@ def _extensions(activity: Activity) -> dict[str, str | int]:
     for number, (label, value) in enumerate(custom.items(), 1):
         if value:
             told |= {f"cs{number}": value, f"cs{number}Label": label}
+    if activity.is_erased:
+        told |= {"flexString1": "erased", "flexString1Label": "person"}
     if activity.total_us:
         told |= {"cn1": activity.total_us, "cn1Label": "totalMicroseconds"}
     if activity.masked:

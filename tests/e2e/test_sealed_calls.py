@@ -23,6 +23,7 @@ from tests.parts.kafka import Kafka
 from tests.parts.sealed_calls import (
     RESULT,
     destroyed,
+    erasure,
     key_for,
     published,
     sealed_call,
@@ -35,12 +36,12 @@ from tidegate.analytics.clickhouse import ClickHouseAnalytics, open_server
 from tidegate.analytics.port import Analytics, Answer
 from tidegate.chain import Chain
 from tidegate.errors import AnalyticsUnavailable
-from tidegate.events import Sealed, SubjectErased
+from tidegate.events import Sealed
 from tidegate.ids import now_us, uuid7
 from tidegate.log.kafka import KafkaLog
 from tidegate.log.port import EventLog, Record
 from tidegate.log.sqlite import SqliteLog
-from tidegate.privacy.erasure import state_key, state_value
+from tidegate.privacy.erasure import state_key
 from tidegate.privacy.keys import SubjectKey, Wrapping, seal, topic_key
 from tidegate.privacy.master import open_wrapping
 from tidegate.privacy.ring import TOPIC
@@ -114,24 +115,6 @@ async def shows(analytics: Analytics, call_id: str, wanted: tuple[Any, ...]) -> 
 
 async def keys_in(analytics: Analytics) -> set[str]:
     return {kid for (kid,) in (await analytics.query("SELECT kid FROM tidegate.subject_keys")).rows}
-
-
-def erasure(subject_id: str, erased_us: int, tenant: str = "acme") -> list[Record]:
-    """As the policy service writes it: the event, and the state that tells those who come later."""
-    event = SubjectErased(
-        id=uuid7(),
-        time_us=erased_us,
-        tenant=tenant,
-        region="eu",
-        subject_id=subject_id,
-        erasure_id=uuid7(),
-        actor="root",
-        reason="asked to",
-        erased_us=erased_us,
-    )
-    record = Chain(f"policy.{uuid7()}").seal(event)
-    assert record.value is not None
-    return [record, Record("control-state", state_key(tenant, subject_id), state_value(record.value, True))]
 
 
 async def test_a_call_is_found_by_what_is_personal_in_it_until_its_key_is_destroyed(

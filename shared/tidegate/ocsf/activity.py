@@ -37,6 +37,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
     ended_us: int = 0  # 0: it has no end, or none of its own
     login: str = ""
     issuer: str = ""
+    is_erased: bool = False  # who it was cannot be known any more, where that would be told
     protocol: str = ""
     server: str = ""
     target: str = ""

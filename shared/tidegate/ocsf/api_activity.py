@@ -181,6 +181,7 @@ def _own(activity: Activity) -> dict[str, Any]:
     return known(
         {
             "call_id": activity.call_id,
+            "erased": True if activity.is_erased else None,
             "region": activity.region,
             "mode": activity.mode,
             "stage": activity.stage,

@@ -5,3 +5,5 @@ GRANT CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER, SELECT, INSERT ON tideg
 CREATE ROLE IF NOT EXISTS tidegate_reader SETTINGS readonly = 2, max_execution_time = 60 MIN 1 MAX 300;
 -- The views run with the rights of who asks, so a reader needs the tables below them as well.
 GRANT SELECT ON tidegate.* TO tidegate_reader;
+-- But never the keys of subjects: with one, whoever kept the stored bytes could open them after the erasure. See 0005.
+REVOKE SELECT ON tidegate.subject_keys FROM tidegate_reader;
