@@ -10,6 +10,7 @@ import typer
 
 from tidegate.errors import ConfigFault, Fault
 from tidegate_cli import (
+    ability_commands,
     bundle_commands,
     erase_commands,
     export_commands,
@@ -57,6 +58,7 @@ app = typer.Typer(
 serve_commands.add_to(app)
 tool_commands.add_to(app)
 log_commands.add_to(app)
+ability_commands.add_to(app)
 sql_commands.add_to(app)
 bundle_commands.add_to(app)
 quarantine_commands.add_to(app)

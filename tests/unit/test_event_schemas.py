@@ -88,6 +88,8 @@ def value_of(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(info.values)
         case VarTupleType():
             return st.lists(value_of(info.item_type), max_size=2).map(tuple)
+        case msgspec.inspect.DictType():
+            return st.dictionaries(st.text(max_size=5), value_of(info.value_type), max_size=2)
         case StructType():
             return st.builds(info.cls, **{field.name: value_of(field.type) for field in info.fields})
         case msgspec.inspect.RawType():

@@ -1,0 +1,152 @@
+"""The work of `tidegate can`: what somebody could call through an agent, now or at a moment, and why not the rest.
+
+Decided by the bundle that ruled then, over the tools, labels and quarantines of then, from the log. The person's groups
+are those of the latest recorded call before, unless they are given.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from tidegate.errors import CallerFault
+from tidegate.ids import now_us
+from tidegate.log.port import EventLog
+from tidegate.policy.bundle import Bundle
+from tidegate.policy.history import HISTORIES, Can, World, what_can_be_called
+from tidegate.settings import Settings
+from tidegate_cli.options import live_settings
+from tidegate_cli.output import console, plain, print_document, say
+from tidegate_cli.reaching import reaching
+from tidegate_cli.reading import reading, records
+from tidegate_cli.released import bundle_bytes
+
+_STYLES: Final = {"allow": "green", "by-arguments": "yellow", "ask": "cyan", "deny": "dim"}
+_WORDS: Final = {"allow": "yes", "by-arguments": "some calls", "ask": "asks first", "deny": "no"}
+_LATEST: Final = (
+    "SELECT subject_id, issuer, subject, login, groups, toUnixTimestamp64Micro(requested_at) FROM tidegate.calls "
+    "WHERE tenant = {tenant:String} AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC') "
+    "AND (login = {name:String} OR subject = {name:String} OR subject_id = {name:String}) "
+    "ORDER BY requested_at DESC LIMIT 1"
+)
+
+
+class Who(msgspec.Struct, frozen=True):
+    """The person and agent as the rules see them. `groups_of_us`: of the call whose groups these are; 0: given."""
+
+    user: str
+    agent: str
+    groups: tuple[str, ...]
+    subject_id: str = ""
+    groups_of_us: int = 0
+
+
+class Abilities(msgspec.Struct, frozen=True):
+    """`release` 0: nothing ruled, so nothing could be called."""
+
+    at_us: int
+    who: Who
+    ring: str
+    release: int
+    bundle: str
+    can: list[Can]
+
+
+def show_abilities(
+    user: str, agent: str, groups: tuple[str, ...], at_us: int, server: str, ring: str, config: Path, as_json: bool
+) -> None:
+    """Raises Fault."""
+    settings = live_settings(config)
+    found = asyncio.run(_abilities(settings, user, agent, groups, at_us or now_us(), ring))
+    if server:
+        found = msgspec.structs.replace(found, can=[one for one in found.can if one.server == server])
+    if as_json:
+        print_document(found)
+    else:
+        _show(found)
+
+
+async def _abilities(
+    settings: Settings, user: str, agent: str, groups: tuple[str, ...], at_us: int, ring: str
+) -> Abilities:
+    who = await _who(settings, user, agent, groups, at_us)
+    async with reading(settings) as log:
+        world = World(settings.tenant, ring, at_us)
+        async for record in records(log, HISTORIES, follow=False):
+            if record is not None and record.value is not None:
+                world.apply(record.value)
+        if world.release is None:
+            return Abilities(at_us, who, ring, 0, "", [])
+        bundle = await _bundle(log, settings.tenant, world.release.digest)
+    can = what_can_be_called(world, bundle, who, who.subject_id)
+    return Abilities(at_us, who, ring, world.release.number, world.release.digest, can)
+
+
+async def _bundle(log: EventLog, tenant: str, digest: str) -> Bundle:
+    canonical = await bundle_bytes(log, tenant, digest)
+    if canonical is None:
+        raise CallerFault(f"the log does not hold the bundle {digest[:12]} that ruled then", code="bundle-missing")
+    return Bundle.from_bytes(canonical)
+
+
+async def _who(settings: Settings, user: str, agent: str, groups: tuple[str, ...], at_us: int) -> Who:
+    """As the latest recorded call before shows the person; with groups given, no record is needed."""
+    row = await _latest(settings, user, at_us, needed=not groups)
+    if row is None:
+        prefixes = {issuer.user_prefix for issuer in settings.identity.issuers}
+        return Who(user=(prefixes.pop() if len(prefixes) == 1 else "") + user, agent=agent, groups=groups)
+    subject_id, issuer, subject, _, seen, seen_us = row
+    prefix = next((one.user_prefix for one in settings.identity.issuers if one.issuer == issuer), "")
+    known = tuple(str(group) for group in seen)
+    return Who(prefix + str(subject), agent, groups or known, str(subject_id), 0 if groups else int(seen_us))
+
+
+async def _latest(settings: Settings, user: str, at_us: int, *, needed: bool) -> tuple[Any, ...] | None:
+    """Raises CallerFault where a record is needed and there is none."""
+    values = {"tenant": settings.tenant, "name": user, "until": at_us}
+    try:
+        async with reaching(settings) as analytics:
+            rows = (await analytics.query(_LATEST, values)).rows
+    except Exception:
+        if needed:
+            raise
+        return None
+    if not rows and needed:
+        raise CallerFault(
+            f"no call of {user} is recorded before {_time(at_us)}, so their groups are not known; give them with "
+            "--groups",
+            code="subject-unknown",
+        )
+    return rows[0] if rows else None
+
+
+def _show(found: Abilities) -> None:
+    who = found.who
+    since = f" [dim](as of {_time(who.groups_of_us)})[/]" if who.groups_of_us else ""
+    groups = plain(", ".join(who.groups)) or "none"
+    agent = f" through {plain(who.agent)}" if who.agent else ""
+    say(f"[bold]{plain(who.user)}[/]{agent}, groups {groups}{since}, at {_time(found.at_us)}")
+    if not found.release:
+        say(f"[yellow]nothing[/]: no release ruled the ring '{plain(found.ring)}' then")
+        return
+    say(f"release {found.release}, bundle {found.bundle[:12]}\n")
+    from rich.table import Table
+
+    table = Table("", "may be called", "labels", "why", box=None, header_style="bold", pad_edge=False)
+    order = list(_WORDS)
+    for one in sorted(found.can, key=lambda can: (order.index(can.answer), can.server, can.action)):
+        why = plain(", ".join(one.rules) or one.reason)
+        told = f"{why}  [dim]{plain(one.message)}[/]" if one.answer == "deny" and one.rules else why
+        style = _STYLES[one.answer]
+        table.add_row(
+            f"[{style}]{_WORDS[one.answer]}[/]", plain(f"{one.server}/{one.action}"), plain(" ".join(one.labels)), told
+        )
+    console().print(table)
+    if not found.can:
+        say("[yellow]no tool was known then[/]")
+
+
+def _time(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC"

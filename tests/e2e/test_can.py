@@ -1,0 +1,87 @@
+"""`tidegate can` against a real `up`: what a person and an agent may call agrees with what is listed, now and then."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from tests.e2e.first_example import EXAMPLE, House, serving
+
+GRANTED = {"time/get_current_time", "time/convert_time", "notes/add_note", "notes/list_notes"}
+BY_ARGUMENTS = {"git/git_log", "git/git_show", "git/git_status"}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with serving(tmp_path_factory.mktemp("house")) as running:
+        until(lambda: "git__git_log" in running.run("tools", "--groups", "eng").stdout)
+        yield running
+
+
+def until(fact: Callable[[], bool], deadline_s: float = 40.0) -> None:
+    late = time.monotonic() + deadline_s
+    while not fact():
+        assert time.monotonic() < late
+        time.sleep(0.1)
+
+
+def can(house: House, *words: str) -> Any:
+    done = house.run("can", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def answers(found: Any, *wanted: str) -> set[str]:
+    return {f"{one['server']}/{one['action']}" for one in found["can"] if one["answer"] in wanted}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def test_what_a_group_may_call_is_what_it_is_shown(house: House) -> None:
+    found = can(house, "--user", "zoe@example.com", "--groups", "eng", "--agent", "claude-code")
+    assert answers(found, "allow") == GRANTED
+    assert answers(found, "by-arguments") == BY_ARGUMENTS
+    listed = json.loads(house.run("tools", "--groups", "eng", "--json").stdout)
+    assert {tool["name"].replace("__", "/") for tool in listed} == GRANTED | BY_ARGUMENTS
+    refused = next(one for one in found["can"] if one["action"] == "git_reset")
+    assert (refused["answer"], refused["reason"]) == ("deny", "tool-not-granted")
+
+
+def test_a_person_s_groups_are_those_of_their_latest_call(house: House) -> None:
+    assert house.run("can", "--user", "yan@example.com").returncode != 0
+    house.run("call", "time__get_current_time", "timezone=UTC", "--user", "yan@example.com", "--groups", "eng")
+    until(lambda: house.run("can", "--user", "yan@example.com").returncode == 0)
+    found = can(house, "--user", "yan@example.com")
+    assert found["who"]["groups"] == ["eng"]
+    assert answers(found, "allow") == GRANTED
+    shown = house.run("can", "--user", "yan@example.com", "--server", "time").stdout
+    for words in ("yan@example.com", "groups eng", "time/convert_time", "eng-time", "yes"):
+        assert words in shown, words
+    assert "git_log" not in shown
+
+
+def test_then_is_told_as_it_was_then(house: House) -> None:
+    before = now()
+    directory = house.root / "narrower"
+    shutil.copytree(house.root / EXAMPLE / "policy", directory)
+    rules = directory / "policies" / "engineering.cedar"
+    rules.write_text(rules.read_text() + '@id("no-notes") forbid (principal, action, resource == Server::"notes");')
+    (directory / "cases.yaml").unlink()
+    assert house.run("bundle", "publish", str(directory)).returncode == 0
+    stop = ("quarantine", "impose", "tool", "time/convert_time", "--reason", "looked at")
+    assert house.run(*stop).returncode == 0
+    who = ("--user", "zoe@example.com", "--groups", "eng")
+    today = can(house, *who)
+    assert answers(today, "allow") == {"time/get_current_time"}
+    reasons = {one["action"]: one["reason"] for one in today["can"]}
+    assert (reasons["convert_time"], reasons["add_note"]) == ("quarantined", "forbidden-by-rule")
+    then = can(house, *who, "--at", before)
+    assert answers(then, "allow") == GRANTED
+    assert then["release"] < today["release"]
+    earliest = can(house, *who, "--at", "2001-01-01")
+    assert (earliest["release"], earliest["can"]) == (0, [])
