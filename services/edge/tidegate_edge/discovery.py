@@ -21,6 +21,7 @@ from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog, Item, Plan, Shelf, shelve
 from tidegate_edge.listening import ListChange, Patience, keep_listening
 from tidegate_edge.messages import encode
+from tidegate_edge.offers import Key, Offers
 from tidegate_edge.upstream.port import Definitions, ListKind, Upstream
 
 REFRESH_S: Final = 60.0  # give or take a tenth, so that edges do not ask all at once
@@ -48,7 +49,8 @@ _decode_change: Final = msgspec.json.Decoder(_Change).decode
 
 class Discovery:
     """One task per upstream, and one that listens to it. `recorded` maps (server, tool) to the digest last recorded by
-    any edge; the log's watcher keeps it. `tell` hears (server, kind) of every change of a list.
+    any edge, `offered` likewise what is no tool; the log's watcher keeps them. `tell` hears (server, kind) of every
+    change of a list.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Discovery:
         recorded: Mapping[tuple[str, str], str],
         tell: Tell = lambda server, kind: None,
         bus: Bus | None = None,
+        offered: Mapping[Key, str] = {},
     ) -> None:
         self._settings = settings
         self._place = place
@@ -68,6 +71,7 @@ class Discovery:
         self._recorded = recorded
         self._tell = tell
         self._bus = bus
+        self._offers = Offers(place, settings.tenant, offered)
         self._tool_labels: dict[str, dict[str, tuple[str, ...]]] = {}
         self.server_labels = {name: server.labels for name, server in settings.servers.items()}
         for rule in settings.rules:
@@ -200,6 +204,9 @@ class Discovery:
             for what in shelf.left_out:
                 _log.warning("%s: %s", name, what)
             changed = _changed(before, shelf)
+        if before is None or before.digest != shelf.digest or name in self._offers.owed:
+            await self._append(self._offers.changes(shelf, found.partial.keys()))
+            self._offers.settled(name)
         self._shelved[name].set()
         if found.partial:
             for kind in changed:

@@ -14,7 +14,16 @@ import msgspec
 
 from tidegate.chain import open_event
 from tidegate.errors import Fault, LogUnavailable
-from tidegate.events import AnyEvent, BundleActivated, BundleRejected, QuarantineImposed, ToolDefined, ToolWithdrawn
+from tidegate.events import (
+    AnyEvent,
+    BundleActivated,
+    BundleRejected,
+    OfferDefined,
+    OfferWithdrawn,
+    QuarantineImposed,
+    ToolDefined,
+    ToolWithdrawn,
+)
 from tidegate.ids import now_us
 from tidegate.inspection.rules import load_inspection
 from tidegate.inspection.scanner import Scanner
@@ -28,6 +37,7 @@ from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.edge import Edge
 from tidegate_edge.kept import keep, kept_release
+from tidegate_edge.offers import Key
 from tidegate_edge.ruling import Ruling
 
 TOPICS: Final = ("policy-state", "control-state", "catalog")
@@ -52,6 +62,7 @@ class Watch:
         self._behind = True  # reading what was in the log before this subscription
         self._last_rejected: dict[str, Rejection] = {}  # by tenant, while behind
         self.caught_up = asyncio.Event()
+        self.offers: dict[Key, str] = {}  # what is no tool → digest last recorded by any edge
         self.definitions: dict[tuple[str, str], str] = {}  # (server, tool) → digest last recorded by any edge
 
     async def run(self) -> None:
@@ -104,6 +115,10 @@ class Watch:
             self.definitions[event.server, event.tool] = event.digest
         elif isinstance(event, ToolWithdrawn):
             self.definitions.pop((event.server, event.tool), None)
+        elif isinstance(event, OfferDefined):
+            self.offers[event.server, event.kind, event.target] = event.digest
+        elif isinstance(event, OfferWithdrawn):
+            self.offers.pop((event.server, event.kind, event.target), None)
 
     def _apply_control(self, record: Delivered) -> None:
         tenant, _, quarantine_id = record.key.decode(errors="replace").partition("|")

@@ -103,7 +103,7 @@ async def open_edge(
                 edge.announcements.tell(Announcement(tenant, server, kind))
 
         append = records.recorder.record_all
-        discovery = Discovery(settings, place, upstreams, append, watch.definitions, tell, sessions)
+        discovery = Discovery(settings, place, upstreams, append, watch.definitions, tell, sessions, watch.offers)
         stack.push_async_callback(_close_all, upstreams)
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
