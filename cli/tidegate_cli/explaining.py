@@ -12,19 +12,24 @@ import msgspec
 from tidegate.errors import BundleFault, CallerFault
 from tidegate.log.port import EventLog
 from tidegate.settings import Settings
+from tidegate_cli.deciding_again import decided_again
 from tidegate_cli.matching import Seen, open_seen
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import print_document
+from tidegate_cli.released import bundle_bytes
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a call; `rules` maps the determining rules to their text in the bundle that decided."""
+    """What is known of a call; `rules` maps the determining rules to their text in the bundle that decided; `again`
+    says whether that bundle decides the same from what the event keeps.
+    """
 
     decision_id: str
     requested: Seen
     ended: Seen | None
     findings: tuple[Seen, ...]
     rules: dict[str, str]
+    again: str = ""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -33,6 +38,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
             "ended": None if self.ended is None else self.ended.fields,
             "findings": [finding.fields for finding in self.findings],
             "rules": self.rules,
+            "again": self.again,
         }
 
 
@@ -59,13 +65,14 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
         first = requested or (ended[-1] if ended else None)
         if first is None:
             raise CallerFault(f"the log holds no call {decision_id}; `tidegate log tail` shows the ids of the latest")
-        rules = await _rule_texts(log, first)
+        canonical = await _bundle_of(log, first)
     return Story(
         decision_id=decision_id,
         requested=first,
         ended=ended[-1] if ended else None,
         findings=tuple(findings),
-        rules=rules,
+        rules=_rule_texts(canonical, first),
+        again=decided_again(canonical, first),
     )
 
 
@@ -101,29 +108,18 @@ async def _opened(settings: Settings, log: EventLog, events: list[Seen]) -> list
         await boxes.close()
 
 
-async def _rule_texts(log: EventLog, call: Seen) -> dict[str, str]:
-    """Of the rules that decided; {} where the log has no such bundle (any more)."""
+async def _bundle_of(log: EventLog, call: Seen) -> bytes | None:
+    """The bundle that decided; None where there was none, or the log has it no more."""
+    digest = call.text("bundle")
+    return await bundle_bytes(log, call.text("tenant"), digest) if digest else None
+
+
+def _rule_texts(canonical: bytes | None, call: Seen) -> dict[str, str]:
+    """Of the rules that decided."""
     ids = {str(name) for name in call.fields.get("rules", ())}
-    digest, tenant = call.text("bundle"), call.text("tenant")
-    if not ids or not digest or call.text("stage") not in ("", "policy"):
+    if canonical is None or not ids or call.text("stage") not in ("", "policy"):
         return {}
-    canonical = await _bundle_bytes(log, tenant, digest)
-    return rules_in(canonical, ids) if canonical is not None else {}
-
-
-async def _bundle_bytes(log: EventLog, tenant: str, digest: str) -> bytes | None:
-    from tidegate.policy.release import STATE_TOPIC, Chunks
-    from tidegate_cli.reading import records
-
-    prefix = f"{tenant}|{digest}|".encode()
-    chunks = Chunks()
-    async for record in records(log, (STATE_TOPIC,), follow=False):
-        if record is None or record.value is None or not record.key.startswith(prefix):
-            continue
-        number, _, count = record.key.removeprefix(prefix).decode("ascii", "replace").partition("|")
-        if number.isdecimal() and count.isdecimal():
-            chunks.add(digest, int(number), int(count), record.value, digest)
-    return chunks.whole(digest)
+    return rules_in(canonical, ids)
 
 
 def rules_in(canonical: bytes, ids: set[str]) -> dict[str, str]:

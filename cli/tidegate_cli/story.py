@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from tidegate_cli.deciding_again import AGREES
 from tidegate_cli.explaining import Story
 from tidegate_cli.matching import Seen
 from tidegate_cli.output import DECISION_STYLES, plain, say
@@ -16,7 +17,8 @@ TIMES = ("policy", "upstream", "total")
 
 def show(story: Story) -> None:
     call = story.requested
-    for label, value in [*_asked(call), *_decided(call), *_ending(story.ended, call.text("decision"))]:
+    again = [("again", _again(story.again))]
+    for label, value in [*_asked(call), *_decided(call), *again, *_ending(story.ended, call.text("decision"))]:
         _say(label, value)
     for seen in story.findings:
         told = f"{plain(seen.text('title'))}: {plain(seen.text('message'))}"
@@ -42,6 +44,12 @@ def _decided(call: Seen) -> list[tuple[str, str]]:
         ("told", plain(call.text("message"))),
         ("found", _findings(call)),
     ]
+
+
+def _again(told: str) -> str:
+    if told == AGREES:
+        return "[green]agrees[/]  [dim]decided again by the same bundle, from what the event keeps[/]"
+    return f"[bold red]{plain(told)}[/]" if told.startswith("DIFFERS") else f"[dim]{plain(told)}[/]"
 
 
 def _asked(call: Seen) -> list[tuple[str, str]]:

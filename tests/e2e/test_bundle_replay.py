@@ -115,3 +115,15 @@ def test_a_slip_is_told_with_what_to_do(house: House, words: tuple[str, ...], to
 def test_no_call_of_that_time_is_said(house: House) -> None:
     done = house.run("bundle", "replay", "1", "--since", "2001-01-01", "--until", "2001-02-01")
     assert (done.returncode, "no call was recorded then" in done.stdout) == (0, True)
+
+
+def test_every_recorded_decision_agrees_with_itself(house: House) -> None:
+    lines = house.run("log", "tail", "--no-follow", "--last", "0", "--since", "1h", "--json").stdout.splitlines()
+    asked = [json.loads(line) for line in lines if '"type":"call.requested.' in line]
+    assert len(asked) >= len(CALLS) + 2
+    told = {one["call_id"]: json.loads(house.run("why", one["call_id"], "--json").stdout)["again"] for one in asked}
+    by_rule = [one for one in asked if one["reason"] != "unknown-tool"]
+    assert {told[one["call_id"]] for one in by_rule} == {"agrees"}
+    assert "agrees" in house.run("why", by_rule[0]["call_id"]).stdout
+    (unknown,) = [one for one in asked if one["reason"] == "unknown-tool"]
+    assert "not by a rule" in told[unknown["call_id"]]
