@@ -8,5 +8,7 @@ GRANT SELECT ON tidegate.parameters TO tidegate_opener;
 GRANT SELECT ON tidegate.subject_keys TO tidegate_opener;
 GRANT SELECT ON tidegate.erasures TO tidegate_opener;
 REVOKE SELECT ON tidegate.subject_keys FROM tidegate_reader;
+GRANT SELECT(tenant, subject_id, kid, created_at) ON tidegate.subject_keys TO tidegate_reader;
+CREATE ROW POLICY IF NOT EXISTS tidegate_own_keys ON tidegate.subject_keys USING tenant = getSetting('SQL_tenant') TO tidegate_tenant_reader;
 ALTER TABLE tidegate.calls MODIFY SQL SECURITY DEFINER DEFINER = tidegate_opener;
 CREATE ROW POLICY IF NOT EXISTS tidegate_own_erasures ON tidegate.erasures USING tenant = getSetting('SQL_tenant') TO tidegate_tenant_reader;
