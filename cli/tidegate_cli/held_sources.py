@@ -18,8 +18,10 @@ from tidegate.errors import ConfigFault
 from tidegate.events import Leaf, RootSealed
 from tidegate.log.port import Delivered
 from tidegate_cli.derived_calls import wrong_calls
+from tidegate_cli.expiry import Horizon, horizon_of
 
 EVENTS_FILE, ROOTS_FILE, KEY_FILE = "events.jsonl", "roots.jsonl", "audit.pub"
+HORIZON_FILE = "expired.json"
 DAY_US = 86_400_000_000
 PAGE_ROWS = 20_000
 STRANGERS_MAX = 10_000  # of one writer
@@ -70,6 +72,10 @@ class Source(Protocol):
 
     def strangers(self, from_us: int, to_us: int, covered: Mapping[str, Sequence[Window]]) -> AsyncIterator[Stranger]:
         """Records of this time that were not read: no window of their writer has them."""
+        ...
+
+    async def horizon(self) -> Horizon:
+        """What it need not hold any more."""
         ...
 
     def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
@@ -148,6 +154,9 @@ class ClickHouseSource:
                 found = found_of(row)
                 place = f"{row['topic']}/{row['partition']}"
                 yield Stranger(writer, found.held, found.raw, row["time"], place, row["offset"])
+
+    async def horizon(self) -> Horizon:
+        return await horizon_of(self._analytics)
 
     def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
         return wrong_calls(self._analytics, from_us, to_us, now_us)
@@ -229,6 +238,14 @@ class DirectorySource:
             for time_us, found in self._read(outside):
                 if from_us <= time_us <= to_us:
                     yield Stranger(writer, found.held, found.raw, time_us, "", 0)
+
+    async def horizon(self) -> Horizon:
+        """As it was when the directory was saved."""
+        file = self._directory / HORIZON_FILE
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Horizon) if file.is_file() else Horizon()
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigFault(f"{file}: cannot be read ({error}); `tidegate verify --save` writes it anew") from error
 
     async def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
         """Nothing is: a directory holds records alone."""

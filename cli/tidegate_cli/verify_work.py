@@ -229,6 +229,9 @@ def document(report: Report) -> dict[str, Any]:
         "unproven": report.unproven,
         "pending": report.pending,
         "overdue": report.overdue,
+        "expired": report.expired,
+        "expired_before": shown_time(report.expired_before_us) if report.expired_before_us else None,
+        "expired_why": report.expired_why,
         "first_wrong": None if first is None else first._asdict(),
         "wrong": [one._asdict() for one in report.wrong],
         "rows": [one._asdict() for one in report.rows],
@@ -278,6 +281,11 @@ def _show(report: Report) -> None:
         say(
             f"{report.records:,} records are what was sealed and {report.unproven:,} cannot be proven to be, "
             f"under {report.roots:,} roots ({series})."
+        )
+    if report.expired:
+        say(
+            f"{report.expired:,} records from before {shown_time(report.expired_before_us)} are no longer there: "
+            f"{plain(report.expired_why)}. Their roots prove that they were."
         )
     if report.pending and report.verdict != "unproven":
         say(f"{report.pending:,} records are younger than the last root ({shown_time(report.sealed_us)}).")

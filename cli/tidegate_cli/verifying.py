@@ -13,7 +13,17 @@ from tidegate.audit.history import History, RootProblem, merged, open_history, s
 from tidegate.audit.holdings import Wrong, as_rewrites, compare
 from tidegate.audit.roots import Trust
 from tidegate.events import Leaf, RootSealed
-from tidegate_cli.held_sources import EVENTS_FILE, KEY_FILE, ROOTS_FILE, Found, Source, Stranger, Window
+from tidegate_cli.expiry import Horizon, expired_in
+from tidegate_cli.held_sources import (
+    EVENTS_FILE,
+    HORIZON_FILE,
+    KEY_FILE,
+    ROOTS_FILE,
+    Found,
+    Source,
+    Stranger,
+    Window,
+)
 
 WRONG_MAX = 10_000
 DAY_US = 86_400_000_000
@@ -33,6 +43,9 @@ class Report(msgspec.Struct, kw_only=True):
     records: int = 0  # under roots, and found to be what was sealed
     unproven: int = 0  # under roots, and wrong, gone, or where too much is gone to tell
     pending: int = 0  # after the last root: chained, and not sealed yet
+    expired: int = 0  # under roots, and older than what the table keeps
+    expired_before_us: int = 0
+    expired_why: str = ""
     overdue: int = 0  # of these, so old that a root should cover them: roots were not sealed, or are not here
     problems: list[RootProblem] = []
     wrong: list[Wrong] = []
@@ -50,10 +63,15 @@ class Saving:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ROOTS_FILE).write_bytes(b"".join(msgspec.json.encode(root) + b"\n" for root in roots))
         (directory / KEY_FILE).write_text("".join(f"{key}\n" for key in keys))
+        self._horizon = directory / HORIZON_FILE
         self._file = (directory / EVENTS_FILE).open("wb")
 
     def take(self, found: Sequence[Found | Stranger]) -> None:
         self._file.writelines(one.raw + b"\n" for one in found)
+
+    def keep(self, horizon: Horizon) -> None:
+        """What had expired when this was saved."""
+        self._horizon.write_bytes(msgspec.json.encode(horizon))
 
     def close(self) -> None:
         self._file.close()
@@ -67,6 +85,7 @@ class Verification:
         self._trust = trust
         self._now_us = now_us
         self._wrong: list[tuple[int, Wrong]] = []  # with the time that orders them
+        self._horizon = Horizon()
         self._windows: dict[str, list[Window]] = {}  # what was read and compared
         self.report = Report(from_us=from_us, to_us=to_us)
         self.saving: Saving | None = None
@@ -79,6 +98,10 @@ class Verification:
 
     async def run(self, roots: Sequence[RootSealed]) -> Report:
         report, history = self.report, open_history(roots, self._trust)
+        self._horizon = await self._source.horizon()
+        report.expired_before_us, report.expired_why = self._horizon.events_us, self._horizon.why
+        if self.saving is not None:
+            self.saving.keep(self._horizon)
         report.roots = len(history.roots)
         report.problems = history.problems
         report.latest = {sealer: one.root.number for sealer, one in history.latest().items()}
@@ -87,7 +110,7 @@ class Verification:
             await self._writer(leaves)
         await self._strangers(history)
         async for found in self._source.derived(report.from_us, report.to_us, self._now_us):
-            if len(report.rows) < WRONG_MAX:
+            if len(report.rows) < WRONG_MAX and not self._horizon.excuses(found[1].kind, found[0]):
                 report.rows.append(found[1])
         report.wrong = [wrong for _, wrong in sorted(self._wrong, key=lambda one: (one[0], one[1].writer, one[1].seq))]
         del report.wrong[WRONG_MAX:]
@@ -115,16 +138,19 @@ class Verification:
         for leaf in span:
             held = [one.held for one in found if leaf.first <= one.held.seq <= leaf.last]
             compared = compare(leaf, held)
-            wrong = list(compared.wrong)
+            expired = expired_in(leaf, {one.seq for one in held}, self._horizon.events_us)
+            wrong = [one for one in compared.wrong if one.kind != "missing" or one.seq not in expired]
             for one in compared.stood_for:
                 if await self._source.has(one.id):
+                    expired.discard(one.seq)
                     self.report.records += 1
                     self.report.unproven -= 1
-                else:
+                elif one.seq not in expired:
                     wrong.append(Wrong("missing", leaf.writer, one.seq, one.id, f"finding {one.id} is missing"))
             judged.append((leaf, wrong))
             self.report.records += compared.proven
-            self.report.unproven += leaf.last - leaf.first + 1 - compared.proven
+            self.report.expired += len(expired)
+            self.report.unproven += leaf.last - leaf.first + 1 - compared.proven - len(expired)
         self._wrong += [(leaf.first_us, wrong) for leaf, wrong in as_rewrites(judged)]
 
     async def _strangers(self, history: History) -> None:

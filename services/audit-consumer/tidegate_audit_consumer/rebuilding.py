@@ -147,12 +147,19 @@ class Rebuild:
                 targets = await self._extents.now(self._topics)
                 if sum(max(0, one.next - self._positions.get(at, 0)) for at, one in targets.items()) < NEAR_RECORDS:
                     break
+            await self._note_losses(found.losses)
             await self._take_over(tell)
             await self._read_up_to(subscription, await self._extents.now(self._topics), tell, "filling")
             await self._store(self._late, "filling")
             self._late = []
         finally:
             await subscription.close()
+
+    async def _note_losses(self, losses: Sequence[Loss]) -> None:
+        """Before the rows go: for whoever verifies afterwards, they are forgotten by the log, and not lost here."""
+        if losses:
+            begins_us = float(max(loss.to_us for loss in losses) + 1)
+            await self._analytics.insert(f"{DATABASE}.parameters", {"name": ["log_begins_us"], "value": [begins_us]})
 
     async def _take_over(self, tell: Tell) -> None:
         await self._beat("replacing")
