@@ -6,16 +6,15 @@ Columns are built one at a time over the events of one kind, which costs a third
 
 import binascii
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-import msgspec
-
-from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested, Finding, type_of
+from tidegate.analytics.native import Made, block
+from tidegate.analytics.port import Blocks, rows_of
+from tidegate.events import CallAbandoned, CallCompleted, CallRequested, Finding, type_of
 from tidegate.log.port import Delivered
 from tidegate.ocsf.finding import RaisedFinding
 from tidegate_audit_consumer.reading import CallEvent, Unreadable, read
@@ -23,112 +22,162 @@ from tidegate_audit_consumer.reading import CallEvent, Unreadable, read
 Columns = Mapping[str, Sequence[Any]]
 Getter = Callable[[Any], Any]
 
-SLICE = (
-    256  # records opened at a time: few enough to stay in the processor's cache and out of the garbage collector's way
-)
+SLICE = 256  # records opened at a time: what is made of them stays in the processor's cache
 BOX_BYTES_MIN = 28  # of a sealed part: nonce and tag
 
 
 class Opened(NamedTuple):
-    """A batch, readable part and rest. Columns are empty mappings where there are no rows."""
+    """A batch, readable part and rest. Without any names where there are no rows."""
 
-    events: Columns
-    calls: Columns
+    events: Blocks
+    calls: Blocks
     findings: Columns
     unreadable: list[Unreadable]
 
 
-@dataclass
-class _Kind:
-    """Events of one kind, beside the records they came in."""
+class _Slice:
+    """Events of one kind out of few records, column by column. A column that two tables share is made once."""
 
-    events: list[Any] = field(default_factory=list)
-    records: list[Delivered] = field(default_factory=list)
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.events: list[Any] = []
+        self.records: list[Delivered] = []
+        self._made: dict[Getter, list[Any]] = {}
+
+    def event_columns(self) -> dict[str, list[Any]]:
+        columns = {name: self._column(getter) for name, getter in _event_getters(self.kind).items()}
+        columns |= {name: list(map(getter, self.records)) for name, getter in _POSITION.items()}
+        columns["type"] = [_type_of(self.kind)] * len(self.events)
+        columns["hash"] = [hashlib.sha256(record.value or b"").hexdigest() for record in self.records]
+        return columns
+
+    def call_columns(self) -> dict[str, list[Any]]:
+        """Those with something in them; nothing is the least value of each. Empty for other events."""
+        columns = {name: self._column(getter) for name, getter in _CALL_GETTERS.get(self.kind, {}).items()}
+        return {name: column for name, column in columns.items() if any(column)}
+
+    def finding_columns(self) -> dict[str, list[Any]]:
+        if self.kind is not RaisedFinding:
+            return {}
+        columns = {name: self._column(getter) for name, getter in _FINDING.items()}
+        return columns | {"ocsf": [one.value for one in self.records], "offset": [one.offset for one in self.records]}
+
+    def _column(self, getter: Getter) -> list[Any]:
+        if getter not in self._made:
+            self._made[getter] = list(map(getter, self.events))
+        return self._made[getter]
 
 
 def open_batch(records: Sequence[Delivered]) -> Opened:
-    """Columns for what can be read. Costs CPU: run it beside the event loop."""
-    slices = [_open_slice(records[at : at + SLICE]) for at in range(0, len(records), SLICE)]
-    return Opened(
-        events=_joined([one.events for one in slices]),
-        calls=_joined([one.calls for one in slices]),
-        findings=_joined([one.findings for one in slices]),
-        unreadable=[letter for one in slices for letter in one.unreadable],
-    )
+    """Columns for what can be read. Costs CPU: run it beside the event loop.
 
-
-def _open_slice(records: Sequence[Delivered]) -> Opened:
-    kinds: defaultdict[type, _Kind] = defaultdict(_Kind)
+    Each slice is laid out for ClickHouse at once: its values are dropped before they leave the processor's cache.
+    """
     unreadable: list[Unreadable] = []
-    for record in records:
-        event = read(record)
-        if isinstance(event, Unreadable):
-            unreadable.append(event)
-            continue
-        kind = kinds[type(event)]
-        kind.events.append(event)
-        kind.records.append(record)
+    events: list[bytes] = []
+    calls: list[bytes] = []
+    findings: list[Columns] = []
+    counts = Counter[str]()
+    for one in _slices(records, unreadable):
+        made = Made()
+        events.append(block(one.event_columns(), EVENT_TYPES, made))
+        if said := one.call_columns():
+            calls.append(block(said, CALL_TYPES, made))
+            counts["calls"] += len(one.events)
+        if raised := one.finding_columns():
+            findings.append(raised)
+        counts["events"] += len(one.events)
     return Opened(
-        events=_joined([_event_columns(kind) for kind in kinds.values()]),
-        calls=_joined([_call_columns(kinds[of].events, said) for of, said in _SAID.items() if of in kinds]),
-        findings=_finding_columns(kinds[RaisedFinding]) if RaisedFinding in kinds else {},
+        events=Blocks(counts["events"], tuple(EVENT_TYPES), events, partial(_plain, records, _Slice.event_columns, {})),
+        calls=Blocks(counts["calls"], tuple(CALL_TYPES), calls, partial(_plain, records, _Slice.call_columns, _LEAST)),
+        findings=_joined(findings, {}),
         unreadable=unreadable,
     )
 
 
-def _joined(parts: Sequence[Columns]) -> Columns:
-    filled = [part for part in parts if part]
-    if len(filled) < 2:
-        return filled[0] if filled else {}
-    return {name: list(chain.from_iterable([part[name] for part in filled])) for name in filled[0]}
+def _slices(records: Sequence[Delivered], unreadable: list[Unreadable]) -> Iterator[_Slice]:
+    for at in range(0, len(records), SLICE):
+        kinds: dict[type, _Slice] = {}
+        for record in records[at : at + SLICE]:
+            event = read(record)
+            if isinstance(event, Unreadable):
+                unreadable.append(event)
+                continue
+            of = kinds.get(type(event)) or kinds.setdefault(type(event), _Slice(type(event)))
+            of.events.append(event)
+            of.records.append(record)
+        yield from kinds.values()
 
+
+def _plain(records: Sequence[Delivered], columns_of: Callable[[_Slice], Columns], least: Mapping[str, Any]) -> Columns:
+    """The same rows as values, for who wants to look at them."""
+    return _joined([columns for one in _slices(records, []) if (columns := columns_of(one))], least)
+
+
+def _joined(parts: Sequence[Columns], least: Mapping[str, Any]) -> Columns:
+    joined: dict[str, list[Any]] = {}
+    for part in parts:
+        rows = rows_of(part)
+        for name in (part.keys() | least.keys()) if parts else ():
+            joined.setdefault(name, []).extend(part[name] if name in part else [least[name]] * rows)
+    return joined
+
+
+_of = cache(attrgetter)  # one getter a field: a column that stands under two names is made once
 
 # The columns of `events_raw`.
 
 _COMMON: dict[str, Getter] = {
-    "event_id": attrgetter("id"),
-    "tenant": attrgetter("tenant"),
-    "region": attrgetter("region"),
-    "time": attrgetter("time_us"),
-    "writer": attrgetter("writer"),
-    "seq": attrgetter("seq"),
-    "prev": attrgetter("prev"),
+    "event_id": _of("id"),
+    "tenant": _of("tenant"),
+    "region": _of("region"),
+    "time": _of("time_us"),
+    "writer": _of("writer"),
+    "seq": _of("seq"),
+    "prev": _of("prev"),
 }
 _FILTERS = ("subject_id", "agent", "session_id", "call_id", "server", "target", "decision", "reason")
 _INSTEAD = {"target": "tool", "reason": "rule"}
 _POSITION: dict[str, Getter] = {
-    "topic": attrgetter("topic"),
-    "partition": attrgetter("partition"),
-    "offset": attrgetter("offset"),
-    "logged_at": attrgetter("time_us"),
-    "raw": attrgetter("value"),
+    "topic": _of("topic"),
+    "partition": _of("partition"),
+    "offset": _of("offset"),
+    "logged_at": _of("time_us"),
+    "raw": _of("value"),
 }
 
 
-def _event_columns(kind: _Kind) -> Columns:
+@cache
+def _event_getters(kind: type) -> Mapping[str, Getter]:
     """A field to filter by that this kind of event does not have is empty."""
-    count, example = len(kind.events), kind.events[0]
-    columns: dict[str, list[Any]] = {"type": [_type_of(example)] * count}
-    columns |= {name: list(map(getter, kind.events)) for name, getter in _COMMON.items()}
-    columns |= {name: list(map(getter, kind.records)) for name, getter in _POSITION.items()}
-    columns["hash"] = [hashlib.sha256(raw).hexdigest() for raw in columns["raw"]]
+    getters, fields = dict(_COMMON), kind.__struct_fields__  # type: ignore[attr-defined]
     for name in _FILTERS:
-        source = name if hasattr(example, name) else _INSTEAD.get(name, name)
-        columns[name] = list(map(attrgetter(source), kind.events)) if hasattr(example, source) else [""] * count
-    return columns
+        source = name if name in fields else _INSTEAD.get(name, name)
+        getters[name] = _of(source) if source in fields else _nothing
+    return getters
 
 
-def _type_of(event: AnyEvent | RaisedFinding) -> str:
-    return "finding.raised.v1" if isinstance(event, RaisedFinding) else type_of(event)
+def _nothing(_: Any) -> str:
+    return ""
+
+
+@cache
+def _type_of(kind: type) -> str:
+    return "finding.raised.v1" if kind is RaisedFinding else type_of(kind)
 
 
 # The columns of `calls_raw`: what every event of a call repeats, and what each kind alone says.
 
 
-def _json(part: msgspec.Raw) -> bytes:
+def _captured(name: str) -> Getter:
     """What was captured; empty where nothing was, so that it never hides what another event of the call captured."""
-    text = bytes(part)
-    return b"" if text == b"null" else text
+    part_of = _of(f"sealed.{name}")
+
+    def captured(event: CallEvent) -> bytes:
+        text = bytes(part_of(event))
+        return b"" if text == b"null" else text
+
+    return captured
 
 
 def _box(event: CallEvent) -> bytes:
@@ -149,122 +198,113 @@ def _findings(findings: tuple[Finding, ...]) -> Sequence[tuple[str, str, str, st
 
 _DIMENSIONS: dict[str, Getter] = {
     **{
-        name: attrgetter(name)
+        name: _of(name)
         for name in (
             *("tenant", "call_id", "root_call_id", "region", "edge", "subject_id", "agent", "session_id", "protocol"),
             *("protocol_session_id", "method", "server", "target", "decision", "bundle", "labels"),
         )
     },
-    "requested_at": attrgetter("requested_us"),
-    "issuer": attrgetter("sealed.issuer"),
-    "subject": attrgetter("sealed.subject"),
-    "login": attrgetter("sealed.login"),
-    "claimed_client": attrgetter("sealed.claimed_client"),
-    "arguments": lambda event: _json(event.sealed.arguments),
-    "result": lambda event: _json(event.sealed.result),
-    "inputs": lambda event: _json(event.sealed.inputs),
+    "requested_at": _of("requested_us"),
+    "issuer": _of("sealed.issuer"),
+    "subject": _of("sealed.subject"),
+    "login": _of("sealed.login"),
+    "claimed_client": _of("sealed.claimed_client"),
+    "arguments": _captured("arguments"),
+    "result": _captured("result"),
+    "inputs": _captured("inputs"),
 }
 _SIDE = ("mode", "stage", "reason", "message", "rules")
 _REQUESTED: dict[str, Getter] = {
     "version": lambda _: 1,
-    "requested_event": attrgetter("id"),
-    **{f"requested_{name}": attrgetter(name) for name in _SIDE},
-    "release": attrgetter("inputs.release"),
-    "catalog": attrgetter("inputs.catalog"),
-    "groups": attrgetter("inputs.groups"),
-    "control_epoch": attrgetter("inputs.control_epoch"),
-    "arguments_kept": attrgetter("inputs.arguments_kept"),
-    "arguments_capture": attrgetter("capture"),
-    "arguments_digest": attrgetter("arguments_digest"),
-    "arguments_fingerprints": attrgetter("fingerprints"),
+    "requested_event": _of("id"),
+    **{f"requested_{name}": _of(name) for name in _SIDE},
+    "release": _of("inputs.release"),
+    "catalog": _of("inputs.catalog"),
+    "groups": _of("inputs.groups"),
+    "control_epoch": _of("inputs.control_epoch"),
+    "arguments_kept": _of("inputs.arguments_kept"),
+    "arguments_capture": _of("capture"),
+    "arguments_digest": _of("arguments_digest"),
+    "arguments_fingerprints": _of("fingerprints"),
     "arguments_findings": lambda event: _findings(event.findings),
-    "arguments_bytes": attrgetter("arguments_bytes"),
-    "request_kid": attrgetter("sealed.kid"),
+    "arguments_bytes": _of("arguments_bytes"),
+    "request_kid": _of("sealed.kid"),
     "request_box": _box,
 }
 _ABANDONED: dict[str, Getter] = {
     "version": lambda _: 2,
-    "abandoned_event": attrgetter("id"),
-    "abandoned_at": attrgetter("found_us"),
-    **{f"requested_{name}": attrgetter(name) for name in _SIDE},
-    "request_kid": attrgetter("sealed.kid"),
+    "abandoned_event": _of("id"),
+    "abandoned_at": _of("found_us"),
+    **{f"requested_{name}": _of(name) for name in _SIDE},
+    "request_kid": _of("sealed.kid"),
     "request_box": _box,
 }
 _COMPLETED: dict[str, Getter] = {
     "version": lambda _: 3,
-    "completed_event": attrgetter("id"),
-    "completed_at": attrgetter("completed_us"),
-    **{f"completed_{name}": attrgetter(name) for name in _SIDE},
-    "arguments_bytes": attrgetter("arguments_bytes"),
-    "outcome": attrgetter("outcome"),
+    "completed_event": _of("id"),
+    "completed_at": _of("completed_us"),
+    **{f"completed_{name}": _of(name) for name in _SIDE},
+    "arguments_bytes": _of("arguments_bytes"),
+    "outcome": _of("outcome"),
     "error_code": lambda event: event.error_code or None,
-    "policy_us": attrgetter("policy_us"),
-    "upstream_us": attrgetter("upstream_us"),
-    "total_us": attrgetter("total_us"),
-    "masked": attrgetter("masked"),
-    "result_capture": attrgetter("capture"),
-    "result_bytes": attrgetter("result_bytes"),
-    "result_digest": attrgetter("result_digest"),
-    "result_fingerprints": attrgetter("fingerprints"),
+    "policy_us": _of("policy_us"),
+    "upstream_us": _of("upstream_us"),
+    "total_us": _of("total_us"),
+    "masked": _of("masked"),
+    "result_capture": _of("capture"),
+    "result_bytes": _of("result_bytes"),
+    "result_digest": _of("result_digest"),
+    "result_fingerprints": _of("fingerprints"),
     "result_findings": lambda event: _findings(event.findings),
-    "completion_kid": attrgetter("sealed.kid"),
+    "completion_kid": _of("sealed.kid"),
     "completion_box": _box,
 }
 
 
-def _least(column: str) -> Any:
-    """The value that a column has where nobody said anything: every other one is greater."""
-    if column.endswith(("_rules", "_findings", "_fingerprints")) or column == "groups":
-        return ()
-    if column == "error_code":
-        return None
-    if column.endswith("_box"):
-        return b""
-    texts = ("_event", "_mode", "_stage", "_reason", "_message", "_capture", "_digest", "_kid")
-    return "" if column.endswith(texts) or column in ("outcome", "catalog") else 0
+_CALL_GETTERS: Mapping[type, Mapping[str, Getter]] = {
+    CallRequested: _DIMENSIONS | _REQUESTED,
+    CallAbandoned: _DIMENSIONS | _ABANDONED,
+    CallCompleted: _DIMENSIONS | _COMPLETED,
+}
 
+# What the columns are sent as: ClickHouse casts texts to what the table has.
 
-_LEAST = {column: _least(column) for column in _REQUESTED | _ABANDONED | _COMPLETED}
-
-
-_SAID = {CallRequested: _REQUESTED, CallAbandoned: _ABANDONED, CallCompleted: _COMPLETED}
-
-
-def _call_columns(events: Sequence[CallEvent], said: Mapping[str, Getter]) -> Columns:
-    columns: dict[str, list[Any]] = {name: list(map(getter, events)) for name, getter in _DIMENSIONS.items()}
-    for name, least in _LEAST.items():
-        columns[name] = list(map(said[name], events)) if name in said else [least] * len(events)
-    return columns
-
-
-# The columns of `findings_raw`.
-
-_FINDING: dict[str, Getter] = {
-    "finding_id": attrgetter("id"),
-    "raised_at": attrgetter("time_us"),
-    **{
-        name: attrgetter(name)
-        for name in (
-            *(
-                "tenant",
-                "region",
-                "rule",
-                "severity",
-                "title",
-                "message",
-                "subject_id",
-                "agent",
-                "session_id",
-                "server",
-            ),
-            *("target", "call_ids"),
-        )
-    },
+_TIME, _COUNT, _LIST = "DateTime64(6, 'UTC')", "UInt64", "Array(String)"
+_MATCHES = "Array(Tuple(rule String, severity String, action String, direction String, count UInt64))"
+EVENT_TYPES: Mapping[str, str] = dict.fromkeys((*_COMMON, *_FILTERS, *_POSITION, "type", "hash"), "String") | {
+    **dict.fromkeys(("time", "logged_at"), _TIME),
+    **dict.fromkeys(("seq", "offset"), _COUNT),
+    "partition": "UInt32",
+}
+CALL_TYPES: Mapping[str, str] = dict.fromkeys((*_DIMENSIONS, *_REQUESTED, *_ABANDONED, *_COMPLETED), "String") | {
+    **dict.fromkeys(("requested_at", "abandoned_at", "completed_at"), _TIME),
+    **dict.fromkeys(("release", "control_epoch", "arguments_bytes", "result_bytes"), _COUNT),
+    **dict.fromkeys(("policy_us", "upstream_us", "total_us", "masked"), _COUNT),
+    **dict.fromkeys(("version", "arguments_kept"), "UInt8"),
+    **dict.fromkeys(("labels", "groups", "requested_rules", "completed_rules"), _LIST),
+    **dict.fromkeys(("arguments_fingerprints", "result_fingerprints"), _LIST),
+    **dict.fromkeys(("arguments_findings", "result_findings"), _MATCHES),
+    "error_code": "Nullable(Int64)",
 }
 
 
-def _finding_columns(raised: _Kind) -> Columns:
-    columns = {name: list(map(getter, raised.events)) for name, getter in _FINDING.items()}
-    columns["ocsf"] = [record.value for record in raised.records]
-    columns["offset"] = [record.offset for record in raised.records]
-    return columns
+def _least(kind: str) -> Any:
+    """The value that a column has where nobody said anything: every other one is greater."""
+    if kind.startswith("Array"):
+        return ()
+    return None if kind.startswith("Nullable") else "" if kind == "String" else 0
+
+
+_LEAST = {name: _least(kind) for name, kind in CALL_TYPES.items()}
+
+# The columns of `findings_raw`.
+
+_OF_FINDING = (
+    *("tenant", "region", "rule", "severity", "title", "message", "subject_id", "agent", "session_id", "server"),
+    *("target", "call_ids"),
+)
+_FINDING: dict[str, Getter] = {
+    "finding_id": _of("id"),
+    "raised_at": _of("time_us"),
+    **{name: _of(name) for name in _OF_FINDING},
+}

@@ -6,7 +6,7 @@ If it is cut off in between, the batch comes again; every table's key makes the 
 import hashlib
 from collections.abc import Sequence
 
-from tidegate.analytics.port import Analytics
+from tidegate.analytics.port import Analytics, rows_of
 from tidegate.log.port import Delivered
 from tidegate_audit_consumer.rows import Opened
 
@@ -22,7 +22,7 @@ async def store(analytics: Analytics, opened: Opened, records: Sequence[Delivere
     ):
         if columns:
             await analytics.insert(f"tidegate.{table}", columns, token=f"{table}-{token}")
-            written[table] = len(next(iter(columns.values())))
+            written[table] = rows_of(columns)
     return written
 
 

@@ -7,8 +7,7 @@ left in the data directory.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +19,8 @@ from clickhouse_connect import common
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 from urllib3.exceptions import HTTPError
 
-from tidegate.analytics.port import DATABASE, Answer
+from tidegate.analytics.native import compressed, encoded, wire_type
+from tidegate.analytics.port import DATABASE, Answer, Blocks, rows_of
 from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable, ConfigFault
 from tidegate.settings import Settings
 
@@ -65,7 +65,7 @@ class ClickHouseAnalytics:
         await self._run(lambda client: client.command(sql))
 
     async def insert(self, table: str, columns: Mapping[str, Sequence[Any]], *, token: str = "") -> None:
-        if len(next(iter(columns.values()), ())) == 0:
+        if rows_of(columns) == 0:
             return
         await self._run(lambda client: self._insert(client, table, columns, token))
 
@@ -95,31 +95,29 @@ class ClickHouseAnalytics:
         return await asyncio.get_running_loop().run_in_executor(self._thread, in_thread)
 
     def _insert(self, client: Any, table: str, columns: Mapping[str, Sequence[Any]], token: str) -> None:
-        types = self._types_of(client, table)
-        context = client.create_insert_context(
+        compression = client.write_compression
+        client.raw_insert(
             table,
-            column_names=list(columns),
-            column_type_names=[types[name] for name in columns],
-            column_oriented=True,
+            list(columns),
+            compressed(self._laid_out(client, table, columns), compression),
             settings=INSERT_SETTINGS | ({"insert_deduplication_token": token} if token else {}),
+            fmt="Native",
+            compression=compression,
         )
-        context.req_block_size = ROWS_PER_BLOCK
-        client.insert(data=list(columns.values()), context=context)
+
+    def _laid_out(self, client: Any, table: str, columns: Mapping[str, Sequence[Any]]) -> Iterable[bytes]:
+        if isinstance(columns, Blocks):
+            return columns.laid_out
+        types = self._types_of(client, table)
+        if unknown := columns.keys() - types.keys():
+            raise AnalyticsRefused(f"{table} has no column {', '.join(sorted(unknown))}")
+        return encoded(columns, types, ROWS_PER_BLOCK)
 
     def _types_of(self, client: Any, table: str) -> dict[str, str]:
         if table not in self._types:
             rows = client.query(f"DESCRIBE TABLE {table}").result_rows
-            self._types[table] = {str(row[0]): _wire_type(str(row[1])) for row in rows}
+            self._types[table] = {str(row[0]): wire_type(str(row[1])) for row in rows}
         return self._types[table]
-
-
-def _wire_type(declared: str) -> str:
-    """What a column is sent as: ClickHouse builds dictionaries faster than Python does, and casts while it inserts."""
-    if match := re.fullmatch(r"SimpleAggregateFunction\(\w+, (.*)\)", declared):
-        declared = match[1]
-    if match := re.fullmatch(r"LowCardinality\((.*)\)", declared):
-        declared = match[1]
-    return declared
 
 
 def _fault(error: Exception) -> AnalyticsUnavailable | AnalyticsRefused:

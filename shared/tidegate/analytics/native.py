@@ -1,0 +1,236 @@
+"""Columns into blocks of ClickHouse's Native format: a column is laid out as a whole, at C speed, never value by value.
+
+Times are integers, texts `str` or `bytes`. A block may leave columns out: ClickHouse fills them with the least value of
+their type. Counterpart: `clickhouse.py`, which sends what this makes. Pure.
+"""
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import accumulate, chain
+from typing import Any, Final
+
+from tidegate.errors import AnalyticsRefused
+
+Column = Sequence[Any]
+Layout = Callable[[Column], bytes]
+
+_NUMBERS: Final = {
+    "UInt8": "B",
+    "UInt16": "H",
+    "UInt32": "I",
+    "UInt64": "Q",
+    "Int8": "b",
+    "Int16": "h",
+    "Int32": "i",
+    "Int64": "q",
+    "Float32": "f",
+    "Float64": "d",
+    "Bool": "B",
+    "DateTime": "I",
+    "DateTime64": "q",
+}
+_TYPE: Final = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
+_SHORT: Final = 128  # lengths below take one byte
+
+
+def encoded(columns: Mapping[str, Column], types: Mapping[str, str], rows_max: int) -> Iterator[bytes]:
+    """Blocks of up to `rows_max` rows. `types`: each column's, as `wire_type` gives it. Raises AnalyticsRefused."""
+    rows = len(next(iter(columns.values()), ()))
+    for at in range(0, rows, rows_max):
+        some = {name: column[at : at + rows_max] for name, column in columns.items()} if rows > rows_max else columns
+        yield block(some, types, Made())
+
+
+class Made:
+    """Columns that were laid out, and the values they were made of: another block with the same list takes it here."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, str], tuple[Column, bytes]] = {}  # the column itself keeps its identity taken
+
+    def of(self, name: str, kind: str, column: Column) -> bytes:
+        """Raises AnalyticsRefused."""
+        kept = self._kept.get((id(column), kind))
+        if kept is None:
+            kept = self._kept[id(column), kind] = (column, _laid_out(name, kind, column))
+        return kept[1]
+
+
+def block(columns: Mapping[str, Column], types: Mapping[str, str], made: Made) -> bytes:
+    """One block of columns of equal length. Raises AnalyticsRefused."""
+    parts = [_varint(len(columns)), _varint(len(next(iter(columns.values()), ())))]
+    for name, column in columns.items():
+        parts += (_named(name, types[name]), made.of(name, types[name], column))
+    return b"".join(parts)
+
+
+@cache
+def _named(name: str, kind: str) -> bytes:
+    return _text(name) + _text(kind)
+
+
+def wire_type(declared: str) -> str:
+    """What a column is sent as: ClickHouse builds dictionaries faster than Python does, and casts while it inserts."""
+    if match := re.fullmatch(r"SimpleAggregateFunction\(\w+, (.*)\)", declared, re.DOTALL):
+        declared = match[1]
+    if match := re.fullmatch(r"LowCardinality\((.*)\)", declared, re.DOTALL):
+        declared = match[1]
+    return declared
+
+
+def _laid_out(name: str, kind: str, column: Column) -> bytes:
+    if kind not in _layouts:
+        _layouts[kind] = _layout(kind)
+    try:
+        return _layouts[kind](column)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise AnalyticsRefused(f"column {name} has a value that is no {kind}: {error}") from error
+
+
+def _layout(kind: str) -> Layout:
+    """Raises AnalyticsRefused for a type that nothing here sends."""
+    match = _TYPE.fullmatch(kind)
+    name, inner = (match[1], match[2] or "") if match else (kind, "")
+    if name == "String":
+        return texts
+    if name in _NUMBERS:
+        code = _NUMBERS[name]
+        return lambda column: array(code, column).tobytes()
+    if name == "Array":
+        return _arrays(_layout(inner))
+    if name == "Nullable":
+        return _nullable(_layout(inner), "" if inner == "String" else 0)
+    if name == "Tuple":
+        return _tuples([_layout(_without_name(part)) for part in _split(inner, ",")])
+    if name == "LowCardinality":
+        return _layout(inner)
+    raise AnalyticsRefused(f"no column of type {kind} can be sent")
+
+
+_layouts: dict[str, Layout] = {}
+
+
+def texts(column: Column) -> bytes:
+    """A column of String."""
+    kinds = set(map(type, column))
+    if kinds <= {str}:
+        return _strings(column)
+    if not kinds <= {bytes}:
+        column = [_raw(text) for text in column]
+    lengths = list(map(len, column))
+    if not any(lengths):
+        return bytes(len(column))
+    parts: list[bytes] = [b""] * (2 * len(lengths))
+    parts[::2] = map(_heads.__getitem__, lengths)
+    parts[1::2] = column
+    return b"".join(parts)
+
+
+def _strings(column: Sequence[str]) -> bytes:
+    lengths = set(map(len, column))
+    if len(lengths) == 1 and (length := lengths.pop()) < _SHORT:  # ids, digests
+        if not length:
+            return bytes(len(column))
+        head = chr(length)
+        joined = head + head.join(column)
+        if joined.isascii():
+            return joined.encode()
+    return b"".join(map(_Texts().__getitem__, column))  # names: few, each many times
+
+
+class _Texts(dict[str, bytes]):
+    """Texts as they are laid out, each made once."""
+
+    def __missing__(self, text: str) -> bytes:
+        made = self[text] = _text(text)
+        return made
+
+
+class _Heads(dict[int, bytes]):
+    """Lengths as they are laid out, the common ones made once."""
+
+    def __missing__(self, length: int) -> bytes:
+        made = _varint(length)
+        if len(self) < 65_536:
+            self[length] = made
+        return made
+
+
+_heads = _Heads()
+
+
+def _arrays(inner: Layout) -> Layout:
+    def arrays(column: Column) -> bytes:
+        lengths = list(map(len, column))
+        if not any(lengths):
+            return bytes(8 * len(lengths))
+        return array("Q", accumulate(lengths)).tobytes() + inner(list(chain.from_iterable(column)))
+
+    return arrays
+
+
+def _nullable(inner: Layout, instead: Any) -> Layout:
+    def nullable(column: Column) -> bytes:
+        absent = bytes([value is None for value in column])
+        return absent + inner([instead if value is None else value for value in column])
+
+    return nullable
+
+
+def _tuples(inner: Sequence[Layout]) -> Layout:
+    def tuples(column: Column) -> bytes:
+        if not column:
+            return b""
+        return b"".join(layout(part) for layout, part in zip(inner, zip(*column, strict=True), strict=True))
+
+    return tuples
+
+
+def _split(text: str, at: str) -> list[str]:
+    """At each separator that no parenthesis encloses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == at and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _without_name(element: str) -> str:
+    return _split(element, " ")[-1]
+
+
+def _text(text: str) -> bytes:
+    raw = _raw(text)
+    return _varint(len(raw)) + raw
+
+
+def _raw(text: Any) -> bytes:
+    """Half a surrogate pair is no text and becomes `?`: a value must never stop an insert for good."""
+    return text.encode(errors="replace") if isinstance(text, str) else bytes(memoryview(text))
+
+
+def _varint(number: int) -> bytes:
+    made = bytearray()
+    while number >= _SHORT:
+        made.append(number & 127 | 128)
+        number >>= 7
+    made.append(number)
+    return bytes(made)
+
+
+def compressed(chunks: Iterable[bytes], name: str | None) -> Iterator[bytes]:
+    """One frame of what the server takes: lz4, or as it is."""
+    if name != "lz4":
+        yield from chunks
+        return
+    import lz4.frame  # type: ignore[import-untyped]  # only where a server is far away
+
+    frame = lz4.frame.LZ4FrameCompressor()
+    yield frame.begin()
+    for chunk in chunks:
+        yield frame.compress(chunk)
+    yield frame.flush()
