@@ -36,8 +36,9 @@ async def gather(subscription: Subscription, hand: Hand, bounds: Bounds, stoppin
 
 def ends_of(records: Sequence[Delivered]) -> dict[Partition, int]:
     """The offsets to settle: the next one to read of each partition."""
-    ends: dict[Partition, int] = {}
-    for record in records:
-        at = Partition(record.topic, record.partition)
-        ends[at] = max(ends.get(at, 0), record.offset + 1)
-    return ends
+    ends: dict[tuple[str, int], int] = {}
+    for topic, partition, offset, *_ in records:
+        at = (topic, partition)
+        if offset >= ends.get(at, 0):
+            ends[at] = offset + 1
+    return {Partition(*at): end for at, end in ends.items()}

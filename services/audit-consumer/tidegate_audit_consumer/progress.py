@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from tidegate.analytics.port import Analytics
 from tidegate.log.port import Delivered, Partition
 
+OFFSET_MAX = 2**63 - 1
+
 
 class Progress:
     """The doubts of one consumer."""
@@ -26,15 +28,13 @@ class Progress:
 
     async def unstored(self, records: Sequence[Delivered]) -> list[Delivered]:
         """Those that are not in ClickHouse, in order. Raises AnalyticsUnavailable or AnalyticsRefused."""
-        lowest: dict[Partition, int] = {}
-        for record in records:
-            at = Partition(record.topic, record.partition)
-            lowest[at] = min(lowest.get(at, record.offset), record.offset)
+        lowest = lowest_of(records)
         for at in lowest.keys() - self._horizons.keys():
             self._horizons[at] = await self._highest(at, lowest[at])
-        doubtful = [one for one in records if one.offset <= self._horizons[Partition(one.topic, one.partition)]]
-        if not doubtful:
+        horizons = {at: self._horizons.get(at, OFFSET_MAX) for at in lowest}  # in doubt again while it was asked
+        if all(horizons[at] < offset for at, offset in lowest.items()):
             return list(records)
+        doubtful = [one for one in records if one.offset <= horizons[Partition(one.topic, one.partition)]]
         stored = await self._stored(doubtful)
         return [one for one in records if (one.topic, one.partition, one.offset) not in stored]
 
@@ -60,3 +60,13 @@ class Progress:
             )
             stored.update((at.topic, at.partition, int(offset)) for (offset,) in answer.rows)
         return stored
+
+
+def lowest_of(records: Sequence[Delivered]) -> dict[Partition, int]:
+    """The least offset of each partition."""
+    lowest: dict[tuple[str, int], int] = {}
+    for topic, partition, offset, *_ in records:
+        at = (topic, partition)
+        if offset < lowest.get(at, offset + 1):
+            lowest[at] = offset
+    return {Partition(*at): offset for at, offset in lowest.items()}

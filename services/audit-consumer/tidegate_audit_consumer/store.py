@@ -4,6 +4,7 @@ If it is cut off in between, the batch comes again; every table's key makes the 
 """
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 
 from tidegate.analytics.port import Analytics, rows_of
@@ -28,5 +29,7 @@ async def store(analytics: Analytics, opened: Opened, records: Sequence[Delivere
 
 def token_of(records: Sequence[Delivered]) -> str:
     """Names exactly this set of records, in this order."""
-    positions = ";".join([f"{record.topic}/{record.partition}/{record.offset}" for record in records])
-    return hashlib.sha256(positions.encode()).hexdigest()
+    topics = ";".join([record.topic for record in records]).encode()
+    partitions = array("Q", [record.partition for record in records])
+    offsets = array("Q", [record.offset for record in records])
+    return hashlib.sha256(b"%b;%b%b" % (topics, partitions.tobytes(), offsets.tobytes())).hexdigest()
