@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from tidegate.analytics.port import DATABASE, Analytics, Answer
 from tidegate.log.port import Delivered, Partition
 from tidegate_audit_consumer.migrate import migrations
@@ -44,6 +46,20 @@ OWN = {
     "runs": "(run String, at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC'), phase LowCardinality(String), only String, "
     "digest String) ENGINE = MergeTree ORDER BY at",
 }
+
+
+class _Uid(msgspec.Struct, frozen=True):
+    uid: str = ""
+
+
+class _Named(msgspec.Struct):
+    """An event's id, where it stands in an event and in a finding."""
+
+    id: str = ""
+    metadata: _Uid = _Uid()
+
+
+_named = msgspec.json.Decoder(_Named)
 
 
 class Feed(NamedTuple):
@@ -135,26 +151,26 @@ async def exists(analytics: Analytics) -> bool:
     return bool(answer.rows[0][0])
 
 
-async def note(
-    analytics: Analytics,
-    records: Sequence[Delivered],
-    unreadable: Sequence[Unreadable],
-    ids: Sequence[tuple[str, int, int, str]],
-) -> None:
-    """These were stored: progress moves on. `ids`: topic, partition, offset and event of what could be read."""
+async def note(analytics: Analytics, records: Sequence[Delivered], unreadable: Sequence[Unreadable]) -> None:
+    """These were stored: progress moves on."""
     reasons = {(one.record.topic, one.record.partition, one.record.offset): one.reason for one in unreadable}
-    events = {(topic, partition, offset): event_id for topic, partition, offset, event_id in ids}
-    places = [(one.topic, one.partition, one.offset) for one in records]
+    found = [reasons.get((one.topic, one.partition, one.offset), "") for one in records]
     await analytics.insert(
         f"{BESIDE}.positions",
         {
-            "topic": [place[0] for place in places],
-            "partition": [place[1] for place in places],
-            "offset": [place[2] for place in places],
-            "event_id": [events.get(place, "") for place in places],
-            "reason": [reasons.get(place, "") for place in places],
+            "topic": [one.topic for one in records],
+            "partition": [one.partition for one in records],
+            "offset": [one.offset for one in records],
+            "event_id": ["" if why else _id_in(one) for one, why in zip(records, found, strict=True)],
+            "reason": found,
         },
     )
+
+
+def _id_in(record: Delivered) -> str:
+    """Of a record that can be read."""
+    named = _named.decode(record.value or b"{}")
+    return named.metadata.uid if record.topic == "detections" else named.id
 
 
 async def positions(analytics: Analytics) -> dict[Partition, int]:

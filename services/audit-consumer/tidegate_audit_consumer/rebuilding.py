@@ -224,9 +224,7 @@ class Rebuild:
             opened = await asyncio.to_thread(open_batch, batch)
             filling = beside.Filling(self._analytics, self._wanted(), both=phase == "filling")
             await store(filling, opened, batch)
-            names = ("topic", "partition", "offset", "event_id")
-            ids = list(zip(*(opened.events[name] for name in names), strict=True)) if opened.events else []
-            await beside.note(self._analytics, batch, opened.unreadable, ids)
+            await beside.note(self._analytics, batch, opened.unreadable)
             self.result.records += len(batch)
             self.result.unreadable += len(opened.unreadable)
             for one in batch:
