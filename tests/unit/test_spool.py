@@ -12,13 +12,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tidegate.chain import Chain
+from tidegate.chain import Chain, open_head
 from tidegate.errors import LogUnavailable
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested, Decided, Sealed
 from tidegate.ids import now_us, uuid7
 from tidegate.limits import EVENT_BYTES_MAX
 from tidegate.log import segments
+from tidegate.log.frames import encode
 from tidegate.log.port import Record
+from tidegate.log.recovery import scan
 from tidegate.log.spool import Shipper, Spool
 
 MIB = 1024 * 1024
@@ -231,25 +233,115 @@ def test_a_second_owner_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> 
     spool.close()
 
 
-def test_a_flipped_bit_sets_the_rest_of_its_segment_aside_and_ships_the_others(tmp_path: Path) -> None:
+def damaged_in_the_middle(directory: Path) -> tuple[bytes, int]:
+    """Thirty records of a chain in several segments, and a bit of one flipped: its segment's bytes, and its number."""
+    spool = Spool(directory, 128_000, edge="e")
+    chain = Chain(spool.writer)
+    for number in range(30):
+        spool.append([chain.seal(requested(f"{number}-" + "x" * 800))])
+    spool.close()
+    path = sorted(directory.glob("*.segment"))[1]
+    content = bytearray(path.read_bytes())
+    content[segments.HEADER_BYTES + len(encode([chain_of(path)[0]])) + 700] ^= 0x10
+    path.write_bytes(content)
+    return bytes(content), int(path.stem) + 2
+
+
+def chain_of(path: Path) -> list[Record]:
+    return [record for run in scan(path.read_bytes(), segments.HEADER_BYTES)[0] for record in run.records]
+
+
+def test_a_flipped_bit_sets_its_record_aside_ships_all_others_and_says_which_number_is_gone(tmp_path: Path) -> None:
+    content, lost = damaged_in_the_middle(tmp_path)
+    again = Spool(tmp_path, 128_000, edge="e")
+    found = [open_head(record.value or b"").seq for record in rest_of(again)]
+    assert found == [seq for seq in range(1, 31) if seq != lost]
+    (damage,) = again.damages()
+    assert (damage.kind, damage.records) == ("damaged", 1)
+    assert [(gap.first, gap.last) for gap in damage.gaps] == [(lost, lost)]
+    assert "checksum" in damage.sentence
+    (kept,) = tmp_path.glob("*.set-aside")
+    assert kept.name == damage.aside
+    assert kept.read_bytes() in content
+    again.close()
+
+
+def test_a_bit_that_flips_while_the_segment_waits_is_found_when_it_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.log.spool._TAIL_BYTES_MAX", 1)
+    spool = Spool(tmp_path, MIB, edge="e")
+    chain = Chain(spool.writer)
+    for number in range(10):
+        spool.append([chain.seal(requested(f"{number}"))])
+    heard: list[bool] = []
+    spool.on_damage = lambda: heard.append(True)
+    (path,) = tmp_path.glob("*.segment")
+    content = bytearray(path.read_bytes())
+    at = segments.HEADER_BYTES + len(encode(chain_of(path)[:4]))
+    content[at] ^= 0x01  # a length: what follows must be found again
+    path.write_bytes(content)
+    assert [open_head(record.value or b"").seq for record in rest_of(spool)] == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    (damage,) = spool.damages()
+    assert [(gap.first, gap.last) for gap in damage.gaps] == [(5, 5)]
+    assert heard == [True]
+    assert (tmp_path / damage.aside).exists()
+    spool.close()
+
+
+def test_a_segment_that_cannot_be_read_is_set_aside_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 64_000, edge="e")
     for number in range(30):
         spool.append(records(number, size=1000))
     spool.close()
     paths = sorted(tmp_path.glob("*.segment"))
-    firsts = [int(path.stem) for path in paths]
-    damaged = bytearray(paths[1].read_bytes())
-    damaged[segments.HEADER_BYTES + 1100] ^= 0x10  # in the segment's second record
-    paths[1].write_bytes(damaged)
+    paths[1].unlink()
+    paths[1].mkdir()  # what is no file cannot be read by anybody
+    (tmp_path / "notes.txt").write_text("mine")
     again = Spool(tmp_path, 64_000, edge="e")
-    lost = set(range(firsts[1] + 1, firsts[2]))
-    assert rest_of(again) == [record for n, record in enumerate(records(*range(30), size=1000)) if n not in lost]
-    assert len(again.reports) == 2
-    assert "checksum" in again.reports[0]
-    assert f"{len(lost)} records" in again.reports[1]
-    (kept,) = tmp_path.glob("*.set-aside")
-    assert kept.read_bytes() in bytes(damaged)
+    lost = range(int(paths[1].stem), int(paths[2].stem))
+    assert rest_of(again) == [one for n, one in enumerate(records(*range(30), size=1000)) if n not in lost]
+    (damage,) = again.damages()
+    assert (damage.kind, damage.records) == ("unreadable", len(lost))
+    assert (tmp_path / damage.aside).is_dir()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert any("notes.txt" in report for report in again.reports)
     again.close()
+
+
+def test_a_write_that_cannot_be_taken_back_stops_the_spool_only_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, MIB, edge="e")
+    spool.append(records(0))
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as away:
+        away.setattr(os, "fdatasync", fail)
+        away.setattr(os, "ftruncate", fail)
+        with pytest.raises(LogUnavailable):
+            spool.append(records(1))
+        with pytest.raises(LogUnavailable) as caught:
+            spool.append(records(2))
+        assert caught.value.code == "spool-broken"
+    spool.append(records(3))
+    assert rest_of(spool) == records(0, 3)
+    spool.close()
+
+
+def test_near_its_bound_a_spool_gives_no_permits_and_still_takes_the_ends_of_calls(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 64_000, edge="e")
+    number = 0
+    while spool.takes_permits:
+        spool.append(records(number, size=1000))
+        number += 1
+    assert spool.full().code == "spool-full"
+    spool.append(records(number, size=1000))
+    rest_of(spool)
+    assert spool.takes_permits
+    spool.close()
 
 
 def test_calls_without_an_end_are_found_though_their_segment_was_shipped_and_deleted(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Little-endian. `length` counts what follows the checksum; the CRC-32 covers that
 (the zeros that a segment is filled up with) is the end. Flag 1: the value is None.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ _PREFIX = struct.Struct("<II")
 _META = struct.Struct("<BBHH")
 _NONE = 1
 _LENGTH_MAX = EVENT_BYTES_MAX + _META.size + 0xFF + 2 * 0xFFFF
+_PLAUSIBLE = re.compile(rb"(?s)(?=(?!\0{3})..[\0-\x10]\0....[\0\1])")  # a length below 2**20, and flags
 _headers = msgspec.json.Decoder(tuple[tuple[str, bytes], ...])
 
 
@@ -66,6 +68,25 @@ def decode(buffer: bytes, at: int) -> tuple[Record, int] | None:
     if zlib.crc32(memoryview(buffer)[body:end], length) != crc:
         raise BadFrame("a checksum does not match")
     return _record(buffer, body, end), end
+
+
+def resume(buffer: bytes, at: int) -> int | None:
+    """The next place after the damage at `at` where a whole frame begins; None without any.
+
+    Byte by byte, for a damaged length leads anywhere. A frame inside another's value would be found as well; but
+    values are JSON, which holds no zero byte, and each frame's length does.
+    """
+    for found in _PLAUSIBLE.finditer(buffer, at + 1):
+        if _is_frame(buffer, found.start()):
+            return found.start()
+    return None
+
+
+def _is_frame(buffer: bytes, at: int) -> bool:
+    try:
+        return decode(buffer, at) is not None
+    except (BadFrame, ValueError):
+        return False
 
 
 def skip(buffer: bytes, at: int, number: int) -> int:

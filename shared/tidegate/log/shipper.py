@@ -73,7 +73,8 @@ class Shipper:
         if chunk is None:
             return True
         try:
-            self._appender.append(chunk.records)
+            if chunk.records:
+                self._appender.append(chunk.records)
         except LogUnavailable as fault:
             if self.fault is None:
                 _log.warning("records stay in the spool for now: %s", fault.sentence)

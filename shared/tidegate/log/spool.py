@@ -3,47 +3,48 @@ shipped later.
 
 One directory, one owner, one writer identity per start: `{edge}.{spool id}.{epoch}`. A full spool refuses; it never
 forgets. Files: `spool.json` (id and epoch), `*.segment` (records; `segments.py`), `shipped` (how far), `open-calls`,
-`*.set-aside` (what could not be read). Counterpart: `shipper.py` empties it.
+`*.set-aside` (what could not be read), `unreported` (losses that are still to be recorded). Counterparts: `shipper.py`
+empties it, `recovery.py` reads what an earlier epoch left.
 """
 
-import contextlib
 import errno
-import os
-import struct
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import msgspec
+from typing import Final, NamedTuple
 
 from tidegate.chain import open_event
 from tidegate.errors import LogUnavailable
 from tidegate.events import CallRequested
-from tidegate.ids import now_us, uuid7
-from tidegate.log.frames import BadFrame, decode, encode, skip
+from tidegate.ids import now_us
+from tidegate.log.damage import Damage, Kind, gaps_between, lost_between
+from tidegate.log.frames import BadFrame, decode, encode, resume, skip
 from tidegate.log.open_calls import OpenCalls, kept_calls
 from tidegate.log.ownership import Ownership
 from tidegate.log.port import Record
-from tidegate.log.segments import HEADER_BYTES, Segment, Writing, recover, replace_file, sync_directory
+from tidegate.log.recovery import ASIDE, count_asides, highest_epoch, recover, scan
+from tidegate.log.segments import HEADER_BYTES, Segment, Writing, replace_file, sync_directory
 from tidegate.log.shipper import Shipper
+from tidegate.log.spool_state import (
+    DAMAGES_MAX,
+    Identity,
+    Mark,
+    keep_damages,
+    keep_identity,
+    kept_damages,
+    next_identity,
+)
 
 __all__ = ["Backlog", "Chunk", "Shipper", "Spool"]
 
 _SEGMENT_BYTES = 16 * 1024 * 1024
 _STRETCH_BYTES = 1024 * 1024
 _TAIL_BYTES_MAX = 32 * 1024 * 1024  # unshipped records kept in memory as well; beyond it the shipper reads the disk
-_MARK = struct.Struct("<QI4x")
+_RESERVED: Final = 16  # this part of the bound is for the ends of calls that were permitted before
+_READS_MAX: Final = 3  # of a segment that the disk does not give, while others wait behind it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class _Identity(msgspec.Struct, frozen=True):
-    id: str
-    epoch: int
-    v: int = 1
 
 
 class Backlog(NamedTuple):
@@ -76,18 +77,25 @@ class _Reading(NamedTuple):
     end: int
     at: int
     next: int
+    before: Record | None = None
 
 
 class Spool:
     """BlockingAppender on a directory. `append` from one thread, `take` and `shipped` from another.
 
-    Opening recovers what earlier epochs left; `reports` says what was not whole. Raises LogUnavailable where another
-    process owns the directory, or it cannot be written.
+    Opening recovers what earlier epochs left: `reports` says what was not as it should be, `damages` what is lost; both
+    grow while shipping finds more. Raises LogUnavailable where another process owns the directory, or it cannot be
+    written.
     """
 
     def __init__(self, directory: str | Path, bytes_max: int, *, edge: str) -> None:
         self.directory = Path(directory)
         self.reports: list[str] = []
+        self.damaged = 0  # losses found since the start
+        self.set_aside = 0  # files of bytes that could not be read
+        self.syncs = 0  # writes that were synced since the start
+        self.on_damage: Callable[[], None] | None = None  # called by the shipper's thread
+        self.takes_permits = True  # room is left for more than the ends of calls under way
         self._edge = edge
         self._bytes_max = bytes_max
         self._segment_bytes = min(_SEGMENT_BYTES, max(bytes_max // 8, HEADER_BYTES + 1))
@@ -99,8 +107,11 @@ class Spool:
         self._tail: deque[_Batch] = deque()
         self._tail_bytes = 0
         self._reading: _Reading | None = None
-        self._identity = _Identity("", 0)
-        self._mark_fd = -1
+        self._identity = Identity("", 0)
+        self._mark: Mark | None = None
+        self._damages: list[Damage] = []
+        self._reads = 0  # in vain
+        self._undone: Writing | None = None  # a failed write that is still to be taken back
         self._shipped = 0  # the index of the next record to ship
         self._next = 0  # the index of the next record to append
         self._open_shipped = OpenCalls()  # as of `_shipped`
@@ -129,9 +140,9 @@ class Spool:
 
         Returns the new writer. Raises LogUnavailable where the epoch cannot be stored.
         """
-        identity = _Identity(self._identity.id, self._identity.epoch + 1)
+        identity = self._identity.following()
         try:
-            replace_file(self.directory / "spool.json", msgspec.json.encode(identity))
+            keep_identity(self.directory / "spool.json", identity)
         except OSError as error:
             raise LogUnavailable(f"the spool {self.directory} cannot begin a new epoch ({error})") from error
         self._identity = identity
@@ -140,10 +151,10 @@ class Spool:
     def append(self, records: Sequence[Record]) -> None:
         """On the disk on return. Raises LogUnavailable (`spool-full`, ...): then none of them is ever shipped.
 
-        `spool-broken` is the exception: a failed write could not be taken back, and nothing is taken until a restart.
+        `spool-broken` is the exception: a failed write could not be taken back, and nothing is taken until it can. An
+        edge that dies meanwhile may find it at its next start and ship it.
         """
-        if self._fault:
-            raise LogUnavailable(self._fault, code="spool-broken")
+        self._check_whole()
         try:
             buffer = encode(records)
         except ValueError as error:
@@ -159,13 +170,39 @@ class Spool:
             writing = self._room_for(len(buffer))
             first = writing.segment.end
             writing.append(buffer, len(records))
+            self.syncs += 1
         except OSError as error:
             self._undo()
             code = "spool-full" if error.errno in _FULL else "log-unavailable"
             raise LogUnavailable(
                 f"the spool {self.directory} took no record ({error}); free space, check the disk", code=code
             ) from error
+        if first == writing.segment.first and self._mark is not None:
+            self._mark.begin(first)
+        self.takes_permits = used + len(buffer) < self._bytes_max - self._bytes_max // _RESERVED
         self._remember(_Batch(first, records, len(buffer), now_us()))
+
+    def full(self) -> LogUnavailable:
+        """What to tell who asks for a permit while `takes_permits` is False."""
+        return LogUnavailable(
+            f"the spool {self.directory} is nearly full and takes only the ends of calls under way; is Kafka away? "
+            "limits.spool_bytes_max bounds it",
+            code="spool-full",
+        )
+
+    def damages(self) -> list[Damage]:
+        """Losses that no event tells of yet, those of earlier starts included; from any thread."""
+        with self._changed:
+            return list(self._damages)
+
+    def told(self, damages: Sequence[Damage]) -> None:
+        """Events tell of these now. A reminder that cannot be deleted is told of again at the next start."""
+        with self._changed:
+            self._damages = [one for one in self._damages if one not in damages]
+            try:
+                keep_damages(self.directory / "unreported", self._damages)
+            except OSError as error:
+                self.reports.append(f"unreported cannot be written ({error})")
 
     def unfinished(self) -> list[CallRequested]:
         """Calls of earlier epochs that were allowed and have no end in this spool, oldest first."""
@@ -213,7 +250,8 @@ class Spool:
                 self._tail_bytes -= self._tail.popleft().bytes
             done = [each for each in self._segments if each.end <= chunk.end and not self._is_written(each)]
             self._changed.notify_all()
-        self._keep_mark()
+        if self._mark is not None:
+            self._mark.keep(self._shipped)
         if done:
             self._delete(done)
 
@@ -230,7 +268,7 @@ class Spool:
 
     def close(self) -> None:
         """Give up the directory; segments that are shipped whole go. Call after the shipper is closed. Idempotent."""
-        if self._mark_fd < 0:
+        if self._mark is None:
             return
         self._fault = self._fault or f"the spool {self.directory} is closed"
         if self._writing is not None:
@@ -239,15 +277,22 @@ class Spool:
         done = [segment for segment in self._segments if segment.end <= self._shipped]
         if done:
             self._delete(done)
-        os.close(self._mark_fd)
-        self._mark_fd = -1
+        self._mark.close()
+        self._mark = None
         self._ownership.release()
 
     def _recover(self) -> None:
-        self._identity = self._next_identity()
-        self._mark_fd = os.open(self.directory / "shipped", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._shipped = self._read_mark()
-        calls, report = kept_calls(self.directory / "open-calls")
+        directory = self.directory
+        identity, existed, report = next_identity(directory / "spool.json", highest_epoch(directory))
+        if report:
+            self.reports.append(report)
+        keep_identity(directory / "spool.json", identity)
+        self._identity = identity
+        mark = self._mark = Mark(directory / "shipped")
+        is_known = mark.is_readable and not (mark.was_made and existed)
+        if not is_known:
+            self.reports.append("shipped cannot be read: all that is here is shipped again")
+        calls, report = kept_calls(directory / "open-calls")
         if report:
             self.reports.append(report)
         self._open_shipped = calls
@@ -255,62 +300,50 @@ class Spool:
 
         def seen(index: int, record: Record) -> None:
             nonlocal at_mark
-            if at_mark is None and index >= self._shipped:
+            if at_mark is None and index >= mark.shipped:
                 at_mark = calls.copy()
             calls.note(record)
 
-        for path in sorted(self.directory.glob("*.segment")):
-            self._recover_segment(path, seen)
+        found = recover(directory, mark.shipped if is_known else None, mark.begun, seen)
+        self._note_damages(kept_damages(directory / "unreported"), found.damages)
+        found.repair()
+        self.reports.extend(found.reports)
+        self.damaged = len(found.damages)
+        self.set_aside = count_asides(directory)
+        self._segments = found.segments
+        self._shipped = found.shipped
+        self._next = max([found.shipped, *(segment.end for segment in found.segments)])
+        if mark.begun is not None and mark.begun not in {segment.first for segment in found.segments}:
+            mark.begin(None)  # shipped and deleted, or its loss is noted
         self._left_open = calls.records()
         self._open_shipped = at_mark or calls
-        self._next = max([self._shipped, *(segment.end for segment in self._segments)])
+        self._weigh()
 
-    def _recover_segment(self, path: Path, seen: Callable[[int, Record], None]) -> None:
-        segment, report = recover(path, seen)
-        if report:
-            self.reports.append(report)
-        if segment is None:
-            return
-        if self._segments and segment.first > self._segments[-1].end:
-            lost = segment.first - self._segments[-1].end
-            self.reports.append(f"{lost} records before {path.name} are missing")
-        if segment.count:
-            self._segments.append(segment)
-        else:
-            path.unlink()
+    def _note_damages(self, known: Sequence[Damage], new: Sequence[Damage]) -> None:
+        """Written down before the files are put right, for afterwards nothing shows them. Raises OSError."""
+        places = {(one.file, one.aside) for one in known}
+        fresh = [one for one in new if (one.file, one.aside) not in places]
+        with self._changed:
+            self._damages = [*known, *fresh][:DAMAGES_MAX]
+            if fresh:
+                keep_damages(self.directory / "unreported", self._damages)
 
-    def _next_identity(self) -> _Identity:
-        path = self.directory / "spool.json"
-        identity = _Identity(uuid7().replace("-", "")[-12:], 0)
-        if path.exists():
-            try:
-                identity = msgspec.json.decode(path.read_bytes(), type=_Identity)
-            except msgspec.DecodeError as error:
-                self.reports.append(f"spool.json cannot be read ({error}): the spool goes on under a new id")
-        identity = _Identity(identity.id, identity.epoch + 1)
-        replace_file(path, msgspec.json.encode(identity))
-        return identity
+    def _check_whole(self) -> None:
+        """Takes back now what could not be taken back before. Raises LogUnavailable."""
+        if self._undone is not None and self._mark is not None:
+            self._writing, self._undone, self._fault = self._undone, None, ""
+            self._undo()
+        if self._fault:
+            raise LogUnavailable(self._fault, code="spool-broken")
 
-    def _read_mark(self) -> int:
-        """The mark has two slots, written in turn: a torn one leaves the other. Too low only ships again what is
-        known.
-        """
-        best = 0
-        content = os.pread(self._mark_fd, 2 * _MARK.size, 0)
-        for slot in range(len(content) // _MARK.size):
-            mark, crc = _MARK.unpack_from(content, slot * _MARK.size)
-            if crc == zlib.crc32(mark.to_bytes(8, "little")) and mark >= best:
-                best, self._slot = mark, slot
-        return best
-
-    def _keep_mark(self) -> None:
-        self._slot ^= 1
-        mark = _MARK.pack(self._shipped, zlib.crc32(self._shipped.to_bytes(8, "little")))
-        with contextlib.suppress(OSError):  # a mark that was not kept ships again what readers then count once
-            os.pwrite(self._mark_fd, mark, self._slot * _MARK.size)
+    def _weigh(self) -> None:
+        used = sum(segment.bytes for segment in self._segments)
+        self.takes_permits = used < self._bytes_max - self._bytes_max // _RESERVED
 
     def _delete(self, done: list[Segment]) -> None:
         try:
+            if self._mark is not None:
+                self._mark.sync()
             self._open_shipped.keep(self.directory / "open-calls")
             for segment in done:
                 segment.path.unlink(missing_ok=True)
@@ -319,6 +352,7 @@ class Spool:
             return  # tried again with the next chunk: a segment too many costs space alone
         with self._changed:
             self._segments = [segment for segment in self._segments if segment not in done]
+        self._weigh()
 
     def _room_for(self, size: int) -> Writing:
         writing = self._writing
@@ -343,7 +377,8 @@ class Spool:
                 with self._changed:
                     self._segments.remove(writing.segment)
         except OSError as error:
-            self._fault = f"the spool {self.directory} could not take back a failed write ({error}); restart this edge"
+            self._undone = writing
+            self._fault = f"the spool {self.directory} cannot take back a failed write ({error}); check the disk"
 
     def _remember(self, batch: _Batch) -> None:
         with self._changed:
@@ -374,21 +409,26 @@ class Spool:
 
     def _from_disk(self, segment: Segment, upto: int, records_max: int, bytes_max: int) -> Chunk:
         """What an earlier epoch left, or memory did not hold. Checked again: it may have lain here for days."""
-        _, content, end, at, index = self._read_on(segment, upto)
+        try:
+            _, content, end, at, index, before = self._read_on(segment, upto)
+        except OSError as error:
+            return self._unreadable(segment, upto, error)
+        self._reads = 0
         records: list[Record] = []
         limit = at + bytes_max
-        try:
-            while index < upto and len(records) < records_max and at < limit:
+        while index < upto and len(records) < records_max and at < limit:
+            try:
                 found = decode(content, at)
                 if found is None:
                     raise BadFrame("it ends early")
-                records.append(found[0])
-                at, index = found[1], index + 1
-        except (BadFrame, ValueError) as error:
-            if not records:  # the good ones before it are shipped first
-                self._skip_damage(segment, content[at:], upto - index, f"{error}")
-                index = upto
-        self._reading = _Reading(segment.path, content, end, at, index)
+            except (BadFrame, ValueError) as error:
+                if records:
+                    break  # the good ones before it are shipped first
+                at, index = self._pass_over(segment, content, at, index, upto, before, str(error))
+                continue
+            records.append(found[0])
+            at, index = found[1], index + 1
+        self._reading = _Reading(segment.path, content, end, at, index, records[-1] if records else before)
         return Chunk(records, index)
 
     def _read_on(self, segment: Segment, upto: int) -> _Reading:
@@ -401,7 +441,59 @@ class Spool:
             content = file.read(size)
         return _Reading(segment.path, content, end, skip(content, HEADER_BYTES, start - segment.first), start)
 
-    def _skip_damage(self, segment: Segment, rest: bytes, number: int, why: str) -> None:
-        aside = segment.path.with_name(f"{segment.path.stem}-{segment.bytes - len(rest)}.set-aside")
-        replace_file(aside, rest)
-        self.reports.append(f"{segment.path.name}: {why}; {number} records are not shipped, kept as {aside.name}")
+    def _pass_over(
+        self, segment: Segment, content: bytes, at: int, index: int, upto: int, before: Record | None, why: str
+    ) -> tuple[int, int]:
+        """Where the next good record is, and its index: as many are left as there are good ones."""
+        beyond = resume(content, at)
+        runs, _ = scan(content, beyond) if beyond is not None else ([], [])
+        left = sum(len(run.records) for run in runs) - max(0, segment.end - upto)
+        after = runs[0].records[0] if runs else None
+        lost = lost_between(before, after)
+        to = min(max(index + 1, upto - left if lost is None else index + lost), upto)
+        end = len(content) if beyond is None else beyond
+        aside = segment.path.with_name(f"{segment.path.stem}-{at}{ASIDE}")
+        replace_file(aside, content[at:end])
+        self._lose("damaged", segment, why, to - index, before, after, aside.name, end - at)
+        return end, to
+
+    def _unreadable(self, segment: Segment, upto: int, error: OSError) -> Chunk:
+        """Tried a few times; then what stands behind it is shipped. Raises the OSError."""
+        self._reads += 1
+        if self._reads < _READS_MAX and not isinstance(error, FileNotFoundError):
+            raise error
+        self._reads = 0
+        start = max(self._shipped, segment.first)
+        kind: Kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        self._lose(kind, segment, f"it cannot be read ({error.strerror})", upto - start, None, None)
+        return Chunk([], upto)
+
+    def _lose(
+        self,
+        kind: Kind,
+        segment: Segment,
+        why: str,
+        records: int,
+        before: Record | None,
+        after: Record | None,
+        aside: str = "",
+        size: int = 0,
+    ) -> None:
+        gaps = gaps_between(before, after, records)
+        damage = Damage(
+            kind=kind,
+            file=segment.path.name,
+            why=why,
+            aside=aside,
+            bytes=size,
+            records=records,
+            gaps=gaps,
+            found_us=now_us(),
+        )
+        self.reports.append(damage.sentence)
+        del self.reports[:-DAMAGES_MAX]
+        self.damaged += 1
+        self.set_aside += bool(aside)
+        self._note_damages(self.damages(), [damage])
+        if self.on_damage is not None:
+            self.on_damage()
