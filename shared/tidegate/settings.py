@@ -284,7 +284,7 @@ class Settings(Part, frozen=True, kw_only=True):
     def seals(self) -> bool:
         """Whether the personal fields of new events are sealed."""
         given = self.privacy.sealing
-        return bool(self.privacy.key_file) if given is None else given
+        return self.is_local or bool(self.privacy.key_file) if given is None else given
 
     @property
     def local_issuer(self) -> bool:

@@ -95,6 +95,7 @@ def test_a_secret_in_arguments_is_not_sent_and_stands_in_no_file_of_the_log(hous
     assert "aws-access-key" in made.stdout
     kept = [path for path in (house.root / EXAMPLE / "data").glob("log.db*") if secret.encode() in path.read_bytes()]
     assert kept == []
+    assert secret not in house.run("log", "tail", "--no-follow", "--json").stdout, "nor in what the master opens"
 
 
 def test_a_token_of_the_caller_is_used_instead_of_a_made_one(house: House) -> None:
