@@ -32,7 +32,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TIDEGATE = Path(sys.executable).parent / "tidegate"
 LOCAL = Partition("calls", 0)
-STEP = 7  # of the statements of a rebuild every so many
+STEP = 11  # of the statements of a rebuild every so many
 
 # What people see; `ingested_at` and when something was counted are no part of what was recorded.
 VIEWS = {
@@ -305,7 +305,7 @@ async def test_what_the_log_no_longer_has_is_said_before_anything_is_touched_and
     assert code == 0, out + err
     assert "In all 20 records would be gone." in err
     assert "What the log says is what ClickHouse holds." in out
-    assert "building beside" in err, "a bar"
+    assert "filling in what came meanwhile ━" in err, "a bar"
     assert await house.query("SELECT count() FROM tidegate.events WHERE topic = 'calls' AND offset < 20") == [(0,)]
     assert await house.query("SELECT count() FROM tidegate.calls") == [(len(before["calls"]) - 10,)]
 
