@@ -115,7 +115,12 @@ class Day:
         late: dict[str, Any] = {"outcome": "timeout", "result_bytes": 0}
         self._call("late-1", 25, CAROL, "pay/send_payment", ms=5_000, **late)
         self._call("bad-1", 24, BOB, "git/git_log", outcome="tool-error")
-        stopped: dict[str, Any] = {"outcome": "blocked", "stage": "inspection", "reason": "arguments-blocked", "result_bytes": 0}
+        stopped: dict[str, Any] = {
+            "outcome": "blocked",
+            "stage": "inspection",
+            "reason": "arguments-blocked",
+            "result_bytes": 0,
+        }
         self._call("stop-1", 23, ALICE, "files/write_file", asked={"findings": (CARD,)}, **stopped)
         lost = self._request("lost-1", 22, BOB, "git/git_log")
         same: dict[str, Any] = {name: getattr(lost, name) for name in ("subject_id", "agent", "session_id")}
