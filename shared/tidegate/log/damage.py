@@ -75,7 +75,7 @@ def gaps_between(before: Record | None, after: Record | None, lost: int) -> tupl
     begins = last.seq - 1 if last is not None else 0  # numbers of the later chain that may be in the gap
     if first is not None and (lost == 0 or lost > begins):
         gaps.append(Gap(first.writer, first.seq + 1, first.seq + lost - begins if lost else 0))
-    if last is not None and begins and (first is not None or lost):
-        least = 1 if first is not None or lost >= begins else last.seq - lost
+    if last is not None and begins:
+        least = last.seq - lost if first is None and 0 < lost < begins else 1
         gaps.append(Gap(last.writer, least, begins))
     return tuple(gaps)

@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -82,8 +81,9 @@ def recover(directory: Path, shipped: int | None, begun: int | None, seen: Calla
     """
     reading = _Reading(directory, shipped, seen)
     places = reading.places()
-    for place, after in zip_longest(places, places[1:]):
-        reading.take(place, after.first if after else None)
+    for number, place in enumerate(places):
+        behind = (one.first for one in places[number + 1 :] if one.first > place.first)  # not a double of it
+        reading.take(place, next(behind, None))
     reading.finish(begun)
     return reading.found
 
@@ -122,6 +122,7 @@ class _Reading:
         self._seen = seen
         self._end: int | None = shipped  # the index that comes next; None: not known
         self._floor = 0  # the least index that a run behind open losses can have
+        self._is_counted = True  # how much the open losses held is known
         self._before: Record | None = None
         self._open: list[_Open] = []
         self._planned: set[Path] = set()  # files that the repair will write
@@ -233,15 +234,14 @@ class _Reading:
         assert self._end is not None
         if not self._open:
             return self._end
-        most = None if next_first is None else max(self._end, next_first - left)
         lost = lost_between(self._before, run.records[0])
-        if lost is None and is_last and most is not None:
-            return most
-        if lost is None:
-            lost = 1
-            self.found.shipped = min(self.found.shipped, self._end)
-        index = max(self._end + lost, self._floor)
-        return index if most is None else min(index, most)
+        if lost is not None:
+            return max(self._end + lost, self._floor)
+        if is_last and next_first is not None:
+            return max(self._end, next_first - left)
+        self._is_counted = False
+        self.found.shipped = min(self.found.shipped, self._end)
+        return max(self._end + 1, self._floor)
 
     def _come_to(self, index: int, after: Record | None) -> None:
         """The next record has this index, and what lies before it and was not shipped is lost. `after` is that record;
@@ -261,7 +261,8 @@ class _Reading:
 
     def _settle(self, lost: int, after: Record | None) -> None:
         """What was open has its other side: `after`, or the end of everything."""
-        gaps = gaps_between(self._before, after, lost) if lost or after is None else ()
+        counted, self._is_counted = lost if self._is_counted else 0, True
+        gaps = gaps_between(self._before, after, counted) if lost or after is None else ()
         for one in self._open:
             if after is not None and not lost:
                 kept = f", kept as {one.aside}" if one.aside else ""
@@ -274,13 +275,13 @@ class _Reading:
                 why=one.why,
                 aside=one.aside,
                 bytes=one.bytes,
-                records=lost,
+                records=counted,
                 gaps=gaps,
                 found_us=now_us(),
             )
             self.found.damages.append(damage)
             self.found.reports.append(damage.sentence)
-            after, lost, gaps = None, 0, ()  # of several losses in a row the first one tells of all
+            after, counted, gaps = None, 0, ()  # of several losses in a row the first one tells of all
         self._open.clear()
 
     def _open_bad(self, path: Path, bad: Bad, aside: Path, kind: Kind) -> None:
