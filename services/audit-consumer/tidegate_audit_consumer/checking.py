@@ -7,7 +7,8 @@ is wrong a finding each. Counterparts: `sealing.py`, and `tidegate verify`, whic
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -23,7 +24,7 @@ from tidegate.events import Leaf, RootChecked, RootSealed
 from tidegate_audit_consumer.journal import Journal
 from tidegate_audit_consumer.metrics import IntegrityMetrics
 
-PATIENCE_S = 20.0  # for records that other consumers are still to insert
+PATIENCE_S = 20.0  # for records that other consumers are still to insert, while ClickHouse answers
 ROOTS_AT_ONCE = 10
 TOLD_AFTER = 10  # faults in a row
 SEAMS_ROOTS = 200  # how many roots back the leaves of a writer must fit
@@ -42,16 +43,15 @@ class Checker:
         trust: Trust,
         sealer: str,
         every_s: float,
-        clock: Callable[[], int],
         metrics: IntegrityMetrics,
     ) -> None:
         self.checked: dict[int, str] = {}  # verdicts since the start, by root
         self.patience_s = PATIENCE_S
+        self._waiting: dict[int, float] = {}  # roots that are not told yet → when they were first compared
         self._analytics = analytics
         self._trust = trust
         self._sealer = sealer
         self._every_s = every_s
-        self._clock = clock
         self._metrics = metrics
 
     async def watch(self, journal: Journal) -> None:
@@ -81,16 +81,15 @@ class Checker:
         return [(number, event_id, bytes.fromhex(value)) for number, event_id, value in answer.rows]
 
     async def _check(self, number: int, event_id: str, value: bytes, journal: Journal) -> None:
-        opened, time_us = None, 0
+        opened = None
         try:
-            event = _root_in(value)
-            time_us = event.time_us
-            opened = open_root(event, self._trust)
+            opened = open_root(_root_in(value), self._trust)
             wrong = await self._wrong_in(opened)
         except RootFault as fault:
             wrong = [Wrong("altered", f"roots of {self._sealer}", number, event_id, f"root {number}: {fault.sentence}")]
-        age_s = (self._clock() - time_us) / 1e6
-        if not wrong or age_s >= self._patience_for(wrong):
+        now_s = time.monotonic()
+        waited_s = now_s - self._waiting.setdefault(number, now_s)
+        if not wrong or opened is None or waited_s >= self._patience_for(wrong):
             await self._tell(number, opened, wrong, journal)
 
     def _patience_for(self, wrong: Sequence[Wrong]) -> float:
@@ -118,6 +117,7 @@ class Checker:
             message=first.sentence if first else "",
         )
         await journal.add(checked)
+        self._waiting.pop(number, None)
         self.checked[number] = verdict
         while len(self.checked) > 10_000:
             del self.checked[next(iter(self.checked))]

@@ -53,7 +53,7 @@ async def open_integrity(
     metrics = IntegrityMetrics(registry)
     trust = trusted_audit_keys((*settings.trust.audit_keys, key.public))
     name = sealer_name(settings)
-    checker = Checker(analytics, trust, name, settings.audit.roots.every_s, clock, metrics)
+    checker = Checker(analytics, trust, name, settings.audit.roots.every_s, metrics)
     file = RootsFile(roots_path(settings))
     sealer = Sealer(settings, key, log, lambda: named_writer(settings, log), clock, metrics, file, checker.watch)
     await asyncio.to_thread(_publish_key, settings, key)

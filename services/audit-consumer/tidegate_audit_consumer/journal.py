@@ -34,13 +34,14 @@ TITLES = {
 
 
 class Journal:
-    """Appends in order; one chain."""
+    """Appends in order; one chain, and another after an append that failed: what it stored is not known."""
 
     def __init__(self, settings: Settings, log: EventLog, sealer: str, clock: Callable[[], int]) -> None:
         self._settings = settings
         self._log = log
         self._clock = clock
-        self._chain = Chain(f"sealer.{sealer}.{uuid7()}")
+        self._sealer = sealer
+        self._chain = self._new_chain()
         self._turn = asyncio.Lock()
 
     @property
@@ -58,7 +59,7 @@ class Journal:
         async with self._turn:
             record = self._chain.seal(event)
             twin = [Record("integrity-state", record.key, record.value)] if state else []
-            await self._log.append([record, *twin])
+            await self._append([record, *twin])
             return record
 
     async def report(self, breaches: Sequence[Breach | Wrong]) -> None:
@@ -66,7 +67,17 @@ class Journal:
         async with self._turn:
             records = [self._finding(breach) for breach in breaches[:FINDINGS_MAX]]
             if records:
-                await self._log.append(records)
+                await self._append(records)
+
+    async def _append(self, records: Sequence[Record]) -> None:
+        try:
+            await self._log.append(records)
+        except BaseException:  # a cancellation as well: nothing may follow what is perhaps not there
+            self._chain = self._new_chain()
+            raise
+
+    def _new_chain(self) -> Chain:
+        return Chain(f"sealer.{self._sealer}.{uuid7()}")
 
     def _finding(self, breach: Breach | Wrong) -> Record:
         chain = self._chain
