@@ -6,14 +6,20 @@ writer with a chain of its own. The personal part is sealed on the way, where th
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from tidegate.chain import Chain
 from tidegate.errors import LogUnavailable
 from tidegate.events import AnyEvent, Mode
+from tidegate.ids import uuid7
 from tidegate.log.port import Record
 from tidegate_edge.vault import Vault
+
+AWAY_S: Final = 5.0  # after Kafka took no record, `strict-or-spool` does not ask it again for so long
 
 
 class Submitter(Protocol):
@@ -59,14 +65,23 @@ class Recorder:
         strict: Writer | None = None,
         on_lost: Callable[[], None] | None = None,
         vault: Vault | None = None,
+        refusal: Callable[[], LogUnavailable | None] | None = None,
     ) -> None:
+        """`refusal` says why the spool gives no permit now: what is left of it is for the ends of calls under way."""
         self._spool = spool
         self._strict = strict
-        self._on_lost = on_lost
+        self.on_lost = on_lost
         self._vault = vault
+        self._refusal = refusal
+        self._away_until_s = 0.0
 
     async def record(self, event: AnyEvent, mode: Mode) -> None:
         """Durable on return, as the mode means it. Raises LogUnavailable: then nothing may follow from the event."""
+        if self._refusal is not None and mode in ("spool", "async") and (fault := self._refusal()) is not None:
+            raise fault
+        await self._write(event, mode)
+
+    async def _write(self, event: AnyEvent, mode: Mode) -> None:
         if self._vault is not None:
             event = self._vault.seal(event) or await self._vault.sealed(event)
         if mode == "spool":
@@ -80,14 +95,20 @@ class Recorder:
 
     async def _record_strictly(self, event: AnyEvent, mode: Mode) -> None:
         assert self._strict is not None
+        if mode == "strict-or-spool" and time.monotonic() < self._away_until_s:
+            await self._spool.write(event)
+            return
         try:
             if self._vault is not None:
                 await self._vault.published(event)
             await self._strict.write(event)
-        except LogUnavailable:
+        except LogUnavailable as fault:
+            if fault.code != "record-too-large":
+                self._away_until_s = time.monotonic() + AWAY_S
             if mode != "strict-or-spool":
                 raise
-            await self._spool.write(event)
+            # Kafka may hold the first all the same: under one id the second would look like a rewriting of it.
+            await self._spool.write(msgspec.structs.replace(event, id=uuid7(event.time_us)))
 
     async def record_all(self, events: Sequence[AnyEvent]) -> None:
         """Facts that are not calls: in order, durable on return."""
@@ -98,8 +119,8 @@ class Recorder:
 
     async def record_completion(self, event: AnyEvent, mode: Mode) -> None:
         """The answer to what was forwarded: where strict fails it goes to the spool, for it must not be lost."""
-        await self.record(event, "strict-or-spool" if mode == "strict" else mode)
+        await self._write(event, "strict-or-spool" if mode == "strict" else mode)
 
     def _noticed(self, future: "asyncio.Future[None]") -> None:
-        if not future.cancelled() and future.exception() is not None and self._on_lost is not None:
-            self._on_lost()
+        if not future.cancelled() and future.exception() is not None and self.on_lost is not None:
+            self.on_lost()
