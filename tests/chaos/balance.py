@@ -159,7 +159,13 @@ def balance(stage: Stage, tally: Tally) -> Books:
 
 
 def compare_calls(books: Books, seen: dict[str, int], rows: list[Row], tally: Tally) -> None:
-    """By nonce, in both directions."""
+    """By nonce, in both directions.
+
+    A caller may go away while its call is being recorded: where that failed, its end alone is on the log, without
+    arguments. Had it been sent, a server would have seen a nonce that no row has.
+    """
+    nameless = [row for row in rows if not row.nonce and row.status == "cancelled"]
+    rows = [row for row in rows if row not in nameless]
     one = {row.nonce: row for row in rows}
     unseen = [row for nonce, row in one.items() if nonce not in seen]
     both = [(nonce, call.heard, one[nonce].status) for nonce, call in tally.calls.items() if nonce in one]
@@ -184,6 +190,7 @@ def compare_calls(books: Books, seen: dict[str, int], rows: list[Row], tally: Ta
         (f"{nonce}: {heard}, {status}" for nonce, heard, status in both if heard in ANSWERS and heard != status),
     )
     books.check("answers that fit no call", tally.wrong)
+    books.told["given up by its caller while it was being recorded, and not recorded"] = len(nameless)
     left = sum(row.status in OPEN for row in rows)
     never = sum(row.status in OPEN for row in unseen)
     books.told["permitted, never seen, and no end: refused while being recorded, or the edge died"] = never

@@ -154,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write calls and faults over time to this SVG file")
     parser.add_argument("--docs", action="store_true", help="write the outcome into docs/chaos.md")
     parser.add_argument("--logs", type=Path, metavar="FILE", help="write what every process said to this file")
+    parser.add_argument("--clear", action="store_true", help="do not seal personal fields")
     parser.add_argument("--list", action="store_true", help="show the faults, and end")
     options = parser.parse_args(arguments)
     console = Console()
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             tempfile.TemporaryDirectory(prefix="tidegate-chaos-", ignore_cleanup_errors=True) as directory,
-            running_stage(Path(directory)) as stage,
+            running_stage(Path(directory), sealed=not options.clear) as stage,
         ):
             try:
                 chaos(stage, outcome, names, console)

@@ -41,7 +41,6 @@ MODES: Final = {"spool": "spool", "strict": "strict", "either": "strict-or-spool
 """Server → durability of its calls. `either` and `old` speak the older era, with sessions."""
 LEGACY: Final = frozenset({"either", "old"})
 CALL_TIMEOUT_S: Final = 8.0
-SEALED: Final = False
 DISK_MIB: Final = 64
 SPOOL_BYTES_MAX: Final = 2 * 1024 * 1024  # small: its files are, too, and a full disk is felt soon
 TOKEN_S: Final = 48 * 3600
@@ -171,7 +170,7 @@ def policy() -> Bundle:
 
 
 @contextlib.contextmanager
-def running_stage(directory: Path, *, sealed: bool = SEALED) -> Iterator[Stage]:
+def running_stage(directory: Path, *, sealed: bool = True) -> Iterator[Stage]:
     """Ready on entry, gone on exit. `sealed`: personal fields, the nonces among them. Raises PartMissing."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -84,6 +84,11 @@ OK = Call("ok", "spool", "edge-0", 1.0)
         ({}, [WELL._replace(status="upstream-failed")], {"a": OK._replace(heard="refused")}, set()),
         ({"a": 1}, [WELL], {"a": OK._replace(heard="no answer")}, set()),
         ({}, [], {"a": OK._replace(heard="no answer")}, set()),
+        ({}, [WELL._replace(nonce="", status="cancelled")], {"a": OK._replace(heard="no answer")}, set()),
+        (
+            *({"a": 1}, [WELL._replace(nonce="", status="cancelled")], {"a": OK._replace(heard="no answer")}),
+            {"seen by a server, and no record"},
+        ),
     ],
 )
 def test_books_that_do_not_balance_are_told_by_what_is_wrong(
