@@ -1,4 +1,4 @@
-"""Kafka took a record and its answer was lost: `strict-or-spool` records it again, and nothing looks forged or twice."""
+"""Kafka took a record and its answer was lost: `strict-or-spool` records it again, and nothing looks forged."""
 
 from collections.abc import Sequence
 from pathlib import Path
