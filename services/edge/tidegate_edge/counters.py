@@ -17,6 +17,13 @@ _GAUGES = {
     "tidegate_spool_backlog_records": "Records durable here and not yet in the log",
     "tidegate_spool_backlog_bytes": "Bytes durable here and not yet in the log",
     "tidegate_subject_keys_unpublished": "Keys of subjects, durable here and not yet in the log",
+    "tidegate_spool_backlog_age_seconds": "Age of the oldest record that is durable here and not yet in the log",
+    "tidegate_spool_fault": "1 while records cannot be shipped to the log",
+    "tidegate_spool_full": "1 while the spool is so full that calls are refused",
+    "tidegate_spool_damaged": "Losses found in the spool since the start: stretches of it that could not be read",
+    "tidegate_spool_set_aside_files": "Files of the spool that keep what could not be read",
+    "tidegate_spool_syncs": "Writes to the spool that were synced since the start",
+    "tidegate_strict_batches": "Batches of strict records that the log acknowledged since the start",
     "tidegate_bundle_release": "Number of the ruling release; 0 before the first",
     "tidegate_quarantines": "Quarantines in force",
 }
@@ -34,6 +41,9 @@ class Counters:
 
     def decided(self, decision: str) -> None:
         self.by_decision[decision] += 1
+
+    def lose_async(self) -> None:
+        self.lost_async += 1
 
     def ended(self, outcome: str) -> None:
         self.by_outcome[outcome] += 1

@@ -15,10 +15,11 @@ import msgspec
 
 from tidegate.chain import Chain, open_event, open_head
 from tidegate.errors import LogUnavailable
-from tidegate.events import Call, CallAbandoned, CallCompleted, CallRequested
+from tidegate.events import Call, CallAbandoned, CallCompleted, CallRequested, SpoolDamaged
 from tidegate.ids import uuid7
 from tidegate.limits import Limits
 from tidegate.log.commit import GroupCommit
+from tidegate.log.damage import Damage, Gap
 from tidegate.log.port import BlockingAppender, EventLog, Record
 from tidegate.log.shipper import Shipper
 from tidegate.log.spool import Backlog, Spool
@@ -29,6 +30,7 @@ from tidegate_edge.recorder import Recorder, Submitter, Writer
 from tidegate_edge.vault import Vault
 
 READ_AT_ONCE: Final = 2_000
+RETRY_S: Final = 1.0
 INLINE_BELOW_S: Final = 0.001  # a mean sync above this goes to a thread
 
 _REPEATED: Final = frozenset(Call.__struct_fields__) - {"writer", "seq", "prev"}
@@ -43,6 +45,8 @@ class Records:
     recorder: Recorder
     submitter: Submitter
     spool: Spool | None = None
+    shipper: Shipper | None = None
+    strict: GroupCommit | None = None
 
     @property
     def pending(self) -> int:
@@ -53,6 +57,22 @@ class Records:
     def backlog(self) -> Backlog:
         """Durable here and not yet in the log."""
         return self.spool.backlog() if self.spool else Backlog(0, 0, 0.0)
+
+    def gauges(self) -> dict[str, float]:
+        """For metrics: what waits, for how long, and what became of the spool's disk."""
+        backlog, spool, shipper = self.backlog, self.spool, self.shipper
+        return {
+            "tidegate_pending_records": self.pending,
+            "tidegate_spool_backlog_records": backlog.records,
+            "tidegate_spool_backlog_bytes": backlog.bytes,
+            "tidegate_spool_backlog_age_seconds": backlog.oldest_age_s,
+            "tidegate_spool_fault": shipper is not None and shipper.fault is not None,
+            "tidegate_spool_full": spool is not None and not spool.takes_permits,
+            "tidegate_spool_damaged": spool.damaged if spool else 0,
+            "tidegate_spool_set_aside_files": spool.set_aside if spool else 0,
+            "tidegate_spool_syncs": spool.syncs if spool else 0,
+            "tidegate_strict_batches": self.strict.batches if self.strict else 0,
+        }
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +86,7 @@ async def open_records(
         recorder = Recorder(writer, vault=vault)
         with _unclean_start(settings.data_dir / "edge.open") as unclean:
             if unclean:
-                await recorder.record_all([_abandoned(request, place) for request in await _left_open(log)])
+                await recorder.record_all([abandoned(request, place) for request in await _left_open(log)])
             yield Records(recorder, log)
         return
     async with _kafka_records(settings, place, vault) as records:
@@ -121,10 +141,16 @@ async def _kafka_records(settings: Settings, place: Place, vault: Vault | None) 
         stack.push_async_callback(_drain, shipper, spool, limits.drain_timeout_s)
         strict, strict_writer = _strict(KafkaAppender(settings, 5.0), limits, place.edge)
         stack.push_async_callback(strict.close)
-        recorder = Recorder(spool_writer, strict_writer, vault=vault)
-        await recorder.record_all([_abandoned(request, place) for request in spool.unfinished()])
-        shipper.start()
-        yield Records(recorder, spooled, spool)
+        recorder = Recorder(
+            spool_writer,
+            strict_writer,
+            vault=vault,
+            refusal=lambda: None if spool.takes_permits else spool.full(),
+        )
+        shipper.start()  # first of all: a full spool takes nothing until it has shipped
+        telling = asyncio.create_task(Leftovers(recorder, spool, place).run(), name="tell what the spool lost")
+        stack.push_async_callback(_ended, telling)
+        yield Records(recorder, spooled, spool, shipper, strict)
 
 
 def _spooled(spool: Spool, limits: Limits) -> tuple[GroupCommit, Writer]:
@@ -157,9 +183,10 @@ def _strict(appender: BlockingAppender, limits: Limits, edge: str) -> tuple[Grou
 
 def _after(record: Record | None, writer: str) -> Chain:
     """The chain whose last stored record this is."""
-    if record is None or record.value is None:
+    head = open_head(record.value) if record is not None and record.value is not None else None
+    if record is None or record.value is None or head is None or head.writer != writer:
         return Chain(writer)
-    return Chain(writer, seq=open_head(record.value).seq, prev=hashlib.sha256(record.value).hexdigest())
+    return Chain(writer, seq=head.seq, prev=hashlib.sha256(record.value).hexdigest())
 
 
 def _epochs(spool: Spool) -> Callable[[], Chain]:
@@ -174,7 +201,84 @@ async def _drain(shipper: Shipper, spool: Spool, deadline_s: float) -> None:
     await asyncio.to_thread(shipper.close)
 
 
-def _abandoned(request: CallRequested, place: Place) -> CallAbandoned:
+async def _ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+class Leftovers:
+    """Records what earlier starts left open, and what the spool lost, now and whenever it finds more. A spool that is
+    full is waited for.
+    """
+
+    def __init__(self, recorder: Recorder, spool: Spool, place: Place) -> None:
+        self._recorder = recorder
+        self._spool = spool
+        self._place = place
+        self._left = [abandoned(request, place) for request in spool.unfinished()]
+        self._found = asyncio.Event()
+        self._logged = len(spool.damages())
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._spool.on_damage = lambda: loop.call_soon_threadsafe(self._found.set)
+        waited = False
+        while True:
+            self._found.clear()
+            self._log()
+            try:
+                await self.tell()
+            except LogUnavailable as fault:
+                if not waited:
+                    _log.warning("what the spool left cannot be recorded yet: %s", fault.sentence)
+                waited = True
+                await asyncio.sleep(RETRY_S)
+                continue
+            waited = False
+            await self._found.wait()
+
+    async def tell(self) -> None:
+        """Raises LogUnavailable; then it is tried again, with the same events."""
+        await self._recorder.record_all(self._left)
+        self._left = []
+        damages = self._spool.damages()
+        await self._recorder.record_all([event for damage in damages for event in lost_events(damage, self._place)])
+        if damages:
+            self._spool.told(damages)
+            self._logged = len(self._spool.damages())
+
+    def _log(self) -> None:
+        damages = self._spool.damages()
+        for damage in damages[self._logged :]:
+            _log.error("spool: %s", damage.sentence)
+        self._logged = len(damages)
+
+
+def lost_events(damage: Damage, place: Place) -> list[SpoolDamaged]:
+    """One for each chain that has a gap there; one without a chain where none can be named."""
+    gaps = damage.gaps or (Gap("", 0, 0),)
+    return [
+        SpoolDamaged(
+            **place.stamp(place.tenant),
+            edge=place.edge,
+            spool=gap.writer.split(".")[-2] if gap.writer.count(".") > 1 else "",
+            file=damage.file,
+            aside=damage.aside,
+            damage=damage.kind,
+            bytes=damage.bytes,
+            records=damage.records,
+            of_writer=gap.writer,
+            first_seq=gap.first,
+            last_seq=gap.last,
+            message=damage.sentence,
+        )
+        for gap in gaps
+    ]
+
+
+def abandoned(request: CallRequested, place: Place) -> CallAbandoned:
     """Nobody knows how this call ended: the edge died before its completion was recorded."""
     shared = {name: getattr(request, name) for name in _REPEATED}
     stamp = place.stamp(request.tenant)

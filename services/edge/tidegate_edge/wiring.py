@@ -93,6 +93,7 @@ async def open_edge(
         upstreams = {name: open_upstream(settings, name, sessions, edge_id, peering) for name in settings.servers}
         verifier = open_verifier(settings, secrets, keys, issuers)
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
+        records.recorder.on_lost = edge.counters.lose_async
         edge.peers, edge.vault = peering.peers, vault
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants)
@@ -291,7 +292,6 @@ async def _close_all(upstreams: dict[str, Upstream]) -> None:
 
 
 def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
-    backlog = records.backlog
     ruling = edge.rulings.get(edge.settings.tenant)
     at_us = now_us()
     return {
@@ -299,9 +299,7 @@ def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
         "tidegate_connections": connections,
         "tidegate_streams": len(edge.streams),
         "tidegate_questions": len(edge.asks),
-        "tidegate_pending_records": records.pending,
-        "tidegate_spool_backlog_records": backlog.records,
-        "tidegate_spool_backlog_bytes": backlog.bytes,
+        **records.gauges(),
         "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
         "tidegate_bundle_release": ruling.number if ruling else 0,
         "tidegate_quarantines": sum(len(quarantines.current(at_us)) for quarantines in edge.quarantines.values()),

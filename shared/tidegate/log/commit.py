@@ -61,6 +61,7 @@ class GroupCommit:
         self._on_fault = on_fault
         self._records: list[Record] = []
         self._futures: Futures = []
+        self.batches = 0  # made durable since the start: syncs of a disk, or acknowledgements of Kafka
         self.durable: Record | None = None  # the last record known to be durable
         self._in_flight = 0
         self._scheduled = False
@@ -165,6 +166,7 @@ class GroupCommit:
             self._fail(futures, fault)
             return
         self.durable = last
+        self.batches += 1
         if self._records:
             self._hand_over()
         for future in futures:

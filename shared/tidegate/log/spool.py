@@ -94,7 +94,7 @@ class Spool:
         self.damaged = 0  # losses found since the start
         self.set_aside = 0  # files of bytes that could not be read
         self.syncs = 0  # writes that were synced since the start
-        self.on_damage: Callable[[], None] | None = None  # called by the shipper's thread
+        self.on_damage: Callable[[], object] | None = None  # called by the shipper's thread
         self.takes_permits = True  # room is left for more than the ends of calls under way
         self._edge = edge
         self._bytes_max = bytes_max
