@@ -88,10 +88,12 @@ class Privacy(Part, frozen=True, kw_only=True):
 
 
 class Rule(Part, frozen=True, kw_only=True):
-    """Overrides for a server, or one tool of it (the upstream's own name)."""
+    """Overrides for a server, one tool of it (the upstream's own name), a tenant, or whatever has a label."""
 
-    server: str
+    server: str = ""
     tool: str = ""
+    tenant: str = ""
+    label: str = ""  # of the tool or its server: this rule can make others stricter, never laxer
     durability: Mode | None = None
     capture: Capture | None = None
     labels: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tidegate.errors import ConfigFault
-from tidegate.settings import Server, Settings, Toolset, host_port
+from tidegate.settings import Rule, Server, Settings, Toolset, host_port
 
 SERVER_NAME = re.compile(r"[a-z][a-z0-9-]{0,11}")
 SET_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -55,11 +55,7 @@ def check_settings(settings: Settings, file: Path) -> Settings:
                 f"{where}.user_prefix: two issuers of tenant '{pair[0]}' share it; equal subjects would meet"
             )
         prefixes.add(pair)
-    for index, rule in enumerate(settings.rules):
-        if rule.server not in settings.servers:
-            raise ConfigFault(
-                f"{file}: $.rules[{index}].server: no server '{rule.server}'{closest(rule.server, settings.servers)}"
-            )
+    _check_durability(settings, file)
     _check_naming(settings, file)
     for name, toolset in settings.sets.items():
         _check_set(name, toolset, settings, file)
@@ -100,6 +96,48 @@ def _check_server(name: str, server: Server, file: Path) -> None:
         raise ConfigFault(f"{where}: process and idle_s go with command, not with url")
     if server.idle_s is not None and server.idle_s < 0:
         raise ConfigFault(f"{where}.idle_s: expected seconds, or 0 for never, got {server.idle_s:g}")
+
+
+def _check_durability(settings: Settings, file: Path) -> None:
+    if settings.audit.mode == "async":
+        raise ConfigFault(
+            f"{file}: $.audit.mode: async is no default, for its records can be lost; enable it by a rule for one tool "
+            "that is labelled read-only, and choose spool, strict or strict-or-spool here"
+        )
+    for index, rule in enumerate(settings.rules):
+        _check_rule(rule, settings, f"{file}: $.rules[{index}]")
+
+
+def _check_rule(rule: Rule, settings: Settings, where: str) -> None:
+    if not (rule.server or rule.tenant or rule.label):
+        raise ConfigFault(f"{where}: give server, tenant or label: what the rule is for")
+    if rule.server:
+        _check_known(rule.server, settings, f"{where}.server")
+    if rule.tool and not rule.server:
+        raise ConfigFault(f"{where}.tool: give the server whose tool '{rule.tool:.80}' is")
+    tenants = {settings.tenant, *(issuer.tenant for issuer in settings.identity.issuers if issuer.tenant)}
+    if rule.tenant and rule.tenant not in tenants:
+        near = closest(rule.tenant, tenants)
+        raise ConfigFault(
+            f"{where}.tenant: no tenant '{rule.tenant:.80}'{near}; there are {', '.join(sorted(tenants))}"
+        )
+    if rule.labels and (not rule.server or rule.tenant or rule.label):
+        raise ConfigFault(f"{where}.labels: are given to a server or a tool; a rule for a tenant or a label gives none")
+    if rule.durability != "async":
+        return
+    if not rule.tool or rule.label:
+        raise ConfigFault(
+            f"{where}.durability: async is enabled for one tool at a time, for its records can be lost; "
+            "give server and tool, or choose another mode"
+        )
+    labels = {*settings.servers[rule.server].labels}
+    for one in settings.rules:
+        labels |= set(one.labels) if (one.server, one.tool) in ((rule.server, ""), (rule.server, rule.tool)) else set()
+    if "read-only" not in labels:
+        raise ConfigFault(
+            f"{where}.durability: async is for tools labelled read-only, and {rule.server}/{rule.tool} is not; "
+            "if it changes nothing, add labels: [read-only] to this rule"
+        )
 
 
 def _check_naming(settings: Settings, file: Path) -> None:

@@ -77,7 +77,7 @@ class Discovery:
         for rule in settings.rules:
             if rule.tool and rule.labels:
                 self._tool_labels.setdefault(rule.server, {})[rule.tool] = rule.labels
-            elif rule.labels:
+            elif rule.labels and rule.server:
                 self.server_labels[rule.server] = (*self.server_labels[rule.server], *rule.labels)
         self.catalog = Catalog(plan=Plan.of(settings))
         self.troubles: dict[str, str] = {}  # server → why its lists could not be fetched, or not whole

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from tidegate.events import Mode
 from tidegate.identity import TokenVerifier
 from tidegate.lifecycle import Background
 from tidegate.limits import Limits
@@ -23,12 +22,15 @@ from tidegate_edge.open_streams import OpenStreams
 from tidegate_edge.recorder import Recorder
 from tidegate_edge.renewals import Renewals
 from tidegate_edge.ruling import Ruling
+from tidegate_edge.terms import terms_for
 from tidegate_edge.upstream.port import Upstream
 from tidegate_edge.vault import Vault
 
 if TYPE_CHECKING:
     from tidegate_edge.discovery import Discovery
     from tidegate_edge.upstream.peers import Peers
+
+TERMS_KEPT_MAX: Final = 10_000
 
 
 class Edge:
@@ -70,7 +72,7 @@ class Edge:
         self.tasks: Background
         self._secrets = secrets
         self._fingerprint_keys: dict[str, bytes] = {}
-        self._terms: dict[tuple[str, str], Terms] = {}
+        self._terms: dict[tuple[str, str, str | None, tuple[str, ...]], Terms] = {}
 
     def fingerprint_key(self, tenant: str) -> bytes:
         key = self._fingerprint_keys.get(tenant)
@@ -88,27 +90,14 @@ class Edge:
         """Seconds that a call of this server may take."""
         return self.settings.servers[server].timeout_s or self.limits.call_timeout_s
 
-    def terms_of(self, server: str, tool: Item | None) -> Terms:
-        """How calls of this tool are recorded: the tool's rule, else its server's, else the default."""
-        if tool is None:
-            return Terms(_not_async(self.settings.audit.mode), self.settings.audit.capture)
-        key = (server, tool.name)
+    def terms_of(self, tenant: str, server: str, tool: Item | None) -> Terms:
+        """How calls of this tool are recorded, by the rules that match it."""
+        name, labels = (tool.name, tool.labels) if tool else (None, ())
+        key = (tenant, server, name, labels)
         terms = self._terms.get(key)
         if terms is None:
-            terms = self._terms[key] = _terms(self.settings, tool)
+            if len(self._terms) >= TERMS_KEPT_MAX:
+                self._terms.clear()  # URIs that servers make up are without end
+            terms = terms_for(self.settings.audit, self.settings.rules, tenant, server, name, labels)
+            self._terms[key] = terms
         return terms
-
-
-def _terms(settings: Settings, tool: Item) -> Terms:
-    mode, capture = _not_async(settings.audit.mode), settings.audit.capture
-    matching = [rule for rule in settings.rules if rule.server == tool.server and rule.tool in ("", tool.name)]
-    for rule in sorted(matching, key=lambda rule: bool(rule.tool)):  # the tool's own rule last
-        if rule.durability is not None and (rule.durability != "async" or (rule.tool and tool.read_only)):
-            mode = rule.durability
-        capture = rule.capture or capture
-    return Terms(mode, capture)
-
-
-def _not_async(mode: Mode) -> Mode:
-    """`async` is never a default: it is enabled per tool, for read-only ones."""
-    return "spool" if mode == "async" else mode

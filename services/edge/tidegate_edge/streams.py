@@ -226,7 +226,7 @@ class GetStream:
         edge, visit = self.edge, self.visit
         request = Request(method, None, {}, b"{}", False, visit.protocol)
         asked_by = msgspec.structs.replace(visit, door=server)
-        call = Ongoing(asked_by, request, None, "", edge.terms_of(server, None), now_us())
+        call = Ongoing(asked_by, request, None, "", edge.terms_of(asked_by.principal.tenant, server, None), now_us())
         ruling = call.ruling = edge.rulings.get(visit.principal.tenant)
         call.abilities = visit.abilities(request)
         steps.admit(edge, call)
