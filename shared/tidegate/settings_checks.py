@@ -117,7 +117,7 @@ def _check_rule(rule: Rule, settings: Settings, where: str) -> None:
         raise ConfigFault(f"{where}.tool: give the server whose tool '{rule.tool:.80}' is")
     tenants = {settings.tenant, *(issuer.tenant for issuer in settings.identity.issuers if issuer.tenant)}
     if rule.tenant and rule.tenant not in tenants:
-        near = closest(rule.tenant, tenants)
+        near = f"{closest(rule.tenant, tenants)}; there are {', '.join(sorted(tenants))}"
         raise ConfigFault(
             f"{where}.tenant: no tenant '{rule.tenant:.80}'{near}; there are {', '.join(sorted(tenants))}"
         )

@@ -199,7 +199,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             arguments_kept=_are_kept(call, arguments),
         ),
         findings=call.findings,
-        arguments_digest=hashlib.sha256(call.arguments).hexdigest(),
+        arguments_digest=digest(call.arguments, capture),
         fingerprints=call.fingerprints,
         sealed=Sealed(
             issuer=principal.issuer,
@@ -288,10 +288,15 @@ def completed_event(call: Ongoing, ended: Ended, place: Place, capture_bytes_max
         findings=ended.findings,
         masked=ended.masked,
         result_bytes=len(ended.result),
-        result_digest=hashlib.sha256(ended.result).hexdigest() if ended.result else "",
+        result_digest=digest(ended.result, call.terms.capture) if ended.result else "",
         fingerprints=ended.fingerprints,
         sealed=Sealed(login=call.principal.login, result=result),
     )
+
+
+def digest(whole: bytes, capture: Capture) -> str:
+    """SHA-256, hex, of what went over the wire; "" under `none`: of a short text a digest gives away the text."""
+    return "" if capture == "none" else hashlib.sha256(whole).hexdigest()
 
 
 def captured(whole: bytes, masked: bytes, capture: Capture, bytes_max: int) -> msgspec.Raw:
