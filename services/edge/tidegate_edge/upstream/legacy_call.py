@@ -309,10 +309,10 @@ class LegacyCall:
     async def _turn_down(self, server_id: RequestId, asked: Asked, known: Answer) -> None:
         """A question that the client cannot be asked is a fact: the edge records it, and refuses it in its words."""
         try:
-            known = await self._talk.asked(asked.method, asked.params)
+            told = await self._talk.asked(asked.method, asked.params)
         except Fault as fault:
-            known = refusal(INTERNAL_ERROR, fault.sentence)
-        await self._tell(server_id, known)
+            told = refusal(INTERNAL_ERROR, fault.sentence)
+        await self._tell(server_id, told if told.error else known)
 
     def _gathered(self) -> None:
         self._gathering = None
