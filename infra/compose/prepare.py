@@ -1,5 +1,5 @@
-"""Makes what the compose cluster shares and nobody may commit: secrets, the bundle-signing key, the trial issuer's key,
-data directories, and `.env`. Run it again at will: what exists stays.
+"""Makes what the compose cluster shares and nobody may commit: secrets, the keys that sign bundles and roots, the master
+of people's keys, the trial issuer's key, data directories, and `.env`. Run it again at will: what exists stays.
 
     uv run python infra/compose/prepare.py
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tidegate.local_issuer import LocalIssuer
 from tidegate.policy.signing import ensure_signing_key
+from tidegate.privacy.master import create_master
 from tidegate.secrets import create_secrets
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +28,9 @@ def prepare(directory: Path) -> Path:
     if not (state / "secrets" / "secrets.json").exists():
         create_secrets(state / "secrets" / "secrets.json")
     bundle_key = ensure_signing_key(state / "signing" / "bundles.pem").public
+    audit_key = ensure_signing_key(state / "audit" / "roots.pem").public
+    if not (state / "privacy" / "privacy.key").exists():
+        create_master(state / "privacy" / "privacy.key")
     LocalIssuer.open(state, PUBLIC_URL)
     environment = directory / ".env"
     if not environment.exists():
@@ -35,6 +39,7 @@ def prepare(directory: Path) -> Path:
             f"TIDEGATE_UID={user}",
             f"TIDEGATE_GID={group}",
             f"TIDEGATE_BUNDLE_KEY={bundle_key}",
+            f"TIDEGATE_AUDIT_KEY={audit_key}",
             f"TIDEGATE_CLICKHOUSE_PASSWORD={secrets.token_urlsafe(24)}",
         )
         environment.touch(mode=0o600)
