@@ -1,5 +1,5 @@
-"""Makes what the compose cluster shares and nobody may commit: secrets, the keys that sign bundles and roots, the master
-of people's keys, the trial issuer's key, data directories, and `.env`. Run it again at will: what exists stays.
+"""Makes what the compose cluster shares and nobody may commit: secrets, the keys that sign bundles and roots, the
+master of people's keys, the trial issuer's key, data directories, and `.env`. Run it again at will: what exists stays.
 
     uv run python infra/compose/prepare.py
 """
