@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ PREFIX: Final = "tidegate."
 SHIPPED_DEADLINE_S: Final = 30.0
 BUNDLE: Final = ROOT / "bench" / "policy"
 USER: Final = ("--user", "alice@example.com", "--agent", "bench", "--groups", "eng")
-_GAUGE: Final = re.compile(rb"^" + BACKLOG.encode() + rb"(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
+_SAMPLE: Final = rb"^%b(?:\{[^}]*\})? ([0-9.e+]+)$"
 
 Command = Callable[[Sequence[str]], list[str]]
 """Arguments of `tidegate` to a whole command line."""
@@ -56,10 +56,14 @@ class Governed:
             time.sleep(0.05)
 
     def _backlog(self) -> float:
+        return self.metric(BACKLOG)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples. Raises RuntimeError where the edge has none of that name."""
         with urllib.request.urlopen(self._metrics, timeout=5) as answer:
-            found: list[bytes] = _GAUGE.findall(answer.read())
+            found: list[bytes] = re.findall(_SAMPLE % name.encode(), answer.read(), re.MULTILINE)
         if not found:
-            raise RuntimeError(f"{self._metrics} has no {BACKLOG}")
+            raise RuntimeError(f"{self._metrics} has no {name}")
         return sum(float(value) for value in found)
 
 
@@ -69,16 +73,26 @@ def tidegate(arguments: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_governed(directory: Path, upstream: str, *, edge_command: Command = tidegate) -> Iterator[Governed]:
-    """Broker, policy service and edge; ready on entry, gone on exit. Raises RuntimeError with the end of a log."""
+def running_governed(
+    directory: Path,
+    upstream: str,
+    *,
+    edge_command: Command = tidegate,
+    bundle: Path = BUNDLE,
+    settings: Mapping[str, object] | None = None,
+) -> Iterator[Governed]:
+    """Broker, policy service and edge; ready on entry, gone on exit. `settings` are laid over the file's keys. Raises
+    RuntimeError with the end of a log.
+    """
     with contextlib.ExitStack() as stack:
         kafka = stack.enter_context(running_kafka())
         config = directory / "tidegate.yaml"
         listen, policy_listen = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        config.write_text(yaml.safe_dump(_settings(directory, upstream, kafka.bootstrap, listen, policy_listen)))
+        keys = _settings(directory, upstream, kafka.bootstrap, listen, policy_listen) | dict(settings or {})
+        config.write_text(yaml.safe_dump(keys))
         command = tidegate(["policy", "--config", str(config)])
         _service(stack, command, f"http://{policy_listen}", directory / "policy.log")
-        _run(["bundle", "publish", str(BUNDLE), "--config", str(config)])
+        _run(["bundle", "publish", str(bundle), "--config", str(config)])
         token_file = directory / "token"
         write_private(token_file, _token(config))
         command = edge_command(["edge", "--config", str(config)])
