@@ -18,6 +18,7 @@ from tidegate_cli import (
     quarantine_commands,
     rebuild_commands,
     serve_commands,
+    spool_commands,
     sql_commands,
     tool_commands,
     trust_commands,
@@ -65,6 +66,7 @@ quarantine_commands.add_to(app)
 export_commands.add_to(app)
 verify_commands.add_to(app)
 rebuild_commands.add_to(app)
+spool_commands.add_to(app)
 erase_commands.add_to(app)
 trust_commands.add_to(app)
 

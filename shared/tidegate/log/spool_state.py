@@ -65,11 +65,11 @@ class Mark:
     again what is known. A third names the segment that was written last, so that its absence is noticed.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError."""
+    def __init__(self, path: Path, *, is_kept: bool = True) -> None:
+        """Not `is_kept`: read alone, and never written. Raises OSError."""
         existed = path.exists()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        content = os.pread(self._fd, 3 * _SLOT.size, 0)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if is_kept else -1
+        content = path.read_bytes()[: 3 * _SLOT.size] if existed else b""
         self._slot = 0
         self.was_made = not existed
         self.is_readable = not content[: _BEGUN * _SLOT.size].strip(b"\0")
