@@ -257,7 +257,7 @@ def _tables(books: Books, stage: Stage) -> None:
 
 
 def _integrity(books: Books, stage: Stage) -> None:
-    """The gateway's own proof, and how often it was alarmed on the way: what comes very late is told as missing first."""
+    """The own proof, and how often an alarm was raised on the way: what comes very late is told as missing at first."""
     report = verified(stage)
     wrong = [f"{one['kind']}: {one['sentence']}" for one in (*report["wrong"], *report["rows"])]
     wrong += [str(one) for one in report["problems"]]

