@@ -16,10 +16,10 @@ endif
 SOURCES = shared services cli bench infra loadtests tests tools
 EXISTING = $(wildcard $(SOURCES))
 
-.PHONY: help setup run test check lint fmt bench conformance soak lock clean
+.PHONY: help setup run test check lint fmt bench conformance soak chaos superset lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install everything that development and the tests need, into .venv
 	$(UV) sync --group dev
@@ -45,8 +45,16 @@ fmt: setup ## format the code and apply safe fixes
 	$(DEV) ruff format $(EXISTING)
 	$(DEV) ruff check --fix $(EXISTING)
 
-bench: setup ## measure a governed call beside a direct one and a bare passthrough
+# Each is a module of its own with --help; `python -m bench.run` alone is the governed call.
+bench: setup ## measure a governed call beside a direct one and a bare passthrough, then the log, decisions, commands (15 minutes)
 	$(DEV) python -m bench.run
+	$(DEV) python -m bench.durability
+	$(DEV) python -m bench.sealing
+	$(DEV) python -m bench.ingest --events 100000 --runs 1
+	$(DEV) python -m bench.freshness --seconds 15
+	$(DEV) python -m bench.audit --calls 10000
+	$(DEV) python -m bench.decisions
+	$(DEV) python -m bench.killswitch
 
 conformance: setup ## run the MCP conformance suite directly and through two edges, and write docs/conformance.md (ARGS=--help)
 	$(DEV) python -m tests.conformance.run $(ARGS)
@@ -54,6 +62,12 @@ conformance: setup ## run the MCP conformance suite directly and through two edg
 soak: setup ## 20,000 calls of clients that vanish, over two edges; then everything must be back (CALLS, SESSIONS, SEED, PLOT)
 	$(DEV) python -m tests.soak.run $(if $(CALLS),--calls $(CALLS)) $(if $(SESSIONS),--sessions $(SESSIONS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(PLOT),--plot $(PLOT))
+
+chaos: setup ## ten minutes of faults under load over a whole cluster; then the books must balance (ARGS=--help)
+	$(DEV) python -m tests.chaos.run $(ARGS)
+
+superset: setup ## import the dashboards into a real Superset and ask every chart (848 MB under .cache, some minutes)
+	$(DEV) python -m tools.superset --check
 
 lock: ## resolve the newest versions anew and write them as pins into pyproject.toml
 	$(UV) run --no-project --python '>=3.11' python tools/pin.py "$$uv"
