@@ -15,13 +15,15 @@ from tidegate.audit.holdings import Held, Wrong
 from tidegate.audit.links import link_of
 from tidegate.chain import open_event
 from tidegate.errors import ConfigFault
-from tidegate.events import Leaf, RootSealed
+from tidegate.events import Leaf, RootSealed, SpoolDamaged
 from tidegate.log.port import Delivered
 from tidegate_cli.derived_calls import wrong_calls
 from tidegate_cli.expiry import Horizon, horizon_of
 
 EVENTS_FILE, ROOTS_FILE, KEY_FILE = "events.jsonl", "roots.jsonl", "audit.pub"
 HORIZON_FILE = "expired.json"
+LOSSES_MAX = 10_000
+LOSS = b'"type":"spool.damaged.v1"'
 DAY_US = 86_400_000_000
 PAGE_ROWS = 20_000
 STRANGERS_MAX = 10_000  # of one writer
@@ -78,6 +80,10 @@ class Source(Protocol):
         """What it need not hold any more."""
         ...
 
+    async def losses(self, from_us: int, to_us: int) -> list[SpoolDamaged]:
+        """What edges told of this time that their disks lost, LOSSES_MAX at most."""
+        ...
+
     def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
         """What is wrong with tables that are made from the records, each with the time of what it is about."""
         ...
@@ -126,6 +132,15 @@ class ClickHouseSource:
             "SELECT count() FROM tidegate.events WHERE event_id = {id:String}", {"id": event_id}
         )
         return bool(answer.rows[0][0])
+
+    async def losses(self, from_us: int, to_us: int) -> list[SpoolDamaged]:
+        answer = await self._analytics.query(
+            "SELECT hex(raw) FROM tidegate.events WHERE type = 'spool.damaged.v1' "
+            "AND time BETWEEN fromUnixTimestamp64Micro({from:Int64}) AND fromUnixTimestamp64Micro({to:Int64}) "
+            "ORDER BY time LIMIT {limit:UInt32}",
+            {"from": from_us, "to": to_us, "limit": LOSSES_MAX},
+        )
+        return [event for row in answer.rows if (event := _loss(bytes.fromhex(row[0]))) is not None]
 
     async def strangers(
         self, from_us: int, to_us: int, covered: Mapping[str, Sequence[Window]]
@@ -198,6 +213,7 @@ class DirectorySource:
         self._directory = directory
         self._writers: dict[str, dict[int, list[tuple[int, int]]]] = {}  # places in the file by writer and number
         self._ids: set[str] = set()
+        self._losses: list[SpoolDamaged] = []
         self._file = directory / EVENTS_FILE
         if not self._file.is_file():
             raise ConfigFault(f"{self._file} does not exist; `tidegate verify --save {directory}` writes it")
@@ -205,6 +221,8 @@ class DirectorySource:
             place = 0
             for line in file:
                 link = link_of(line.rstrip(b"\n"))
+                if LOSS in line and len(self._losses) < LOSSES_MAX and (event := _loss(line)) is not None:
+                    self._losses.append(event)
                 if link is not None:
                     self._writers.setdefault(link.writer, {}).setdefault(link.seq, []).append((place, len(line)))
                     self._ids.add(link.id)
@@ -247,6 +265,9 @@ class DirectorySource:
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigFault(f"{file}: cannot be read ({error}); `tidegate verify --save` writes it anew") from error
 
+    async def losses(self, from_us: int, to_us: int) -> list[SpoolDamaged]:
+        return [event for event in self._losses if from_us <= event.time_us <= to_us]
+
     async def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
         """Nothing is: a directory holds records alone."""
         nothing: tuple[tuple[int, Wrong], ...] = ()
@@ -263,6 +284,14 @@ class DirectorySource:
                 if link is not None:
                     found.append((link.time_us, Found(Held(link.seq, link.id, link.hash, link.prev), raw)))
         return found
+
+
+def _loss(raw: bytes) -> SpoolDamaged | None:
+    try:
+        event = open_event(raw)
+    except msgspec.DecodeError:
+        return None
+    return event if isinstance(event, SpoolDamaged) else None
 
 
 def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -235,6 +235,7 @@ def document(report: Report) -> dict[str, Any]:
         "first_wrong": None if first is None else first._asdict(),
         "wrong": [one._asdict() for one in report.wrong],
         "rows": [one._asdict() for one in report.rows],
+        "losses": [msgspec.to_builtins(one) for one in report.losses],
         "problems": [one._asdict() for one in report.problems],
     }
 
@@ -271,6 +272,8 @@ def _show(report: Report) -> None:
     else:
         count = len(report.wrong) + len(report.rows) + len(report.problems)
         say(f"[bold red]Broken[/]: {count:,} things are wrong; the first:")
+    for loss in report.losses[:SHOWN_MAX]:
+        say(f"  [yellow]lost[/] on the disk of edge {plain(loss.edge)}: {plain(loss.message)}")
     for problem in report.problems[:SHOWN_MAX]:
         say(f"  root {problem.number} of {plain(problem.sealer)}: {plain(problem.sentence)}")
     for wrong in report.wrong[:SHOWN_MAX]:

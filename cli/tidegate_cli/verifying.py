@@ -11,8 +11,9 @@ import msgspec
 
 from tidegate.audit.history import History, RootProblem, merged, open_history, seams
 from tidegate.audit.holdings import Wrong, as_rewrites, compare
+from tidegate.audit.losses import explained
 from tidegate.audit.roots import Trust
-from tidegate.events import Leaf, RootSealed
+from tidegate.events import Leaf, RootSealed, SpoolDamaged
 from tidegate_cli.expiry import Horizon, expired_in
 from tidegate_cli.held_sources import (
     EVENTS_FILE,
@@ -47,6 +48,7 @@ class Report(msgspec.Struct, kw_only=True):
     expired_before_us: int = 0
     expired_why: str = ""
     overdue: int = 0  # of these, so old that a root should cover them: roots were not sealed, or are not here
+    losses: list[SpoolDamaged] = []  # told by edges whose disks lost records before these were in the log
     problems: list[RootProblem] = []
     wrong: list[Wrong] = []
     rows: list[Wrong] = []  # of tables that are made from the records; a wrong record makes a wrong row
@@ -114,6 +116,9 @@ class Verification:
                 report.rows.append(found[1])
         report.wrong = [wrong for _, wrong in sorted(self._wrong, key=lambda one: (one[0], one[1].writer, one[1].seq))]
         del report.wrong[WRONG_MAX:]
+        losses = await self._source.losses(max(0, report.from_us - DAY_US), self._now_us)  # told after they happened
+        report.wrong = explained(report.wrong, losses)
+        report.losses = [one for one in losses if report.from_us <= one.time_us <= report.to_us]
         if report.wrong or report.rows or report.problems:
             report.verdict = "broken"
         elif report.overdue:
