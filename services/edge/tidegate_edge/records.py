@@ -31,6 +31,7 @@ from tidegate_edge.vault import Vault
 
 READ_AT_ONCE: Final = 2_000
 RETRY_S: Final = 1.0
+TOLD_AT_ONCE: Final = 8
 INLINE_BELOW_S: Final = 0.001  # a mean sync above this goes to a thread
 
 _REPEATED: Final = frozenset(Call.__struct_fields__) - {"writer", "seq", "prev"}
@@ -241,8 +242,9 @@ class Leftovers:
 
     async def tell(self) -> None:
         """Raises LogUnavailable; then it is tried again, with the same events."""
-        await self._recorder.record_all(self._left)
-        self._left = []
+        while self._left:  # some at a time: a spool that is nearly full takes a few, and ships them
+            await self._recorder.record_all(self._left[:TOLD_AT_ONCE])
+            del self._left[:TOLD_AT_ONCE]
         damages = self._spool.damages()
         await self._recorder.record_all([event for damage in damages for event in lost_events(damage, self._place)])
         if damages:
