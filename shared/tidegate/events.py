@@ -275,7 +275,7 @@ class SpoolDamaged(Event, frozen=True, kw_only=True, tag="spool.damaged.v1"):
     file: str  # the segment
     aside: str = ""  # the file on that disk in which the bytes are kept; "": there are none
     damage: Literal["damaged", "torn-end", "missing", "unreadable"]  # torn-end: perhaps a write never acknowledged
-    bytes: int = 0
+    bytes: int = 0  # that could not be read, kept in `aside`
     records: int = 0  # how many were lost; 0: that cannot be told
     of_writer: str = ""  # whose chain has the gap; "": that cannot be told
     first_seq: int = 0  # the first lost number of that chain; 0: that cannot be told
