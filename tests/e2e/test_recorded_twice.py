@@ -40,14 +40,14 @@ async def test_a_record_whose_answer_was_lost_is_made_again_and_still_proven(tmp
     await recorder.record_completion(completed(request), "strict")
     for commit in commits:
         await commit.close()
-    assert (len(strict.stored), len(spool.stored)) == (2, 2)
+    assert (len(strict.stored), len(spool.stored)) == (1, 2)  # for a while Kafka is not asked again
     async with sealed_house(tmp_path) as house:
         await house.append([*strict.stored, *spool.stored])
         await house.ingested()
         await house.seal()
         report = await house.verify(*hour(1))
         assert (report.verdict, report.wrong, report.rows) == ("whole", [], [])
-        assert report.records == 4
+        assert report.records == 3
         assert await house.query("SELECT call_id, status, arguments FROM tidegate.calls") == [
             ("c1", "ok", '{"path": "/a"}')
         ]
