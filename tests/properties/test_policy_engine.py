@@ -29,7 +29,12 @@ ENTITIES = [
         "parents": [],
     },
     {"uid": {"type": "User", "id": "kim"}, "attrs": {"level": 1}, "parents": [{"type": "Group", "id": "platform"}]},
-    {"uid": {"type": "Server", "id": "web"}, "attrs": {}, "parents": [{"type": "Zone", "id": "outside"}]},
+    {
+        "uid": {"type": "Server", "id": "web"},
+        "attrs": {"owner": {"__entity": {"type": "User", "id": "kim"}}},
+        "parents": [{"type": "Zone", "id": "outside"}],
+        "tags": {"risk": 7, "keeper": {"__entity": {"type": "User", "id": "dora"}}},
+    },
 ]
 
 PRINCIPAL_SCOPES = [
@@ -68,6 +73,9 @@ CONDITIONS = [
     'principal has boss && principal.boss in Group::"eng"',
     'principal has peers && principal.peers.contains(User::"kim") && User::"kim".level == 1',
     'User::"kim" in Group::"eng"',
+    'resource.hasTag("risk") && resource.getTag("risk") == 7',
+    'resource.hasTag("keeper") && resource.getTag("keeper") in Group::"eng"',
+    "resource has owner && resource.owner.level == 1",
     'resource in Zone::"outside" || User::"kim" == User::"dora"',
 ]
 

@@ -1,5 +1,6 @@
 """The engine: one table of decisions, then the corners."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -305,3 +306,21 @@ def test_the_prepared_decisions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(50):
         engine.visible(Principal(f"user{number}"), "fs", "read")
     assert len(engine._routes) == 8
+
+
+def test_tags_and_attributes_of_a_server_and_an_action_count() -> None:
+    entities = [
+        {"uid": {"type": "Server", "id": "fs"}, "attrs": {"zone": "red"}, "parents": [], "tags": {"frozen": True}},
+        {"uid": {"type": "Action", "id": "fs/read"}, "attrs": {"cost": 3}, "parents": []},
+    ]
+    everything = '@id("all") permit (principal, action, resource);'
+    for condition in (
+        'resource.hasTag("frozen") && resource.getTag("frozen")',
+        'resource.zone == "red"',
+        "action.cost == 3",
+    ):
+        engine = engine_of(
+            f'{everything} @id("stop") forbid (principal, action, resource) when {{ {condition} }};',
+            json.dumps(entities),
+        )
+        assert engine.evaluate(Principal("alice"), "fs", "read", {}).rules == ("stop",), condition

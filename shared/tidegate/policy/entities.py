@@ -101,15 +101,17 @@ class EntityBook:
         labels = sorted({*server_labels, *facts.labels})
         action = ("Action", f"{facts.server}/{facts.tool}")
         server = ("Server", facts.server)
+        known = self.known(server)
         parents = [CALL, *(("Action", check_label(label)) for label in labels), *self.parents(action)]
         own = [
-            _entity(action, parents),
-            _entity(server, self.parents(server), {**self._attrs(server), "labels": sorted(set(server_labels))}),
+            _entity(action, parents, self.known(action).attrs, self.known(action).tags),
+            _entity(server, self.parents(server), {**known.attrs, "labels": sorted(set(server_labels))}, known.tags),
         ]
         return Target(self, action, server, self.ancestors(parents), self.ancestors(self.parents(server)), own)
 
-    def _attrs(self, uid: Uid) -> dict[str, Any]:
-        return dict(self.entities[uid].attrs) if uid in self.entities else {}
+    def known(self, uid: Uid) -> _Entity:
+        """The bundle's, or one without anything."""
+        return self.entities.get(uid) or _Entity(uid={})
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Target:
         """What can matter for the user in these groups, and in those that the bundle puts the user in; `named`: what
         the rules name. Raises ValueError where Cedar cannot read it.
         """
-        known = self.book.entities.get(user) or _Entity(uid={})
+        known = self.book.known(user)
         merged = _entity(user, [*groups, *self.book.parents(user)], known.attrs, known.tags)
         own = [*self.own, merged]
         replaced = {self.action, self.server, user}
