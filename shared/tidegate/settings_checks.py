@@ -15,6 +15,7 @@ from tidegate.settings import Rule, Server, Settings, Toolset, host_port
 SERVER_NAME = re.compile(r"[a-z][a-z0-9-]{0,11}")
 SET_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 SHOWN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 RESERVED_SERVER_NAMES = frozenset({"sets"})
 
 
@@ -40,6 +41,7 @@ def check_settings(settings: Settings, file: Path) -> Settings:
             f"{file}: $.policy: {settings.path(settings.policy)} is not a directory; "
             "give a bundle's, for example a copy of examples/01-first-call/policy"
         )
+    _check_tenant(settings.tenant, f"{file}: $.tenant")
     prefixes: set[tuple[str, str]] = set()
     for index, issuer in enumerate(settings.identity.issuers):
         where = f"{file}: $.identity.issuers[{index}]"
@@ -49,6 +51,7 @@ def check_settings(settings: Settings, file: Path) -> Settings:
             raise ConfigFault(f"{where}.jwks_file: {settings.path(issuer.jwks_file)} does not exist")
         if bad := [name for name in issuer.algorithms if name.startswith("HS") or name == "none"]:
             raise ConfigFault(f"{where}.algorithms: {bad[0]} is not accepted; use RS256, PS256, ES256 or EdDSA")
+        _check_tenant(issuer.tenant or settings.tenant, f"{where}.tenant")
         pair = (issuer.tenant or settings.tenant, issuer.user_prefix)
         if pair in prefixes:
             raise ConfigFault(
@@ -69,6 +72,12 @@ def check_settings(settings: Settings, file: Path) -> Settings:
             f"{file}: $.identity.issuers: nobody could sign in; add an issuer, or local_issuer: true for a trial"
         )
     return settings
+
+
+def _check_tenant(tenant: str, where: str) -> None:
+    """It is the first part of every key, and ends there at the first bar."""
+    if not _TENANT.fullmatch(tenant):
+        raise ConfigFault(f"{where}: '{tenant[:80]}' is not 1 to 64 of letters, digits, '.', '_' and '-'")
 
 
 def _check_server(name: str, server: Server, file: Path) -> None:

@@ -637,3 +637,22 @@ class Nobody:
 
     async def verify(self, token: str) -> Refused:
         return Refused("token-unknown", "nobody may ask here")
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("alice@example.com", "subject-malformed"),
+        ("ABCDEF0123456789ABCDEF0123456789", "subject-malformed"),
+        (" 0123456789abcdef0123456789abcdef", "subject-malformed"),
+        ("https://nobody.example|alice", "issuer-unknown"),
+    ],
+)
+async def test_a_person_is_stopped_or_erased_by_a_name_that_is_theirs_alone(
+    service: Running, value: str, code: str
+) -> None:
+    wanted = {"scope": "subject", "value": value, "reason": "r"}
+    status, problem = await service.ask("POST", "/api/v1/quarantines", wanted)
+    assert (status, problem["code"]) == (422, code)
+    status, problem = await service.ask("POST", "/api/v1/erasures", {"subject": value, "reason": "r"})
+    assert (status, problem["code"]) == (422, code)

@@ -104,3 +104,11 @@ def test_a_value_that_can_not_be_is_told_with_its_key_and_what_can(tmp_path: Pat
     with pytest.raises(ConfigFault) as fault:
         load_settings(file)
     assert str(fault.value) == f"{file}: {told}"
+
+
+@pytest.mark.parametrize("tenant", ["acme|eu", "", "a b", "x" * 65, "acme/eu"])
+def test_a_tenant_s_name_can_stand_in_every_key(tmp_path: Path, tenant: str) -> None:
+    file = tmp_path / "tidegate.yaml"
+    file.write_text(f"tenant: {tenant!r}\n")
+    with pytest.raises(ConfigFault, match=r"\$.tenant"):
+        load_settings(file, {})

@@ -20,6 +20,7 @@ from tidegate_policy.models import (
     Erase,
     ErasureView,
     Impose,
+    Imposed,
     Published,
     QuarantineView,
     ReleaseView,
@@ -151,13 +152,12 @@ def _add_quarantines(
         return [quarantine_view(event) for event in state.quarantines.current(clock())]
 
     @router.post("/quarantines", status_code=201, tags=["quarantines"], summary="Have the edges refuse what matches")
-    async def post_quarantine(actor: Actor, wanted: Impose) -> QuarantineView:
+    async def post_quarantine(actor: Actor, wanted: Impose) -> Imposed:
         if wanted.scope == "tool" and "/" not in wanted.value:
             raise ApiFault(422, "request-malformed", "a tool is named 'server/tool', with the server's own name of it")
-        is_named = wanted.scope == "subject" and "|" in wanted.value
-        value = eraser.resolve(wanted.value) if is_named else wanted.value
+        value = eraser.resolve(wanted.value) if wanted.scope == "subject" else wanted.value
         event = await warden.impose(wanted.scope, value, wanted.reason, wanted.ttl_s, actor)
-        return quarantine_view(event)
+        return Imposed(**quarantine_view(event).model_dump(), known=state.knows(wanted.scope, value))
 
     @router.delete(
         "/quarantines/{quarantine_id}",

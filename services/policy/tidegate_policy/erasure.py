@@ -9,7 +9,7 @@ is taken off as soon as it is seen. This service needs no master: it never opens
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +58,7 @@ class Eraser:
         region: str,
         clock: Callable[[], int],
         secrets: ClusterSecrets | None = None,
+        issuers: Collection[str] = (),
     ) -> None:
         self._state = state
         self._journal = journal
@@ -65,6 +66,7 @@ class Eraser:
         self._region = region
         self._clock = clock
         self._secrets = secrets
+        self._issuers = issuers  # of the tenant; (): not known
         self._busy = asyncio.Lock()
         self._undone: dict[str, bytes] = {}  # by subject: the last erasure as stored, until its state record is done
         self._stored: dict[str, tuple[str, bool]] = {}  # by subject: which erasure the state record tells, and if done
@@ -83,9 +85,12 @@ class Eraser:
             raise ApiFault(
                 422,
                 "subject-malformed",
-                "a subject is its id (32 hex digits) or 'issuer|subject' as its tokens say; `tidegate erase` finds a "
-                "login's",
+                "a subject is its id (32 hex digits) or 'issuer|subject' as its tokens say; a login is looked up by "
+                "the command line",
             )
+        if self._issuers and not any(subject.startswith(f"{one}|") for one in self._issuers):
+            known = ", ".join(sorted(self._issuers))
+            raise ApiFault(422, "issuer-unknown", f"'{issuer[:200]}' is no issuer of this tenant; there are {known}")
         return pseudonym(self._secrets.pepper(self._state.tenant), issuer, name)
 
     async def erase(self, subject_id: str, reason: str, actor: str, *, dry_run: bool = False) -> Done:

@@ -98,6 +98,12 @@ class QuarantineView(BaseModel):
     finding_id: str
 
 
+class Imposed(QuarantineView):
+    known: bool | None = Field(
+        description="Whether a server, or a tool of one, is called so now; null for other scopes. It rules all the same"
+    )
+
+
 class Erase(Strict):
     subject: str = Field(
         min_length=1, max_length=2_048, description="Subject id (32 hex digits), or 'issuer|subject' as its tokens say"

@@ -14,6 +14,7 @@ from fastapi import APIRouter
 from tidegate.errors import LogUnavailable
 from tidegate.ids import now_us
 from tidegate.lifecycle import background
+from tidegate.local_issuer import issuer_name
 from tidegate.log.port import Delivered, EventLog
 from tidegate.policy.bundle import load_bundle
 from tidegate.policy.signing import open_signing_key
@@ -66,7 +67,7 @@ async def create_policy(
     journal = Journal(log, state, settings.edge.id or settings.tenant)
     publisher = Publisher(state, journal, log, key, settings.region, clock)
     warden = Warden(state, journal, settings.region, clock)
-    eraser = Eraser(state, journal, log, settings.region, clock, secrets)
+    eraser = Eraser(state, journal, log, settings.region, clock, secrets, _issuers(settings))
     caught_up = asyncio.Event()
 
     async def require_ready() -> None:
@@ -159,3 +160,9 @@ def _apply(record: Delivered, service: PolicyService) -> None:
         service.eraser.note(record)
     if record.value is not None:  # on `control-state` it is the imposing event again, perhaps before its history
         service.state.apply(record.value)
+
+
+def _issuers(settings: Settings) -> set[str]:
+    """Whose subjects are the tenant's."""
+    named = {one.issuer for one in settings.identity.issuers if (one.tenant or settings.tenant) == settings.tenant}
+    return named | ({issuer_name(settings.url)} if settings.local_issuer else set())

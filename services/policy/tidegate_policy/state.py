@@ -12,6 +12,8 @@ from tidegate.events import (
     BundleActivated,
     BundleRejected,
     BundleReleased,
+    OfferDefined,
+    OfferWithdrawn,
     QuarantineImposed,
     QuarantineLifted,
     ServerRegistered,
@@ -50,6 +52,7 @@ class ControlPlane:
     erasures: dict[str, SubjectErased] = field(default_factory=dict)  # by their id, oldest first
     erased: dict[str, int] = field(default_factory=dict)  # subject id → keys made up to then are destroyed
     tools: dict[tuple[str, str], str] = field(default_factory=dict)  # (server, tool) → digest of its definition
+    offers: dict[tuple[str, str, str], None] = field(default_factory=dict)  # (server, kind, name or URI)
     servers: dict[str, ServerRegistered] = field(default_factory=dict)
 
     def apply(self, value: bytes) -> None:
@@ -76,6 +79,10 @@ class ControlPlane:
                 self.tools[event.server, event.tool] = event.digest
             case ToolWithdrawn():
                 self.tools.pop((event.server, event.tool), None)
+            case OfferDefined():
+                self.offers[event.server, event.kind, event.target] = None
+            case OfferWithdrawn():
+                self.offers.pop((event.server, event.kind, event.target), None)
             case ServerRegistered():
                 self.servers[event.server] = event
 
@@ -93,6 +100,19 @@ class ControlPlane:
     def tool_facts(self) -> list[ToolFacts] | None:
         """The tools seen so far; None while none was, so that nothing is said to be unknown."""
         return [ToolFacts(server, tool) for server, tool in self.tools] or None
+
+    def knows(self, scope: str, value: str) -> bool | None:
+        """Whether something bears the name that a quarantine gives; None where the histories cannot tell."""
+        if scope == "server":
+            return value in self.servers or any(server == value for server, _ in self.tools)
+        if scope != "tool":
+            return None
+        server, _, target = value.partition("/")
+        if (server, target) in self.tools or any(
+            (server, kind, target) in self.offers for kind in ("prompt", "resource")
+        ):
+            return True
+        return None if "://" in target else False  # a URI may be one that a template makes
 
     def _activated(self, event: BundleActivated) -> None:
         before = self.edges.get(event.edge) or EdgeStatus(event.edge, event.ring)
