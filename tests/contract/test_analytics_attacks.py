@@ -106,3 +106,16 @@ async def test_a_writer_sends_one_statement_in_a_request(engine: EmbeddedEngine)
     status, text = await asyncio.to_thread(ask, engine, "writer", "SELECT 1; SELECT 2")
     assert (status, "Multi-statements" in text) == (400, True)
     assert (await asyncio.to_thread(ask, engine, "writer", "SELECT ';' -- one; two\n;"))[0] == 200
+
+
+async def test_slow_readers_keep_no_writer_waiting_and_have_a_bound_on_memory(engine: EmbeddedEngine) -> None:
+    slow = "SELECT count() FROM numbers(3) WHERE sleepEachRow(1) = 0"
+    readers = [asyncio.create_task(asyncio.to_thread(ask, engine, "reader", slow)) for _ in range(8)]
+    status, _ = await asyncio.to_thread(ask, engine, "writer", "SELECT 1")
+    assert status == 200
+    assert not any(reader.done() for reader in readers)
+    assert [status for status, _ in await asyncio.gather(*readers)] == [200] * 8
+    status, told = await asyncio.to_thread(
+        ask, engine, "reader", "SELECT length(groupArray(repeat('x', 1000000))) FROM numbers(100000)"
+    )
+    assert (status, "MEMORY_LIMIT_EXCEEDED" in told) == (500, True)

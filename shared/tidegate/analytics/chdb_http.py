@@ -25,7 +25,8 @@ from tidegate.analytics.forms import fields_of, is_form
 from tidegate.analytics.port import DATABASE
 from tidegate.analytics.statements import fault_of_reading, is_single
 
-CONCURRENT_STATEMENTS = 4
+CONCURRENT_STATEMENTS = 4  # of readers, and as many of writers: dashboards do not keep records waiting
+READER_MEMORY_BYTES_MAX = 4 * 1024**3
 READER_SQL_BYTES_MAX = 256 * 1024
 WRITER_BODY_BYTES_MAX = 512 * 1024 * 1024
 RESULT_BYTES_MAX = 256 * 1024 * 1024
@@ -81,7 +82,10 @@ class ChdbHttp:
     def __init__(self, directory: Path, tokens: Tokens) -> None:
         self._directory = directory
         self._tokens = tokens
-        self._threads = ThreadPoolExecutor(CONCURRENT_STATEMENTS, thread_name_prefix="analytics-http")
+        self._threads = {
+            writes: ThreadPoolExecutor(CONCURRENT_STATEMENTS, thread_name_prefix=f"analytics-{name}")
+            for writes, name in ((True, "writers"), (False, "readers"))
+        }
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -112,7 +116,7 @@ class ChdbHttp:
             except BodyFault as fault:
                 raise Refused(413 if fault.too_large else 400, 36, str(fault)) from None
             statement = _statement(query, head, Path(spooled.name), is_writer and scope["method"] == "POST")
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, statement)
+            return await asyncio.get_running_loop().run_in_executor(self._threads[is_writer], self._run, statement)
 
     def _authenticate(self, headers: dict[str, str]) -> bool:
         """True for the writer, False for the reader."""
@@ -227,7 +231,7 @@ def _preamble(statement: Statement) -> str:
         "max_result_bytes": str(RESULT_BYTES_MAX),
         "result_overflow_mode": "'throw'",
     }
-    own |= {} if statement.writes else {"readonly": "1"}
+    own |= {} if statement.writes else {"readonly": "1", "max_memory_usage": str(READER_MEMORY_BYTES_MAX)}
     return "SET " + ", ".join(f"{name} = {value}" for name, value in (own | given).items())
 
 
