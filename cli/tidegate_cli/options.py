@@ -1,7 +1,7 @@
 """Options that several commands share, and the settings that they lead to.
 
 A running `up` leaves its address in {data}/serving.json: `--listen` may have moved it from what the file says, and
-tokens name the address. Written by `serve_commands.py`, obeyed here while that process lives.
+tokens name the address. Written by `running.py` once that process owns the data directory, obeyed here while it lives.
 """
 
 import os

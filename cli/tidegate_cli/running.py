@@ -25,7 +25,7 @@ from tidegate.secrets import open_secrets
 from tidegate.serving import Awaiting, health_routes, open_server
 from tidegate.sessions.opening import open_sessions
 from tidegate.settings import Settings
-from tidegate_cli.options import make_data_dir
+from tidegate_cli.options import make_data_dir, write_serving
 
 OnReady = Callable[[Settings], Awaitable[None]]
 ALL = ("policy", "edge", "audit-consumer", "detector")
@@ -52,6 +52,9 @@ async def _run(settings: Settings, services: Sequence[str], on_ready: OnReady | 
     app = FastAPI(title="Tidegate", version=__version__, docs_url="/api/v1/docs", openapi_url="/api/v1/openapi.json")
     async with contextlib.AsyncExitStack() as stack:
         house = House(settings, app, stack)
+        if settings.is_local:
+            await house.log()  # the lock of the data directory: the address of its owner alone is written
+            write_serving(settings)
         for service in ALL:
             if service in services:
                 await _OPENERS[service](house)

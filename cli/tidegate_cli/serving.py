@@ -20,7 +20,6 @@ import typer
 from tidegate.errors import ConfigFault, OurFault
 from tidegate.settings import Settings, host_port
 from tidegate.settings_file import load_settings
-from tidegate_cli.options import write_serving
 from tidegate_cli.serve_commands import ALL
 
 AWAIT_POLL_S = 0.25
@@ -70,8 +69,6 @@ def prepared(settings: Settings, services: tuple[str, ...]) -> Iterator[None]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # for stdio servers
     if "edge" in services:
         _check_free(settings.listen)
-    if settings.is_local:
-        write_serving(settings)
     watcher = Awaiting(settings) if "edge" in services else None
     if watcher is not None:
         watcher.start()

@@ -21,6 +21,7 @@ from tests.parts.lab_policy import lab_bundle
 from tests.parts.processes import free_port
 
 from tidegate.log.sqlite import open_readonly
+from tidegate_cli.options import SERVING_FILE
 
 TIME = {"time/get_current_time": "{ timezone: String }"}
 
@@ -116,6 +117,8 @@ def test_a_second_process_on_the_same_data_is_refused_and_told_by_whom(up: Up) -
     config = yaml.safe_load(up.service.config.read_text()) | {"listen": f"127.0.0.1:{free_port()}"}
     twin = Service("twin", "up", up.directory / "twin.yaml", f"http://{config['listen']}")
     twin.config.write_text(yaml.safe_dump(config))
+    address = up.service.data / SERVING_FILE
+    before = address.read_bytes()
     twin.launch()
     status = twin.wait_gone()
     said = twin.news()
@@ -123,6 +126,8 @@ def test_a_second_process_on_the_same_data_is_refused_and_told_by_whom(up: Up) -
     assert f"process {up.service.pid}" in said
     assert "Traceback" not in said
     assert up.service.is_ready()
+    assert address.read_bytes() == before, "commands still find the one that runs"
+    assert msgspec.json.decode(before)["pid"] == up.service.pid
 
 
 async def test_killed_under_load_it_loses_nothing_and_continues(up: Up) -> None:
