@@ -1,5 +1,5 @@
-"""Rows on stdout: a table for people, CSV and JSON for programs. Times are ISO 8601 in UTC; foreign text is made safe
-for the terminal in tables alone.
+"""Rows on stdout: a table for people, or a block a row where a table would not fit; CSV and JSON for programs. Times
+are ISO 8601 in UTC; foreign text is made safe for the terminal in tables and blocks alone.
 """
 
 import csv
@@ -16,22 +16,52 @@ from tidegate.analytics.port import Answer
 from tidegate_cli.output import console, plain, print_line
 
 CELL_CHARS_MAX = 200
+FOLDED_MIN = 40  # a UUID is 36 characters, a subject id 32
 
 
 def print_table(answer: Answer) -> None:
+    """Every column, whole: `name: value` lines where the columns do not fit beside each other."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     if not answer.rows:
         console().print("[dim]no rows[/]")
         return
+    rows = [[plain(_cut(_text(value))) for value in row] for row in answer.rows]
+    if not _fits(answer.names, rows, console().width):
+        _print_blocks(answer.names, rows)
+        return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for position, name in enumerate(answer.names):
         is_number = all(isinstance(row[position], int | float | Decimal) for row in answer.rows)
         table.add_column(plain(name), justify="right" if is_number else "left", overflow="fold")
-    for row in answer.rows:
-        table.add_row(*[plain(_cut(_text(value))) for value in row])
+    for row in rows:
+        table.add_row(*row)
     console().print(table)
+
+
+def _fits(names: tuple[str, ...], rows: list[list[str]], columns: int) -> bool:
+    """Beside each other, none folded to less than what holds an id; each has a space on either side."""
+    if len(names) == 1:
+        return True
+    widths = [max(map(_width, (names[at], *(row[at] for row in rows)))) for at in range(len(names))]
+    return sum(min(width, FOLDED_MIN) + 2 for width in widths) <= columns
+
+
+def _width(cell: str) -> int:
+    from rich.cells import cell_len
+
+    return max(cell_len(line.expandtabs()) for line in cell.split("\n"))
+
+
+def _print_blocks(names: tuple[str, ...], rows: list[list[str]]) -> None:
+    longest = max(map(_width, names))
+    for number, row in enumerate(rows, 1):
+        console().print(f"[dim]row {number}[/]")
+        for name, cell in zip(names, row, strict=True):
+            value = cell.replace("\n", "\n" + " " * (longest + 2))
+            margin = " " * (longest - _width(name))
+            console().print(f"{margin}[bold]{plain(name)}[/]: {value}", soft_wrap=True)
 
 
 def print_csv(answer: Answer) -> None:

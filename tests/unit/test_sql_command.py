@@ -1,9 +1,11 @@
 """`tidegate sql`: what it lets through, how it prints, and the command whole beside a running engine."""
 
 import asyncio
+import contextlib
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.parts.audit_events import calls, delivered
 
 from tidegate.analytics.chdb_server import EmbeddedEngine
@@ -19,6 +23,7 @@ from tidegate.errors import ConfigFault
 from tidegate_audit_consumer.migrate import migrate
 from tidegate_audit_consumer.rows import open_batch
 from tidegate_audit_consumer.store import store
+from tidegate_cli.output import console
 from tidegate_cli.sql_printing import PRINTERS
 from tidegate_cli.sql_work import bounded, explained, parameters_of
 
@@ -106,6 +111,33 @@ def test_a_table_sends_no_control_characters_to_the_terminal(capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "\x1b[2J" not in shown
     assert "2026-03-01T12:00:00Z" in shown
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 3))
+def test_every_column_is_printed_whole_however_wide_the_rows_are(widths: list[int], count: int) -> None:
+    """A short value or name is never folded; only what is wider than an id may be, and then all of it is there."""
+    names = tuple(f"column_{number}" for number in range(len(widths)))
+    rows = [tuple(f"{number:02}".ljust(width, "x") for number, width in enumerate(widths)) for _ in range(count)]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        console.cache_clear()
+        PRINTERS["table"](Answer(names, rows))
+    console.cache_clear()
+    shown = out.getvalue()
+    for name, value in zip(names, rows[0], strict=True):
+        assert re.search(rf"\b{name}\b", shown)
+        if len(value) <= 40:
+            assert len(re.findall(rf"(?<!\S){value}(?!\S)", shown)) >= count
+    assert shown.count("x") == count * sum(max(0, width - 2) for width in widths)
+
+
+def test_rows_too_wide_for_a_table_are_blocks_of_name_and_value(capsys: pytest.CaptureFixture[str]) -> None:
+    names = tuple(f"name_{number}" for number in range(30))
+    console.cache_clear()
+    PRINTERS["table"](Answer(names, [tuple(f"value {number}\nrest" for number in range(30))] * 2))
+    console.cache_clear()
+    shown = capsys.readouterr().out
+    assert shown.startswith("row 1\n name_0: value 0\n         rest\n name_1: value 1\n")
+    assert "row 2\n" in shown
 
 
 @pytest.fixture
