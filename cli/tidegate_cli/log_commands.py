@@ -1,6 +1,6 @@
 """`tidegate log tail` and `tidegate why`: what happens, and why a call was decided as it was."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,7 +22,9 @@ def tail(
     agent: Annotated[str, typer.Option("--agent", help="Only this agent.")] = "",
     tool: Annotated[str, typer.Option("--tool", help="Only this tool: git_log, or git__git_log.")] = "",
     server: Annotated[str, typer.Option("--server", help="Only this server.")] = "",
-    decision: Annotated[str, typer.Option("--decision", help="Only allow, deny, ask or limited.")] = "",
+    decision: Annotated[
+        Literal["allow", "deny", "ask", "limited"] | None, typer.Option("--decision", help="Only these.")
+    ] = None,
     since: Annotated[
         str, typer.Option("--since", metavar="AGE", help="From then on: 90s, 15m, 2h, 7d, or a time.")
     ] = "",
@@ -37,7 +39,7 @@ def tail(
     from tidegate_cli.matching import Wanted, age_us
     from tidegate_cli.tailing import show_tail
 
-    wanted = Wanted(user=user, agent=agent, tool=tool, server=server, decision=decision, since_us=age_us(since))
+    wanted = Wanted(user=user, agent=agent, tool=tool, server=server, decision=decision or "", since_us=age_us(since))
     show_tail(config, wanted, last=last, follow=follow, as_json=as_json)
 
 

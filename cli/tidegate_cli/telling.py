@@ -109,6 +109,12 @@ def _quarantine(seen: Seen) -> str:
     return f"[bold red]quarantine[/] of {what}: {plain(seen.text('reason'))}"
 
 
+def _erased(seen: Seen) -> str:
+    keys = len(seen.fields.get("keys", ()))
+    named = f"{keys} key{'s' if keys != 1 else ''}"
+    return f"[bold red]erased[/] subject {plain(seen.text('subject_id'))}  {named}: {plain(seen.text('reason'))}"
+
+
 def _bundle(seen: Seen) -> str:
     word = seen.type.split(".")[1]
     where = seen.text("edge") or seen.text("cause")
@@ -150,6 +156,7 @@ _TELLERS: dict[str, Callable[[Seen], str]] = {
     "finding.raised": _finding,
     "quarantine.imposed": _quarantine,
     "quarantine.lifted": _quarantine,
+    "subject.erased": _erased,
     "bundle.released": _bundle,
     "bundle.activated": _bundle,
     "bundle.rejected": _bundle,

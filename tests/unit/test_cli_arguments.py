@@ -6,9 +6,11 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from tidegate.errors import ConfigFault
 from tidegate_cli.calling import read_arguments, typed_arguments
+from tidegate_cli.main import app
 from tidegate_cli.matching import Seen, Wanted, age_us, open_seen
 from tidegate_cli.options import names_of
 from tidegate_cli.output import plain
@@ -176,3 +178,17 @@ def test_the_past_is_the_youngest_events_in_order_of_time(times: list[int], even
     shown = [kept.time_us for kept in past.in_order()]
     assert shown == sorted(times)[len(times) - min(events_max, len(times)) :]
     assert past.left_out == len(times) - len(shown)
+
+
+def test_an_erasure_is_told_with_whose_keys_how_many_and_why() -> None:
+    told = line_of(seen(type="subject.erased.v1", keys=["k1", "k2"], reason="asked to"))
+    for words in ("erased", "ab12", "2 keys", "asked to"):
+        assert words in told, words
+
+
+@pytest.mark.parametrize("decision", ["nonsense", "Deny", "denied"])
+def test_a_decision_that_there_is_not_is_refused_with_those_that_there_are(decision: str) -> None:
+    refused = CliRunner().invoke(app, ["log", "tail", "--decision", decision])
+    assert refused.exit_code == 2
+    for word in ("allow", "deny", "ask", "limited"):
+        assert f"'{word}'" in refused.output, word
