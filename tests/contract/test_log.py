@@ -13,7 +13,8 @@ import pytest
 from tests.parts.kafka import Kafka
 
 from tidegate.errors import LogUnavailable
-from tidegate.limits import EVENT_BYTES_MAX
+from tidegate.limits import EVENT_BYTES_MAX, LETTER_BYTES_MAX
+from tidegate.log.commit import bytes_of
 from tidegate.log.kafka import KafkaLog
 from tidegate.log.port import Delivered, EventLog, Partition, Record, Subscription
 from tidegate.log.sqlite import SqliteLog
@@ -153,6 +154,20 @@ async def test_a_record_of_the_largest_size_survives(log: EventLog, follow: Foll
     value = os.urandom(EVENT_BYTES_MAX)
     await log.append([Record("calls", b"k", value)])
     assert values(await take(await follow("calls"), 1)) == [value]
+
+
+@pytest.mark.parametrize("headers", [(), (("dlq.a", b"a" * 900), ("dlq.ü", b"b"))], ids=["plain", "headers"])
+async def test_a_dead_letter_may_fill_its_topics_bound_and_no_more(
+    log: EventLog, follow: Follow, headers: tuple[tuple[str, bytes], ...]
+) -> None:
+    empty = Record("dead-letters", b"k" * 70, b"", headers)
+    value = os.urandom(LETTER_BYTES_MAX - bytes_of(empty))
+    with pytest.raises(LogUnavailable) as caught:
+        await log.append([empty._replace(value=value + b"x")])
+    assert caught.value.code == "record-too-large"
+    await log.append([empty._replace(value=value)])
+    await log.append([empty._replace(value=value), empty])
+    assert values(await take(await follow("dead-letters"), 3))[0] == value
 
 
 async def test_followers_without_a_group_each_read_everything_from_the_start(log: EventLog, follow: Follow) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import hashlib
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -10,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +21,8 @@ from tests.parts.audit_events import calls, completed, requested
 
 from tidegate.chain import Chain
 from tidegate.ids import now_us
+from tidegate.limits import LETTER_BYTES_MAX
+from tidegate.log.commit import check_size
 from tidegate.log.port import Delivered, Record
 from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Settings
@@ -149,6 +154,30 @@ async def test_the_commands_list_show_and_retry_what_the_consumer_buried(setting
         assert len(await letters_of(log)) == 2, "what stays unreadable is not buried twice"
 
 
+async def test_a_record_larger_than_any_of_ours_is_buried_and_ingestion_goes_on(
+    settings: Settings, log: SqliteLog
+) -> None:
+    large, huge = b"x" * 950_000, b'{"type":"call.paused.v9"}' + b" " * 3_000_000
+    await log.append([*calls(1), *(filler := [Record("calls", b"k", b"-"), Record("calls", b"k", b"--")])])
+    replaced = sqlite3.connect(log.path)  # as any producer can append, past the bounds of ours
+    for held, value in zip(filler, (large, huge), strict=True):
+        replaced.execute('UPDATE "log:calls" SET value = ? WHERE value = ?', (value, held.value))
+    replaced.commit()
+    replaced.close()
+    await log.append(calls(2, writer="later"))
+    async with consuming(settings, log) as consumer:
+        await consumer.wait_until_ingested(8)
+        assert await rows(consumer, "SELECT count() FROM tidegate.events") == [(6,)]
+        whole, cut = await letters_of(log)
+        assert (whole.record.value, whole.whole_bytes) == (large, 0)
+        assert huge.startswith(cut.record.value or b"-")
+        assert 1_000_000 < len(cut.record.value or b"") < LETTER_BYTES_MAX
+        assert (cut.whole_bytes, cut.sha256) == (len(huge), hashlib.sha256(huge).hexdigest())
+        assert f"{len(huge):,} bytes" in cut.message
+        tried = await retry(consumer.analytics, [whole, cut])
+        assert [(one.outcome, one.reason) for one in tried] == [("unreadable", "not-json"), ("unreadable", "cut")]
+
+
 async def test_wrong_uses_say_what_to_give(settings: Settings, log: SqliteLog) -> None:
     for words, code, said in (
         (("show", "calls-0"), 2, "topic/partition/offset"),
@@ -162,7 +191,7 @@ async def test_wrong_uses_say_what_to_give(settings: Settings, log: SqliteLog) -
         assert "Traceback" not in made.stderr
 
 
-names = st.one_of(st.text(max_size=10), st.sampled_from(["dlq.reason", "dlq.original.offset", "dlq.error.message"]))
+names = st.one_of(st.text(max_size=10), st.sampled_from(["dlq.reason", "dlq.cut.bytes", "dlq.error.message"]))
 
 
 @given(
@@ -182,6 +211,27 @@ def test_a_letter_holds_the_record_exactly(
     assert letter.record == record
     assert letter.reason == "wrong-shape"
     assert letter.id == f"calls/3/{offset}"
+
+
+@given(
+    st.integers(0, 2_000_000),
+    st.integers(0, 2_000_000),
+    st.integers(0, 300),
+    st.integers(0, 10_000),
+    st.sampled_from(["x", "ü", "\x00"]),
+)
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_every_letter_fits_into_its_topic_and_says_what_was_cut(
+    value: int, key: int, headers: int, size: int, char: str
+) -> None:
+    record = Delivered("calls", 3, 7, b"k" * key, b"v" * value, ((char * 20, b"h" * size),) * headers, 1)
+    buried = dead_letter(Unreadable(record, "not-json", char * 5_000))
+    check_size(buried)
+    letter = open_letter(Delivered(buried.topic, 0, 9, buried.key, buried.value, buried.headers, now_us()))
+    assert letter is not None
+    assert letter.id == "calls/3/7"
+    assert letter.record == record or any(name.startswith("dlq.cut.") for name, _ in buried.headers)
+    assert letter.record.value == record.value or letter.whole_bytes == value
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ async def retry(analytics: Analytics, letters: Sequence[Letter]) -> list[Retried
     be stored, and the same again does no harm.
     """
     fresh = {one.id for one in await unstored(analytics, letters)}
-    records = [letter.record for letter in letters if letter.id in fresh]
+    records = [letter.record for letter in letters if letter.id in fresh and not letter.whole_bytes]
     opened = await asyncio.to_thread(open_batch, records)
     await store(analytics, opened, records)
     unreadable = {(one.record.topic, one.record.partition, one.record.offset): one for one in opened.unreadable}
@@ -38,6 +38,8 @@ async def retry(analytics: Analytics, letters: Sequence[Letter]) -> list[Retried
         at = (letter.record.topic, letter.record.partition, letter.record.offset)
         if letter.id not in fresh:
             results.append(Retried(letter, "stored-before"))
+        elif letter.whole_bytes:
+            results.append(Retried(letter, "unreadable", "cut", "the log could not keep all of its value"))
         elif at in unreadable:
             results.append(Retried(letter, "unreadable", unreadable[at].reason, unreadable[at].message))
         else:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from tidegate.errors import LogUnavailable
-from tidegate.limits import EVENT_BYTES_MAX
+from tidegate.limits import EVENT_BYTES_MAX, LETTER_BYTES_MAX
 from tidegate.log.pace import Pace
 from tidegate.log.port import BlockingAppender, Record
 
@@ -27,9 +27,29 @@ Futures = list["asyncio.Future[None]"]
 Batch = tuple[list[Record], Futures]
 
 
+LETTERS = "dead-letters"
+_FRAMING_BYTES = 128  # of a Kafka batch that holds one record: 82, and the lengths of key and value
+_HEADER_BYTES = 10  # the lengths of a header's name and value
+
+
+def bytes_of(record: Record) -> int:
+    """What the record takes up in a Kafka topic at most, as a batch of its own."""
+    headers = sum([len(name.encode(errors="replace")) + len(value) + _HEADER_BYTES for name, value in record.headers])
+    return len(record.key) + len(record.value or b"") + headers + _FRAMING_BYTES
+
+
 def check_size(record: Record) -> None:
-    """Raises LogUnavailable (`record-too-large`) for what no adapter takes: refused before it blocks a queue."""
-    if record.value is not None and len(record.value) > EVENT_BYTES_MAX:
+    """Raises LogUnavailable (`record-too-large`) for what no adapter takes: refused before it blocks a queue.
+
+    A dead letter may be larger than an event: what somebody else could append must be kept as well.
+    """
+    if record.topic == LETTERS:
+        if (size := bytes_of(record)) > LETTER_BYTES_MAX:
+            raise LogUnavailable(
+                f"a dead letter of {size} bytes, where a topic takes {LETTER_BYTES_MAX} at most",
+                code="record-too-large",
+            )
+    elif record.value is not None and len(record.value) > EVENT_BYTES_MAX:
         raise LogUnavailable(
             f"a record of {len(record.value)} bytes, where the log takes {EVENT_BYTES_MAX} at most; "
             "limits.capture_bytes_max bounds what is captured of a call",

@@ -10,7 +10,7 @@ KEPT_FOREVER: Final = frozenset({"policy", "control", "catalog", "integrity"})
 """Histories from which state is folded, and the signed roots: one partition each, nothing ever expires."""
 
 _DAY_MS: Final = 86_400_000
-_MESSAGE_BYTES: Final = 1_048_588  # Kafka's default; an event has EVENT_BYTES_MAX, a dead letter its headers beside
+_MESSAGE_BYTES: Final = 1_048_588  # Kafka's default; an event has EVENT_BYTES_MAX, a dead letter LETTER_BYTES_MAX
 
 _SOON_GONE: Final = {
     "max.compaction.lag.ms": "3600000",
