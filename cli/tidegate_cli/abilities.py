@@ -5,6 +5,7 @@ are those of the latest recorded call before, unless they are given.
 """
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from tidegate_cli.released import bundle_bytes
 
 _STYLES: Final = {"allow": "green", "by-arguments": "yellow", "ask": "cyan", "deny": "dim"}
 _WORDS: Final = {"allow": "yes", "by-arguments": "some calls", "ask": "asks first", "deny": "no"}
+_SUBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
 _LATEST: Final = (
     "SELECT subject_id, issuer, subject, login, groups, toUnixTimestamp64Micro(requested_at) FROM tidegate.calls "
     "WHERE tenant = {tenant:String} AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC') "
@@ -92,8 +94,17 @@ async def _bundle(log: EventLog, tenant: str, digest: str) -> Bundle:
 
 
 async def _who(settings: Settings, user: str, agent: str, groups: tuple[str, ...], at_us: int) -> Who:
-    """As the latest recorded call before shows the person; with groups given, no record is needed."""
-    row = await _latest(settings, user, at_us, needed=not groups)
+    """As the latest recorded call before shows the person; with groups given, no record is needed. Raises CallerFault
+    where only a subject id is known of them: rules name people by their subject.
+    """
+    is_id = _SUBJECT_ID.fullmatch(user) is not None
+    row = await _latest(settings, user, at_us, needed=is_id or not groups)
+    if row is not None and not row[2]:
+        raise CallerFault(
+            f"the latest call of {user} before {_time(at_us)} no longer shows whose it is: that part is erased, or "
+            "sealed under a key that is not here; give the subject with --user, as the tokens say, and --groups",
+            code="subject-erased",
+        )
     if row is None:
         prefixes = {issuer.user_prefix for issuer in settings.identity.issuers}
         return Who(user=(prefixes.pop() if len(prefixes) == 1 else "") + user, agent=agent, groups=groups)
@@ -114,6 +125,12 @@ async def _latest(settings: Settings, user: str, at_us: int, *, needed: bool) ->
             raise
         return None
     if not rows and needed:
+        if _SUBJECT_ID.fullmatch(user):
+            raise CallerFault(
+                f"no call of the subject id {user} is recorded before {_time(at_us)}, so nothing is known of that "
+                "person; give the subject with --user, as the tokens say, and --groups",
+                code="subject-unknown",
+            )
         raise CallerFault(
             f"no call of {user} is recorded before {_time(at_us)}, so their groups are not known; give them with "
             "--groups",

@@ -52,6 +52,19 @@ def test_what_a_group_may_call_is_what_it_is_shown(house: House) -> None:
     assert (refused["answer"], refused["reason"]) == ("deny", "tool-not-granted")
 
 
+def test_what_nobody_granted_is_told_as_the_call_is_however_rules_look_at_arguments(house: House) -> None:
+    found = can(house, "--user", "zoe@example.com", "--groups", "sales")
+    assert {(one["answer"], one["reason"]) for one in found["can"]} == {("deny", "tool-not-granted")}
+
+
+@pytest.mark.parametrize("more", [(), ("--groups", "eng")])
+def test_a_subject_id_that_no_call_shows_is_refused(house: House, more: tuple[str, ...]) -> None:
+    done = house.run("can", "--user", "0" * 32, *more)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing is known of that person" in done.stderr
+    assert "--groups" in done.stderr
+
+
 def test_a_person_s_groups_are_those_of_their_latest_call(house: House) -> None:
     assert house.run("can", "--user", "yan@example.com").returncode != 0
     house.run("call", "time__get_current_time", "timezone=UTC", "--user", "yan@example.com", "--groups", "eng")

@@ -324,3 +324,26 @@ def test_tags_and_attributes_of_a_server_and_an_action_count() -> None:
             json.dumps(entities),
         )
         assert engine.evaluate(Principal("alice"), "fs", "read", {}).rules == ("stop",), condition
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "rules"),
+    [
+        ("", "tool-not-granted", ()),
+        ('@id("late") forbid (principal, action, resource) when { context.args.n > 3 };', "tool-not-granted", ()),
+        (
+            """@id("some") permit (principal, action, resource) when { context.args.n > 3 };
+            @id("never") forbid (principal, action, resource);""",
+            "forbidden-by-rule",
+            ("never",),
+        ),
+    ],
+)
+def test_a_hidden_tool_is_told_with_the_reason_that_holds_for_any_arguments(
+    more: str, reason: str, rules: tuple[str, ...]
+) -> None:
+    engine = engine_of('@id("alice") permit (principal == User::"alice", action, resource);' + more)
+    told = engine.hidden(EVE, "fs", "read")
+    assert told is not None
+    assert (told.effect, told.reason, told.rules) == ("deny", reason, rules)
+    assert (engine.hidden(ALICE, "fs", "read") is None) == engine.visible(ALICE, "fs", "read") == ("never" not in more)

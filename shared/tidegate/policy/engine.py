@@ -63,7 +63,7 @@ class _Route:
     """Everything about (principal, agent, tool) that holds for every call: `standing` alone where it decides."""
 
     standing: Verdict | None
-    visible: bool
+    hidden: Verdict | None  # None: some call of the tool may be allowed
     slice: Slice
     reach: Reach
     request: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +118,11 @@ class Engine:
 
     def visible(self, principal: PolicyPrincipal, server: str, tool: str) -> bool:
         """Whether some call of this tool may be allowed, at least after approval."""
-        return self._route(principal, server, tool).visible
+        return self._route(principal, server, tool).hidden is None
+
+    def hidden(self, principal: PolicyPrincipal, server: str, tool: str) -> Verdict | None:
+        """Why no call of this tool may be allowed, whatever its arguments; None where it is visible."""
+        return self._route(principal, server, tool).hidden
 
     def evaluate(self, principal: PolicyPrincipal, server: str, tool: str, arguments: Mapping[str, object]) -> Verdict:
         """The verdict on this call. Never raises: what cannot be evaluated is denied."""
@@ -160,14 +164,14 @@ class Engine:
         ancestors = self._book.ancestors([*groups, *self._book.parents(user)])
         chosen = self._index.slice(rule for rule in candidates if rule.principal.admits(user, ancestors))
         if not chosen.rules:
-            return _Route(verdict_of([], [], {}, server, tool), False, chosen, _NOTHING_REACHED)
+            return _denying(verdict_of([], [], {}, server, tool), chosen)
         try:
             reach = target.with_user(user, groups, chosen.mentions)
         except (
             ValueError
         ) as fault:  # a lone surrogate in an id, a cycle of groups: nothing can be decided for this principal
-            return _Route(verdict_of([], [str(fault)], chosen.by_name, server, tool), False, chosen, _NOTHING_REACHED)
-        standing, visible, open_rules = _preview(principal, target, chosen, reach.entities, server, tool)
+            return _denying(verdict_of([], [str(fault)], chosen.by_name, server, tool), chosen)
+        standing, hidden, open_rules = _preview(principal, target, chosen, reach.entities, server, tool)
         if open_rules is not None and len(open_rules) < len(chosen.rules):
             chosen = self._index.slice(rule for name, rule in chosen.by_name.items() if name in open_rules)
         request = {
@@ -179,7 +183,7 @@ class Engine:
         args = chosen.needs.parts.get("args", NOTHING)
         if chosen.needs.whole:
             args = Need(True, args.decimal, args.parts)
-        return _Route(standing, visible, chosen, reach, request, args, opening)
+        return _Route(standing, hidden, chosen, reach, request, args, opening)
 
     def _target(self, server: str, tool: str) -> tuple[Target, tuple[Rule, ...]]:
         known = self._targets.get((server, tool))
@@ -191,6 +195,10 @@ class Engine:
         if (server, tool) in self._tools:  # only the catalogue bounds this cache
             self._targets[server, tool] = (target, candidates)
         return target, candidates
+
+
+def _denying(verdict: Verdict, rules: Slice) -> _Route:
+    return _Route(verdict, verdict, rules, _NOTHING_REACHED)
 
 
 def _authorize(request: dict[str, Any], rules: cedar.PolicySet, entities: cedar.Entities) -> _Diagnostics:
@@ -219,9 +227,9 @@ def _looks_at(rule: Rule, path: str) -> bool:
 
 def _preview(
     principal: PolicyPrincipal, target: Target, rules: Slice, entities: cedar.Entities, server: str, tool: str
-) -> tuple[Verdict | None, bool, frozenset[str] | None]:
-    """With the arguments unknown: the verdict, where no rule is left open; whether an allow is possible; and the names
-    of the rules that can still matter (None: all of them), for no argument makes the others true.
+) -> tuple[Verdict | None, Verdict | None, frozenset[str] | None]:
+    """With the arguments unknown: the verdict, where no rule is left open; why none can be allowed, where none can; and
+    the names of the rules that can still matter (None: all of them), for no argument makes the others true.
     """
     request: dict[str, str | None] = {
         "principal": f'User::"{_escaped(principal.user)}"',
@@ -233,19 +241,19 @@ def _preview(
     plain = _authorize_partial(request, rest, entities)
     found = _authorize_partial(request, rules, entities) if rules.asks else plain
     if found is None or plain is None:
-        return None, True, None
+        return None, None, None
     granted = verdict_of(plain.reason, plain.errors, rest.by_name, server, tool)
     if plain.nontrivial_residuals:
         possible = [rest.by_name[name].effect for name in (*plain.reason, *plain.nontrivial_residuals)]
         hopeless = granted.reason in ("forbidden-by-rule", "evaluation-error")
         simple = not rules.asks and not plain.errors
         matter = frozenset((*plain.may_be_determining, *plain.nontrivial_residuals)) if simple else None
-        return None, not hopeless and "permit" in possible, matter
+        return None, granted if hopeless or "permit" not in possible else None, matter
     if found.nontrivial_residuals:
-        return None, granted.effect == "allow", None
+        return None, granted if granted.effect != "allow" else None, None
     verdict = verdict_of(found.reason, found.errors, rules.by_name, server, tool)
     standing = granted if verdict.effect == "ask" and granted.effect != "allow" else verdict
-    return standing, standing.effect != "deny", None
+    return standing, standing if standing.effect == "deny" else None, None
 
 
 def _authorize_partial(request: dict[str, str | None], rules: Slice, entities: cedar.Entities) -> _Diagnostics | None:

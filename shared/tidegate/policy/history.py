@@ -120,9 +120,7 @@ def _can(world: World, engine: Engine, principal: PolicyPrincipal, subject_id: s
     if stopped is not None:
         told = f"This {stopped.scope} was in quarantine: {stopped.reason}"
         return Can(server, tool, facts.labels, "deny", "quarantined", (stopped.quarantine_id,), told)
-    verdict = engine.standing(principal, server, tool)
+    verdict = engine.hidden(principal, server, tool) or engine.standing(principal, server, tool)
     if verdict is not None:
         return Can(server, tool, facts.labels, verdict.effect, verdict.reason, verdict.rules, verdict.told)
-    if engine.visible(principal, server, tool):
-        return Can(server, tool, facts.labels, "by-arguments", "depends-on-arguments")
-    return Can(server, tool, facts.labels, "deny", "denied-for-any-arguments")
+    return Can(server, tool, facts.labels, "by-arguments", "depends-on-arguments")
