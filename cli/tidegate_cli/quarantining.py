@@ -35,6 +35,11 @@ def impose_quarantine(
         print_document(imposed)
         return
     say(f"[red]stopped[/]  {quarantine_line(imposed)}")
+    if imposed.get("known") is False:
+        say(
+            f"[yellow]no {plain(scope)} is called '{plain(value)}' now[/]: it is stopped should one come; `tidegate "
+            f"quarantine lift {plain(imposed['quarantine_id'])}` takes a misspelt one back"
+        )
     took_ms = (time.monotonic() - began) * 1e3
     say(f"[dim]in the log after {took_ms:.0f} ms; every edge that follows it refuses from now on[/]")
 

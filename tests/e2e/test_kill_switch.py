@@ -102,3 +102,26 @@ def test_a_slip_stops_nothing_and_is_told(house: House, words: tuple[str, ...], 
     assert done.returncode != 0
     assert told in " ".join(done.stderr.split())
     assert called(house)[0]
+
+
+@pytest.mark.parametrize(
+    ("scope", "value", "known"),
+    [
+        ("server", "time", True),
+        ("server", "nosuch", False),
+        ("tool", "time/get_current_time", True),
+        ("tool", "time/nosuch", False),
+        ("session", "abc", None),
+        ("agent", "nobody", None),
+    ],
+)
+def test_a_name_that_nobody_bears_is_stopped_and_told_as_unknown(
+    house: House, scope: str, value: str, known: bool | None
+) -> None:
+    made = imposed(house, scope, value)
+    assert made["known"] is known
+    assert house.run("quarantine", "lift", made["quarantine_id"]).returncode == 0
+    done = house.run("quarantine", "impose", scope, value, "--reason", "x", "--for", "1s")
+    assert done.returncode == 0
+    assert ("is called" in done.stdout) == (known is False)
+    until(lambda: f"{scope} {value}" not in house.run("quarantine", "list").stdout)
