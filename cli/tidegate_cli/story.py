@@ -41,7 +41,7 @@ def _decided(call: Seen) -> list[tuple[str, str]]:
         ("decision", f"[bold {style}]{plain(decision)}[/]  {plain(call.text('reason'))}"),
         ("stage", f"{plain(call.text('stage') or 'policy')}  [dim]{release}[/]"),
         ("rules", plain(", ".join(call.fields.get("rules", ())))),
-        ("told", plain(call.text("message"))),
+        ("says", plain(call.text("message"))),
         ("found", _findings(call)),
     ]
 

@@ -92,7 +92,7 @@ class Call(Event, frozen=True, kw_only=True):
     decision: Decided
     stage: Stage = "policy"
     reason: str = ""  # kebab case: "tool-not-granted", "forbidden-by-rule", ...
-    message: str = ""  # the sentence that the model was given
+    message: str = ""  # the decision's sentence, which the caller is given unless the tool is hidden from it
     rules: tuple[str, ...] = ()  # ids of the determining rules
     bundle: str = ""
 
