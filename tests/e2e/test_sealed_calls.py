@@ -212,19 +212,53 @@ async def test_plain_and_sealed_calls_stand_side_by_side_and_a_replay_doubles_no
         assert await shown(consumer.analytics, "s0") == OPEN
 
 
-async def test_what_the_log_forgot_while_nobody_looked_is_gone_and_what_clickhouse_lost_comes_back(
+async def test_what_was_erased_while_nobody_looked_is_gone_and_what_clickhouse_lost_comes_back(
     settings: Settings, log: SqliteLog, wrapping: Wrapping
 ) -> None:
     kept, lost, forgotten = key_for("kept"), key_for("lost"), key_for("forgotten")
+    fast = key_for("forgotten", created_us=now_us() + 9_000_000)  # of an edge whose clock was ahead
     await log.append(published(wrapping, kept, lost))
     async with consuming(settings, log) as consumer:
         await until(lambda: _migrated(consumer.analytics))
         await until(lambda: _equal(keys_in(consumer.analytics), {kept.kid, lost.kid}))
     async with EmbeddedEngine(settings.data_dir) as engine:
         await put(engine.analytics, forgotten)
+        await put(engine.analytics, fast)
         await engine.analytics.execute(f"ALTER TABLE tidegate.subject_keys DELETE WHERE kid = '{lost.kid}'")
+    await log.append(erasure("forgotten", now_us(), kids=(fast.kid,)))
     async with consuming(settings, log) as consumer:
         await until(lambda: _equal(keys_in(consumer.analytics), {kept.kid, lost.kid}))
+
+
+async def test_a_consumer_of_an_empty_or_another_log_takes_nobody_s_key_and_says_so(
+    settings: Settings, log: SqliteLog, wrapping: Wrapping, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [key_for(f"s{number}") for number in range(5)]
+    erased = key_for("erased")
+    await log.append([*published(wrapping, *keys), *sealed_records(keys[0], "c1")])
+    other = SqliteLog(tmp_path / "other.sqlite")
+    await other.prepare()
+    await other.append(erasure("erased", now_us()))
+    async with consuming(settings, log) as consumer:
+        await consumer.wait_until_ingested(2)
+        await shows(consumer.analytics, "c1", OPEN)
+        await until(lambda: _equal(keys_in(consumer.analytics), {key.kid for key in keys}))
+    async with EmbeddedEngine(settings.data_dir) as engine:
+        await put(engine.analytics, erased)
+        registry = CollectorRegistry()
+        with caplog.at_level(logging.ERROR, "tidegate_audit_consumer.key_feed"):
+            async with feeding(other, engine.analytics, wrapping, registry) as feed:
+                await until(lambda: _is_current(feed))
+        assert await keys_in(engine.analytics) == {key.kid for key in keys}
+        assert registry.get_sample_value("tidegate_audit_subject_keys_unknown") == 5
+        assert [record.message for record in caplog.records if "5 keys" in record.message]
+        assert len(caplog.records) == 1
+        assert await shown(engine.analytics, "c1") == OPEN
+    await other.close()
+
+
+async def _is_current(feed: KeyFeed) -> bool:
+    return feed.is_current
 
 
 async def put(analytics: Analytics, key: SubjectKey) -> None:
@@ -294,8 +328,10 @@ class Failing(Passing):
 
 
 @contextlib.asynccontextmanager
-async def feeding(log: EventLog, analytics: Analytics, wrapping: Wrapping | None) -> AsyncIterator[KeyFeed]:
-    feed = KeyFeed(log, analytics, wrapping, QUICK, CollectorRegistry())
+async def feeding(
+    log: EventLog, analytics: Analytics, wrapping: Wrapping | None, registry: CollectorRegistry | None = None
+) -> AsyncIterator[KeyFeed]:
+    feed = KeyFeed(log, analytics, wrapping, QUICK, registry or CollectorRegistry())
     task = asyncio.create_task(feed.run())
     try:
         yield feed

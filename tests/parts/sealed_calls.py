@@ -38,7 +38,7 @@ def destroyed(*keys: SubjectKey) -> list[Record]:
     return [Record(TOPIC, topic_key(key.tenant, key.subject_id, key.kid), None) for key in keys]
 
 
-def erasure(subject_id: str, erased_us: int, tenant: str = "acme") -> list[Record]:
+def erasure(subject_id: str, erased_us: int, tenant: str = "acme", kids: tuple[str, ...] = ()) -> list[Record]:
     """As the policy service writes it: the event, and the state that tells those who come later."""
     event = SubjectErased(
         id=uuid7(),
@@ -50,6 +50,7 @@ def erasure(subject_id: str, erased_us: int, tenant: str = "acme") -> list[Recor
         actor="root",
         reason="asked to",
         erased_us=erased_us,
+        keys=kids,
     )
     record = Chain(f"policy.{uuid7()}").seal(event)
     assert record.value is not None

@@ -1,8 +1,9 @@
 """Subjects' keys from the log into ClickHouse, where the view `calls` opens sealed parts with them, and out again.
 
 Follows the topics alone, from the start at each start. Until what was there is known nothing but missing keys is put in
-and what the log no longer has is taken out, so it does not matter for how long nobody looked. A None value takes its
-key away before the next record is looked at: first the erasure is written down, then the key deleted, and every
+and what an erasure on the log names or covers is taken out, so it does not matter for how long nobody looked. That the
+log does not have a key is no erasure: it may be the wrong log, so such a key stays and is told of. A None value takes
+its key away before the next record is looked at: first the erasure is written down, then the key deleted, and every
 insertion is compared with the erasures afterwards, so that a consumer that lags puts back nothing. Counterparts:
 `migrations/0008_sealed.sql` (the tables), `tidegate.privacy.ring` (the same topic, for readers of the log).
 """
@@ -103,6 +104,7 @@ class KeyFeed:
         self._inserts = 0
         self._expected = 0  # rows that ClickHouse has at least
         self._complaints = 0
+        self._has_told_unknown = False
         self.is_current = False  # everything that was in the log when it began is in ClickHouse
 
     async def run(self) -> None:
@@ -161,8 +163,7 @@ class KeyFeed:
         if self._stopping.is_set():
             return
         await self._apply(waiting)
-        if strange := await self._sweep(standing):
-            _log.warning("%d keys of subjects were in ClickHouse and are not in the log; they are gone", strange)
+        await self._sweep(standing)
         await self._compact()
         self._expected = await self._count()
         self._metrics.keys.set(self._expected)
@@ -211,6 +212,9 @@ class KeyFeed:
             return
         who = (event.tenant, event.subject_id)
         changes.erased[who] = max(event.erased_us, changes.erased.get(who, 0))
+        for kid in event.keys:
+            if _KID.fullmatch(kid):
+                changes.remove(*who, kid, event.erased_us)
 
     async def _patiently(self, changes: Changes) -> None:
         """As often as it takes. Stopping comes first: the next start reads the records again."""
@@ -309,17 +313,35 @@ class KeyFeed:
         await self._analytics.execute("ALTER TABLE tidegate.subject_keys DELETE WHERE kid = ''")
         self._inserts = 0
 
-    async def _sweep(self, standing: Standing) -> int:
-        """Delete what the topic does not have: an erasure of which even the None value is compacted away by now."""
+    async def _sweep(self, standing: Standing) -> None:
+        """Look at what the topic does not have. What was erased goes, though even its None value is compacted away by
+        now. The rest stays: an empty or another topic must not cost anybody's key.
+        """
         begins = [""] if await self._count() <= SWEEP_WHOLE_MAX else [f"{number:02x}" for number in range(256)]
-        strange: list[str] = []
+        unknown = 0
         for begin in begins:
             answer = await self._analytics.query(
-                "SELECT kid FROM tidegate.subject_keys WHERE startsWith(kid, {begin:String})", {"begin": begin}
+                "SELECT kid, tenant, subject_id, toUnixTimestamp64Micro(created_at) FROM tidegate.subject_keys "
+                "WHERE startsWith(kid, {begin:String})",
+                {"begin": begin},
             )
-            strange += standing.missing_of(begin, [str(kid) for (kid,) in answer.rows if _KID.fullmatch(kid)])
-        await self._delete(strange)
-        return len(strange)
+            held = {row[0]: SubjectKey(row[0], row[1], row[2], int(row[3]), b"") for row in answer.rows}
+            for some in _slices(standing.missing_of(begin, filter(_KID.fullmatch, held))):
+                erased = await self._erased([held[kid] for kid in some])
+                await self._delete(sorted(erased))
+                self._metrics.erased.inc(len(erased))
+                unknown += len(some) - len(erased)
+        self._tell_unknown(unknown)
+
+    def _tell_unknown(self, count: int) -> None:
+        self._metrics.unknown.set(count)
+        if count and not self._has_told_unknown:
+            _log.error(
+                "ClickHouse has %d keys of subjects that the topic subject-keys does not have and nobody erased; they "
+                "are kept. Is this the right log (kafka.prefix, a cluster or log.db that was replaced or restored)?",
+                count,
+            )
+        self._has_told_unknown = count > 0
 
     async def _count(self) -> int:
         answer = await self._analytics.query("SELECT count() FROM tidegate.subject_keys")

@@ -49,6 +49,11 @@ class IntegrityMetrics:
         self.breaches = Counter(
             "tidegate_integrity_breaches", "Gaps, forks, rewrites and losses that were found", registry=registry
         )
+        self.unchained = Counter(
+            "tidegate_integrity_unchained_records",
+            "Records on the log that are under no root: unreadable, of no chain, or beyond any chain's bounds",
+            registry=registry,
+        )
         self.checked = Counter(
             "tidegate_integrity_checks", "Roots that ClickHouse was compared with", ["verdict"], registry=registry
         )
@@ -61,6 +66,11 @@ class KeyMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.keys = Gauge("tidegate_audit_subject_keys", "Keys with which ClickHouse opens calls", registry=registry)
         self.erased = Counter("tidegate_audit_subject_keys_erased", "Keys taken out of ClickHouse", registry=registry)
+        self.unknown = Gauge(
+            "tidegate_audit_subject_keys_unknown",
+            "Keys that ClickHouse has and the log has not, though nobody erased them; more than 0: the wrong log?",
+            registry=registry,
+        )
         self.faults = Counter(
             "tidegate_audit_subject_key_faults",
             "Records of keys that were left out, by reason",
