@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from tidegate.audit.links import is_bounded
 from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested
 from tidegate.log.port import Delivered
 from tidegate.ocsf.finding import RaisedFinding, open_finding
@@ -50,6 +51,8 @@ def _out_of_range(event: AnyEvent | RaisedFinding) -> str:
     """What ClickHouse's columns could not hold; "" if nothing."""
     if not TIME_MIN_US <= event.time_us < TIME_MAX_US:
         return f"time_us {event.time_us} is not between the years 2000 and 2100"
+    if not is_bounded(event.writer, event.seq, event.prev, event.id, event.time_us):
+        return "writer, id, seq or prev is larger than any chain's"
     if not 0 <= event.seq <= INT_MAX:
         return f"seq {event.seq} is not a count"
     if not event.id or not event.tenant:

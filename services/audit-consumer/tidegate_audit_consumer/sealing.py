@@ -35,6 +35,7 @@ LEAVES_BYTES_MAX = 500_000
 POLL_RECORDS = 1_000
 TICK_S = 0.5
 RETRY_S = 1.0
+RETRY_MAX_S = 10.0  # what failed may have sealed a part, which is sealed again: not in a tight loop
 
 OpenWriter = Callable[[], AbstractAsyncContextManager[EventLog]]
 """The log under the sealer's writer id: opening it fences whoever had it before."""
@@ -62,6 +63,7 @@ class Taken:
     positions: dict[str, int]
     links: list[Link] = field(default_factory=list)
     ends: dict[Partition, int] = field(default_factory=dict)  # to settle
+    unchained: list[str] = field(default_factory=list)  # positions of what is no record of a chain
 
     def take(self, records: Sequence[Delivered]) -> None:
         """What the last root covers is passed over; what is no record of a chain is covered by nothing."""
@@ -72,6 +74,8 @@ class Taken:
             self.positions[at] = self.ends[Partition(record.topic, record.partition)] = record.offset + 1
             if record.value is not None and (link := link_of(record.value)) is not None:
                 self.links.append(link)
+            else:
+                self.unchained.append(f"{at}/{record.offset}")
 
 
 class Sealer:
@@ -91,6 +95,7 @@ class Sealer:
         self.name = sealer_name(settings)
         self.held = False
         self.sealed = 0  # roots since the start
+        self._failures = 0  # since positions moved on
         self.changed = asyncio.Condition()
         self.stopping = asyncio.Event()
         self._settings = settings
@@ -111,7 +116,8 @@ class Sealer:
             except* LogUnavailable as faults:
                 _log.warning("sealing pauses: %s", "; ".join(_sentences(faults)))
                 self._metrics.faults.inc()
-                await _sleep_unless(self.stopping, RETRY_S)
+                await _sleep_unless(self.stopping, min(RETRY_MAX_S, RETRY_S * 2 ** min(self._failures, 16)))
+                self._failures += 1
 
     async def _take_part(self) -> None:
         holding = await self._log.follow(
@@ -156,7 +162,7 @@ class Sealer:
         while self.held and not self.stopping.is_set():
             taken.take(await reading.poll(POLL_RECORDS, max(0.0, min(TICK_S, due - now()))))
             await holding.poll(POLL_RECORDS, 0.0)
-            if now() >= due or len(taken.links) >= LINKS_MAX:
+            if now() >= due or len(taken.links) + len(taken.unchained) >= LINKS_MAX:
                 last = await self._seal(journal, last, taken)
                 await _settle(reading, taken.ends)
                 taken, due = Taken(dict(last.positions)), now() + self._every_s
@@ -168,6 +174,8 @@ class Sealer:
         for index, leaves in enumerate(portions):
             positions = taken.positions if index == len(portions) - 1 else last.positions
             last = await self._seal_one(journal, last, leaves, dict(positions))
+        self._failures = 0
+        self._tell_unchained(taken.unchained)
         if gathered.breaches:
             self._metrics.breaches.inc(len(gathered.breaches))
             _log.error("%d breaches of chains on the log: %s", len(gathered.breaches), gathered.breaches[0].sentence)
@@ -175,6 +183,16 @@ class Sealer:
         async with self.changed:
             self.changed.notify_all()
         return last
+
+    def _tell_unchained(self, positions: Sequence[str]) -> None:
+        """Whoever appends past the edges is seen: the writers of ours append nothing else than chains."""
+        if positions:
+            self._metrics.unchained.inc(len(positions))
+            _log.error(
+                "%d records on the log are no records of a chain and under no root, the first at %s",
+                len(positions),
+                positions[0],
+            )
 
     async def _seal_one(self, journal: Journal, last: Last, leaves: Sequence[Leaf], positions: dict[str, int]) -> Last:
         root = Root(

@@ -7,12 +7,17 @@ a breach besides. Counterparts: `roots.py` puts leaves under a signed root, `hol
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from tidegate.audit.merkle import root_of
 from tidegate.events import Leaf, Repeatable
 
 BREACHES_MAX = 1_000
 RUN_RECORDS_MAX = 50_000
 RUN_REPEATABLES_MAX = 1_000  # they are listed one by one, and a root must fit into the log
+RUN_REPEATABLE_BYTES_MAX = 200_000  # of them, as they are listed
+
+_LISTED_BYTES = 120  # of one that is listed, beside its id: number, hash, names
 
 
 class Link(NamedTuple):
@@ -60,21 +65,34 @@ def leaves_of(links: Iterable[Link]) -> Gathered:
 def _runs(numbered: dict[int, list[Link]]) -> tuple[list[list[Link]], list[Breach]]:
     runs: list[list[Link]] = []
     breaches: list[Breach] = []
+    size = 0  # of the last run's repeatables
     for seq in sorted(numbered):
         chosen, *strays = _chosen_first(numbered[seq], numbered.get(seq + 1, ()))
         before = runs[-1][-1] if runs else None
         is_next = before is not None and before.seq == seq - 1
         is_linked = is_next and before is not None and before.hash == chosen.prev
-        if is_linked and len(runs[-1]) < (RUN_RECORDS_MAX if _is_unique(chosen.id) else RUN_REPEATABLES_MAX):
+        more = _listed_bytes(chosen)
+        if is_linked and size + more <= RUN_REPEATABLE_BYTES_MAX and len(runs[-1]) < _run_max(chosen):
             runs[-1].append(chosen)
+            size += more
         else:
             if is_next and not is_linked and before is not None:
                 breaches.append(_broken(before, chosen))
             runs.append([chosen])
+            size = more
         for stray in strays:
             breaches.append(_stray(stray, chosen))
             runs.insert(-1, [stray])
     return runs, breaches
+
+
+def _run_max(link: Link) -> int:
+    return RUN_RECORDS_MAX if _is_unique(link.id) else RUN_REPEATABLES_MAX
+
+
+def _listed_bytes(link: Link) -> int:
+    """What the record adds to its leaf, as JSON."""
+    return 0 if _is_unique(link.id) else len(msgspec.json.encode(link.id)) + _LISTED_BYTES
 
 
 def _chosen_first(same: Sequence[Link], followers: Sequence[Link]) -> list[Link]:
