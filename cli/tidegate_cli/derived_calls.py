@@ -1,10 +1,12 @@
 """Compares the rows of `calls` with what the records of each call say: people query rows, and roots cover records.
 
-The expected row is made from the stored bytes by the audit consumer's own reading. Personal columns are left out: they
-go when a subject is erased. Counterpart: `verifying.py`, which proves the records.
+The expected row is made from the stored bytes by the audit consumer's own reading; every column is compared. An erasure
+touches none of them: it destroys keys, so boxes stay as they are, and plain personal columns as the bytes have them.
+What may be large comes as its hash. Counterpart: `verifying.py`, which proves the records.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from tidegate.analytics.port import Analytics
@@ -12,7 +14,7 @@ from tidegate.audit.holdings import Wrong
 from tidegate.log.port import Delivered
 
 PAGE_CALLS = 2_000
-RECORDS_PER_CALL_MAX = 16
+RECORDS_PER_CALL_MAX = 16  # three, and what was written again
 MISSING_MAX = 1_000
 SETTLED_US = 60_000_000  # rows are inserted before their records are: younger ones are left for the next time
 DAY_US = 86_400_000_000
@@ -26,11 +28,24 @@ COLUMNS = (
     *("error_code", "release", "catalog", "groups", "control_epoch", "arguments_bytes", "arguments_digest"),
     *("result_bytes", "result_digest", "policy_us", "upstream_us", "total_us", "masked", "requested_rules"),
     *("completed_rules", "requested_event", "abandoned_event", "completed_event", *SIDES),
+    *("arguments_kept", "arguments_capture", "arguments_fingerprints", "result_capture", "result_fingerprints"),
+    *("request_kid", "completion_kid", "issuer", "subject", "login", "claimed_client"),
 )
-_SELECTED = ", ".join([*COLUMNS, *(f"toUnixTimestamp64Micro({name})" for name in TIMES)])
+HASHED = ("arguments", "result", "inputs", "request_box", "completion_box")
+MATCHES = ("arguments_findings", "result_findings")
+NAMES = (*COLUMNS, *HASHED, *MATCHES, *TIMES)
+_SELECTED = ", ".join(
+    [
+        *COLUMNS,
+        *(f"if({name} = '', '', lower(hex(SHA256({name}))))" for name in HASHED),
+        *(f"arrayMap(one -> [one.1, one.2, one.3, one.4, toString(one.5)], {name})" for name in MATCHES),
+        *(f"toUnixTimestamp64Micro({name})" for name in TIMES),
+    ]
+)
 _PERIOD = "BETWEEN fromUnixTimestamp64Micro({from:Int64}) AND fromUnixTimestamp64Micro({to:Int64})"
 
 Row = Mapping[str, Any]
+Key = tuple[str, str]  # tenant and id of a call: an id alone is what its writer says
 
 
 async def wrong_calls(analytics: Analytics, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
@@ -39,11 +54,12 @@ async def wrong_calls(analytics: Analytics, from_us: int, to_us: int, now_us: in
     async for page in _pages(analytics, period):
         expected = expected_rows(await _records(analytics, page))
         for row in page:
-            if (wrong := judge(row, expected.get(row["call_id"]))) is not None:
+            if (wrong := judge(row, expected.get((row["tenant"], row["call_id"])))) is not None:
                 yield row["requested_at"], wrong
     answer = await analytics.query(
         "SELECT writer, seq, event_id, call_id, toUnixTimestamp64Micro(time) FROM tidegate.events "  # noqa: S608
-        f"WHERE topic = 'calls' AND time {_PERIOD} AND call_id NOT IN (SELECT call_id FROM tidegate.calls_raw "
+        f"WHERE topic = 'calls' AND time {_PERIOD} AND (tenant, call_id) NOT IN "
+        "(SELECT tenant, call_id FROM tidegate.calls_raw "
         "WHERE requested_at BETWEEN fromUnixTimestamp64Micro({before:Int64}) AND fromUnixTimestamp64Micro({to:Int64})) "
         "ORDER BY time LIMIT {limit:UInt32}",
         period | {"before": max(0, from_us - DAY_US), "limit": MISSING_MAX},
@@ -52,16 +68,23 @@ async def wrong_calls(analytics: Analytics, from_us: int, to_us: int, now_us: in
         yield time_us, Wrong("missing", writer, seq, event_id, f"call {call_id} has no row in `calls`")
 
 
-def expected_rows(records: Sequence[Delivered]) -> dict[str, Row]:
-    """By call: the row that its records make. As the table merges, each column is a maximum."""
+def expected_rows(records: Sequence[Delivered]) -> dict[Key, Row]:
+    """By call: the row that its records make. As the table merges, each column is a maximum. Empty where a call has
+    more records than are read of one.
+    """
     from tidegate_audit_consumer.rows import open_batch
 
     columns = open_batch(records).calls
-    places: dict[str, list[int]] = {}
-    for place, call_id in enumerate(columns.get("call_id", ())):
-        places.setdefault(call_id, []).append(place)
-    wanted = [(name, columns[name]) for name in (*COLUMNS, *TIMES)] if columns else []
-    return {call_id: {name: _greatest(values, at) for name, values in wanted} for call_id, at in places.items()}
+    places: dict[Key, list[int]] = {}
+    for place, key in enumerate(zip(columns.get("tenant", ()), columns.get("call_id", ()), strict=True)):
+        places.setdefault(key, []).append(place)
+    wanted = [(name, columns[name], _SAID.get(name, _greatest)) for name in NAMES] if columns else []
+    return {
+        key: {name: said([values[place] for place in at]) for name, values, said in wanted}
+        if len(at) <= RECORDS_PER_CALL_MAX
+        else {}
+        for key, at in places.items()
+    }
 
 
 def judge(row: Row, expected: Row | None) -> Wrong | None:
@@ -69,6 +92,11 @@ def judge(row: Row, expected: Row | None) -> Wrong | None:
     if expected is None:
         sentence = f"the row of call {row['call_id']} in `calls` rests on no record"
         return Wrong("unsealed", "", 0, row["call_id"], sentence)
+    if not expected:
+        sentence = (
+            f"call {row['call_id']} has more than {RECORDS_PER_CALL_MAX} records, so its row in `calls` is not judged"
+        )
+        return Wrong("misplaced", "", 0, row["call_id"], sentence)
     differing = [name for name, value in expected.items() if _plain(row[name]) != value]
     if not differing:
         return None
@@ -88,7 +116,7 @@ async def _pages(analytics: Analytics, period: Mapping[str, int]) -> AsyncIterat
         )
         if not answer.rows:
             return
-        page = [dict(zip((*COLUMNS, *TIMES), row, strict=True)) for row in answer.rows]
+        page = [dict(zip(NAMES, row, strict=True)) for row in answer.rows]
         yield page
         after = (page[-1]["requested_at"], page[-1]["tenant"], page[-1]["call_id"])
 
@@ -96,21 +124,38 @@ async def _pages(analytics: Analytics, period: Mapping[str, int]) -> AsyncIterat
 async def _records(analytics: Analytics, page: Sequence[Row]) -> list[Delivered]:
     answer = await analytics.query(
         "SELECT hex(raw) FROM tidegate.events WHERE topic = 'calls' AND call_id IN {ids:Array(String)} "  # noqa: S608
-        f"AND time {_PERIOD} ORDER BY time, event_id LIMIT {{most:UInt32}} BY call_id",
+        f"AND tenant IN {{tenants:Array(String)}} AND time {_PERIOD} "
+        "ORDER BY time, event_id LIMIT {most:UInt32} BY tenant, call_id",
         {
+            "tenants": sorted({row["tenant"] for row in page}),
             "ids": [row["call_id"] for row in page],
             "from": min(row["requested_at"] for row in page) - DAY_US,
             "to": max(max(row[name] for name in TIMES) for row in page) + DAY_US,
-            "most": RECORDS_PER_CALL_MAX,
+            "most": RECORDS_PER_CALL_MAX + 1,
         },
     )
     return [Delivered("calls", 0, at, b"", bytes.fromhex(raw), (), 0) for at, (raw,) in enumerate(answer.rows)]
 
 
-def _greatest(values: Sequence[Any], places: Sequence[int]) -> Any:
-    said = [_plain(values[place]) for place in places if values[place] is not None]
+def _greatest(values: Sequence[Any]) -> Any:
+    said = [_plain(value) for value in values if value is not None]
     return max(said) if said else None
 
 
+def _hash(values: Sequence[Any]) -> str:
+    """Of the greatest text, as ClickHouse gives it."""
+    greatest = max(value.encode() if isinstance(value, str) else value for value in values)
+    return hashlib.sha256(greatest).hexdigest() if greatest else ""
+
+
+def _matches(values: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple((*texts, str(count)) for *texts, count in max(tuple(value) for value in values))
+
+
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else int(value) if value is True or value is False else value
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return int(value) if value is True or value is False else value
+
+
+_SAID: Mapping[str, Callable[[Sequence[Any]], Any]] = dict.fromkeys(HASHED, _hash) | dict.fromkeys(MATCHES, _matches)

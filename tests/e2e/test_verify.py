@@ -225,6 +225,18 @@ ROWS: list[tuple[str, str, str]] = [
         "in `calls` does not say what its records say: decision",
     ),
     ("a row is deleted", "DELETE WHERE call_id = {id}", "has no row in `calls`"),
+    (
+        *("findings go", "UPDATE arguments_findings = [], arguments_capture = 'none' WHERE call_id = {id}"),
+        "does not say what its records say: arguments_capture, arguments_findings",
+    ),
+    (
+        *("somebody is framed", "UPDATE login = 'zoe@framed', arguments = '{{}}' WHERE call_id = {id}"),
+        "does not say what its records say: login, arguments",
+    ),
+    (
+        *("a box is put in", "UPDATE request_kid = 'k', request_box = repeat('b', 28) WHERE call_id = {id}"),
+        "does not say what its records say: request_kid, request_box",
+    ),
 ]
 
 
