@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -13,11 +13,11 @@ from tests.parts.boxes import plain
 from tidegate.chain import Chain
 from tidegate.errors import LogUnavailable
 from tidegate.events import AnyEvent, CallRequested, Sealed, SessionClosed
-from tidegate.log.port import Record
+from tidegate.log.port import Record, Subscription
 from tidegate.log.sqlite import SqliteLog
 from tidegate.privacy.key_file import KEY_LIFE_US, SubjectKeyFile
-from tidegate.privacy.keys import SubjectKey, Wrapping
-from tidegate.privacy.ring import KeyRing, load_ring
+from tidegate.privacy.keys import SubjectKey, Wrapping, topic_key
+from tidegate.privacy.ring import TOPIC, KeyRing, load_ring
 from tidegate_edge.recorder import Recorder, Writer
 from tidegate_edge.vault import PERSONAL, Vault
 
@@ -190,6 +190,89 @@ async def test_keys_wait_for_a_log_that_is_away_while_events_go_on(
             await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_keys_that_another_log_took_are_published_again_at_the_start_and_destroyed_ones_are_not(
+    log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate_edge.vault.COMPARED_AT_ONCE", 2)
+    path, subjects = tmp_path / "moving.db", ["alice", "bob", "carol", "dave", "eve"]
+
+    async def started(log: SqliteLog, *erased: str) -> KeyRing:
+        """An edge with this disk that seals something of each, until every key is where it belongs."""
+        vault = Vault(SubjectKeyFile(path, WRAPPING, NOW), lambda: NOW)
+        task = asyncio.create_task(vault.publish(log))
+        for subject in subjects:
+            await vault.sealed(request_of(subject))
+        for subject in erased:
+            await vault.destroy("acme", subject, NOW)
+        async with asyncio.timeout(20):
+            while len(ring := await load_ring(log, WRAPPING)) < 5 - len(erased) or vault.pending:
+                await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await vault.close(log)
+        return ring
+
+    first = await started(log)
+    (dave,) = [lock.key.kid for lock in first._locks.values() if lock.key.subject_id == "dave"]
+    other = SqliteLog(tmp_path / "other.db")
+    await other.prepare()
+    await other.append([Record(TOPIC, topic_key("acme", "dave", dave), None)])  # known there, and destroyed
+    second = await started(other, "dave")
+    assert set(second._locks) == set(first._locks) - {dave}
+    vault = Vault(SubjectKeyFile(path, WRAPPING, NOW), lambda: NOW)
+    await vault._compare(other)
+    assert not vault._absent, "it has them all by now"
+    await vault._compare(log)
+    assert not vault._absent
+    await vault.close(other)
+    await other.close()
+
+
+async def test_keys_destroyed_after_they_were_missed_on_the_log_are_not_published(
+    vault: Vault, log: SqliteLog, tmp_path: Path
+) -> None:
+    for subject in ("alice", "bob"):
+        await vault.sealed(request_of(subject))
+    assert len(await published(vault, log)) == 2
+    other = SqliteLog(tmp_path / "other.db")
+    await other.prepare()
+    await vault._compare(other)
+    assert len(vault._absent) == 2
+    assert await vault.destroy("acme", "alice", NOW) == 1
+    await vault._publish_all(other)
+    ring = await load_ring(other, WRAPPING)
+    assert [lock.key.subject_id for lock in ring._locks.values()] == ["bob"]
+    assert vault.pending == 0
+    await other.close()
+
+
+async def test_a_log_that_is_away_at_the_start_is_compared_once_it_is_there(
+    vault: Vault, log: SqliteLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = await vault.sealed(request_of("alice"))
+    await published(vault, log)
+    monkeypatch.setattr("tidegate_edge.vault.RETRY_S", 0.01)
+
+    class Away(SqliteLog):
+        asked = 0
+
+        async def follow(self, *args: Any, **options: Any) -> Subscription:
+            self.asked += 1
+            if self.asked < 3:
+                raise LogUnavailable("away")
+            return await super().follow(*args, **options)
+
+    other = Away(tmp_path / "other.db")
+    await other.prepare()
+    task = asyncio.create_task(vault.publish(other))
+    async with asyncio.timeout(20):
+        while other.asked < 3 or (await load_ring(other, WRAPPING)).find(event.sealed.kid) is None:  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await other.close()
 
 
 async def test_a_strict_record_waits_until_its_key_is_on_the_log(

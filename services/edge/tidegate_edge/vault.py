@@ -1,7 +1,8 @@
 """Seals the personal part of events under keys of their subjects, which this edge makes for itself.
 
 On the hot path a dictionary look-up and one encryption; a subject's first call waits until its new key is on this
-edge's disk. Keys are published to the log beside calls. An erased subject's keys are destroyed here and leave memory;
+edge's disk. Keys are published to the log beside calls; at the start it is looked whether the log still has those that
+were, since it may be another log by now. An erased subject's keys are destroyed here and leave memory;
 the next call of it makes a new one. One event loop. Counterparts: `tidegate/privacy/key_file.py` (the disk),
 `watch.py` (hears of erasures), the policy service's `erasure.py`.
 """
@@ -21,13 +22,15 @@ from tidegate.ids import now_us
 from tidegate.limits import SUBJECT_KEYS_CACHED_MAX
 from tidegate.log.port import EventLog, Record
 from tidegate.privacy.key_file import KEY_LIFE_US, Subject, SubjectKeyFile
-from tidegate.privacy.keys import Lock
+from tidegate.privacy.keys import Lock, named_by
 from tidegate.privacy.master import open_wrapping
 from tidegate.privacy.ring import TOPIC
 from tidegate.settings import Settings
 
 FILE: Final = "subject-keys.db"
 PUBLISHED_AT_ONCE: Final = 500
+COMPARED_AT_ONCE: Final = 200_000  # keys in memory while the topic is read through
+READ_AT_ONCE: Final = 1_000
 RETRY_S: Final = 1.0
 LAST_TRY_S: Final = 5.0
 PUBLISHED_WITHIN_S: Final = 5.0
@@ -53,6 +56,7 @@ class Vault:
         self._turn = asyncio.Lock()  # of the file and what is kept of it: taking and destroying never overlap
         self._to_publish = asyncio.Event()
         self._withdrawn: list[Record] = []  # destroyed while they were being published: the log is to forget them
+        self._absent: list[str] = []  # the log was found not to have them
         self._may_publish = False
         self._unpublished = {kid: asyncio.Event() for kid in file.unpublished_kids()}  # set once published or destroyed
 
@@ -114,18 +118,47 @@ class Vault:
         """Bring new keys to the log, until cancelled. Begin once the erasures that the log knows are obeyed."""
         self._may_publish = True
         self._to_publish.set()
-        while True:
+        comparing = asyncio.create_task(self._compare(log))
+        try:
+            while True:
+                await self._publish_next(log)
+        finally:
+            comparing.cancel()
+            await asyncio.gather(comparing, return_exceptions=True)
+
+    async def _publish_next(self, log: EventLog) -> None:
+        try:
+            async with asyncio.timeout(TIDY_S):
+                await self._to_publish.wait()
+        except TimeoutError:
+            await asyncio.to_thread(self._file.drop_old, self._clock())
+            return
+        try:
+            await self._publish_all(log)
+        except LogUnavailable as fault:
+            _log.warning("keys of subjects wait to be published: %s", fault.sentence)
+            await asyncio.sleep(RETRY_S)
+
+    async def _compare(self, log: EventLog) -> None:
+        """Once, and beside all else: find the published keys that this log never had."""
+        before: int | None = None
+        while before != 0:
             try:
-                async with asyncio.timeout(TIDY_S):
-                    await self._to_publish.wait()
-            except TimeoutError:
-                await asyncio.to_thread(self._file.drop_old, self._clock())
-                continue
-            try:
-                await self._publish_all(log)
+                kids, next_before = await asyncio.to_thread(self._file.published_kids, before, COMPARED_AT_ONCE)
+                absent = await _not_on(log, kids) if kids else []
             except LogUnavailable as fault:
-                _log.warning("keys of subjects wait to be published: %s", fault.sentence)
+                _log.warning("it is not known yet whether the log has this edge's keys: %s", fault.sentence)
                 await asyncio.sleep(RETRY_S)
+                continue
+            before = next_before
+            if absent:
+                _log.warning(
+                    "%d keys of subjects that this edge had published are not on the log: it is a new or an older "
+                    "one. They are published again",
+                    len(absent),
+                )
+                self._absent += absent
+                self._to_publish.set()
 
     async def close(self, log: EventLog) -> None:
         """What the log does not take now is published at the next start of an edge with this disk."""
@@ -141,6 +174,8 @@ class Vault:
         """Calls never wait for it. A key that is destroyed while the log takes it is taken back."""
         while True:
             self._to_publish.clear()
+            if self._absent:
+                await self._take_back_marks()
             known = set(self._unpublished)
             try:
                 found = await asyncio.to_thread(self._file.unpublished, PUBLISHED_AT_ONCE)
@@ -157,6 +192,18 @@ class Vault:
                 raise
             self._settled(kid for kid, _, _ in found)
             self._withdrawn += [Record(TOPIC, key, None) for kid, key, _ in found if kid in destroyed]
+
+    async def _take_back_marks(self) -> None:
+        """What was destroyed meanwhile stays gone."""
+        async with self._turn:
+            absent, self._absent = self._absent, []
+            try:
+                found = await asyncio.to_thread(self._file.mark_unpublished, absent)
+            except BaseException:
+                self._absent += absent
+                self._to_publish.set()
+                raise
+            self._unpublished.update((kid, asyncio.Event()) for kid in found)
 
     async def _await_key(self, subject: Subject) -> None:
         """Until the subject's key was in memory: whoever has the turn writes for all who wait, in one transaction."""
@@ -185,6 +232,20 @@ class Vault:
         self._locks.move_to_end(subject)
         if len(self._locks) > self._cached_max:
             self._locks.popitem(last=False)
+
+
+async def _not_on(log: EventLog, kids: list[str]) -> list[str]:
+    """Those of which the topic tells nothing, neither the key nor that it was destroyed. In order."""
+    absent = dict.fromkeys(kids)
+    subscription = await log.follow([TOPIC])
+    try:
+        while not subscription.caught_up and absent:
+            for record in await subscription.poll(READ_AT_ONCE, 1.0):
+                if (named := named_by(record.key)) is not None:
+                    absent.pop(named[2], None)
+    finally:
+        await subscription.close()
+    return list(absent)
 
 
 def _with(lock: Lock, event: _Personal) -> AnyEvent:

@@ -21,6 +21,7 @@ from tidegate.privacy.keys import SubjectKey, Wrapping, topic_key
 FORMAT: Final = 1
 KEY_LIFE_US: Final = 30 * 24 * 3600 * 1_000_000  # for how long a key seals
 _BUSY_S: Final = 10
+_ROWID_MAX: Final = 2**63 - 1
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -81,6 +82,22 @@ class SubjectKeyFile:
 
         def mark() -> list[str]:
             return [kid for kid in kids if not self._marked(kid)]
+
+        return self._within(mark)
+
+    def published_kids(self, before: int | None, count_max: int) -> tuple[list[str], int]:
+        """Keys that some log took, newest first, and where to go on from: `before` of the next question. 0: no more."""
+        sql = "SELECT rowid, kid FROM keys WHERE published = 1 AND rowid < ? ORDER BY rowid DESC LIMIT ?"
+        asked = (_ROWID_MAX if before is None else before, count_max)
+        rows = self._within(lambda: self._db.execute(sql, asked).fetchall())
+        return [str(kid) for _, kid in rows], int(rows[-1][0]) if len(rows) == count_max else 0
+
+    def mark_unpublished(self, kids: Iterable[str]) -> list[str]:
+        """The log does not have them, whatever an earlier one took. Returns those that are here still."""
+
+        def mark() -> list[str]:
+            sql = "UPDATE keys SET published = 0 WHERE kid = ?"
+            return [kid for kid in kids if self._db.execute(sql, (kid,)).rowcount > 0]
 
         return self._within(mark)
 
