@@ -5,7 +5,6 @@ are those of the latest recorded call before, unless they are given.
 """
 
 import asyncio
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +22,10 @@ from tidegate_cli.output import console, plain, print_document, say
 from tidegate_cli.reaching import reaching
 from tidegate_cli.reading import reading, records
 from tidegate_cli.released import bundle_bytes
+from tidegate_cli.subjects import SUBJECT_ID
 
 _STYLES: Final = {"allow": "green", "by-arguments": "yellow", "ask": "cyan", "deny": "dim"}
 _WORDS: Final = {"allow": "yes", "by-arguments": "some calls", "ask": "asks first", "deny": "no"}
-_SUBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
 _LATEST: Final = (
     "SELECT subject_id, issuer, subject, login, groups, toUnixTimestamp64Micro(requested_at) FROM tidegate.calls "
     "WHERE tenant = {tenant:String} AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC') "
@@ -97,7 +96,7 @@ async def _who(settings: Settings, user: str, agent: str, groups: tuple[str, ...
     """As the latest recorded call before shows the person; with groups given, no record is needed. Raises CallerFault
     where only a subject id is known of them: rules name people by their subject.
     """
-    is_id = _SUBJECT_ID.fullmatch(user) is not None
+    is_id = SUBJECT_ID.fullmatch(user) is not None
     row = await _latest(settings, user, at_us, needed=is_id or not groups)
     if row is not None and not row[2]:
         raise CallerFault(
@@ -125,7 +124,7 @@ async def _latest(settings: Settings, user: str, at_us: int, *, needed: bool) ->
             raise
         return None
     if not rows and needed:
-        if _SUBJECT_ID.fullmatch(user):
+        if SUBJECT_ID.fullmatch(user):
             raise CallerFault(
                 f"no call of the subject id {user} is recorded before {_time(at_us)}, so nothing is known of that "
                 "person; give the subject with --user, as the tokens say, and --groups",

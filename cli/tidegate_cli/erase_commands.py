@@ -21,7 +21,9 @@ def erase(
             metavar="SUBJECT", help="A subject id, a login that calls were recorded under, or 'issuer|subject'."
         ),
     ],
-    reason: Annotated[str, typer.Option("--reason", help="Recorded for good: name nobody in it.")],
+    reason: Annotated[
+        str, typer.Option("--reason", help="Recorded for good: name nobody in it.", show_default="needed to erase")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be destroyed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     token: TokenOption = "",

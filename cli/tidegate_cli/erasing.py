@@ -5,7 +5,9 @@ subject id or issuer|subject still works.
 """
 
 import asyncio
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +16,13 @@ import msgspec
 import typer
 
 from tidegate.analytics.port import Analytics
-from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable, OurFault
+from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable, ConfigFault, OurFault
 from tidegate.settings import Settings
 from tidegate_cli.management import open_management
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
 from tidegate_cli.reaching import reaching
-from tidegate_cli.subjects import subject_named
+from tidegate_cli.subjects import SUBJECT_ID, subject_named
 
 GONE_WITHIN_S: Final = 60.0
 POLL_S: Final = 0.2
@@ -31,8 +33,9 @@ _KEYS: Final = (
 )
 _LEFT: Final = (
     "SELECT count(), countIf(login != '' OR subject != '' OR arguments != '' OR result != '' OR inputs != ''), "
-    "uniqExact(session_id), toString(min(requested_at)), toString(max(requested_at)) FROM tidegate.calls "
-    "WHERE tenant = {tenant:String} AND subject_id = {subject:String} "
+    "uniqExact(session_id), toString(min(requested_at)), toString(max(requested_at)), "
+    "arrayFilter(name -> name != '', arrayConcat(groupUniqArray(100)(login), groupUniqArray(100)(subject))) "
+    "FROM tidegate.calls WHERE tenant = {tenant:String} AND subject_id = {subject:String} "
     "AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC')"
 )
 _FAR_US: Final = 4_000_000_000_000_000  # the year 2096: all
@@ -40,20 +43,27 @@ _FAR_US: Final = 4_000_000_000_000_000  # the year 2096: all
 
 @dataclass(frozen=True)
 class Left:
-    """Of a subject's calls. `readable`: those that still show something personal."""
+    """Of a subject's calls. `readable`: those that still show something personal. `names`: logins and subjects that
+    they show, which are never printed.
+    """
 
     calls: int
     readable: int
     sessions: int
     first: str
     last: str
+    names: tuple[str, ...] = ()
 
 
 def erase_subject(
     config: Path, subject: str, reason: str, *, dry_run: bool, yes: bool, token: str, as_json: bool
 ) -> int:
     """The exit code: 1 where something personal is still readable. Raises Fault."""
+    if not reason.strip() and not dry_run:
+        raise ConfigFault('why? give --reason "request 2031", or so; it is recorded for good: name nobody in it')
     settings = live_settings(config)
+    if not SUBJECT_ID.fullmatch(subject):
+        _check_names_nobody(reason, (subject, subject.rpartition("|")[2]))
     named = subject_named(settings, subject)
     management = open_management(settings, token)
 
@@ -64,24 +74,52 @@ def erase_subject(
     planned = post(dry=True)
     subject_id = str(planned["subject_id"])
     before = _left(settings, subject_id, _FAR_US)
+    if before is not None:
+        _check_names_nobody(reason, before.names)
+        if not (before.calls or planned["keys"]):
+            _warn(f"nothing is known of the subject '{subject:.200}': no call and no key is recorded; is it misspelt?")
     if not as_json:
         _say_planned(planned, before)
     if dry_run:
         if as_json:
-            print_document({"dry_run": True, **planned, "calls": asdict(before) if before else None})
+            print_document({"dry_run": True, **planned, "calls": _shown(before)})
         return 0
     if not yes:
-        typer.confirm("Destroy them? Nobody can undo this.", abort=True, err=True)
+        _ask()
     done = post(dry=False)
     until_us = int(done["erased_us"])
     if before is not None:
         asyncio.run(_wait_gone(settings, subject_id, until_us))
     left = _left(settings, subject_id, until_us) if before is not None else None
     if as_json:
-        print_document({**done, "left": asdict(left) if left else None})
+        print_document({**done, "left": _shown(left)})
     else:
         _say_done(done, left)
     return int(left is not None and left.readable > 0)
+
+
+def _check_names_nobody(reason: str, names: Iterable[str]) -> None:
+    """Raises ConfigFault where the sentence that stays for ever holds a name that is about to go."""
+    for name in names:
+        if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", reason, re.IGNORECASE):
+            raise ConfigFault(
+                f"--reason names the person: '{name:.200}' would stay in the log for ever; give the number of the "
+                "request instead. Nothing was destroyed"
+            )
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise ConfigFault("nobody can be asked here: give --yes to erase; nothing was destroyed")
+    typer.confirm("Destroy them? Nobody can undo this.", abort=True, err=True)
+
+
+def _warn(sentence: str) -> None:
+    typer.secho(sentence, fg=typer.colors.YELLOW, err=True)
+
+
+def _shown(left: Left | None) -> dict[str, Any] | None:
+    return {name: value for name, value in asdict(left).items() if name != "names"} if left else None
 
 
 def _left(settings: Settings, subject_id: str, until_us: int) -> Left | None:
@@ -91,10 +129,11 @@ def _left(settings: Settings, subject_id: str, until_us: int) -> Left | None:
             _asked(settings, lambda analytics: _rows(analytics, _LEFT, settings, subject=subject_id, until=until_us))
         )
     except (AnalyticsUnavailable, AnalyticsRefused) as fault:
-        typer.secho(f"ClickHouse was not asked: {fault.sentence}", fg=typer.colors.YELLOW, err=True)
+        _warn(f"ClickHouse was not asked: {fault.sentence}")
         return None
-    calls, readable, sessions, first, last = rows[0]
-    return Left(int(calls), int(readable), int(sessions), str(first) if calls else "", str(last) if calls else "")
+    calls, readable, sessions, first, last, names = rows[0]
+    told = (str(first), str(last)) if calls else ("", "")
+    return Left(int(calls), int(readable), int(sessions), *told, tuple(map(str, names)))
 
 
 async def _wait_gone(settings: Settings, subject_id: str, until_us: int) -> None:

@@ -8,7 +8,7 @@ from tidegate.errors import CallerFault
 from tidegate.settings import Settings
 from tidegate_cli.reaching import reaching
 
-_SUBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
+SUBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
 _WHO: Final = (
     "SELECT subject_id, max(issuer), count() FROM tidegate.calls WHERE tenant = {tenant:String} "
     "AND (login = {name:String} OR subject = {name:String}) GROUP BY subject_id ORDER BY subject_id LIMIT 20"
@@ -17,7 +17,7 @@ _WHO: Final = (
 
 def subject_named(settings: Settings, subject: str) -> str:
     """A login's subject id; what names a subject already stays. Raises CallerFault where it is nobody's or several'."""
-    if _SUBJECT_ID.fullmatch(subject) or "|" in subject:
+    if SUBJECT_ID.fullmatch(subject) or "|" in subject:
         return subject
     rows = asyncio.run(_people(settings, subject))
     if not rows:

@@ -37,25 +37,46 @@ def rows(house: House, query: str) -> list[dict[str, Any]]:
 
 def calls_of(house: House, login: str) -> list[dict[str, Any]]:
     """Those that can be read and have ended."""
-    query = f"SELECT subject_id, arguments, result, is_erased FROM tidegate.calls WHERE login = '{login}'"
+    query = f"SELECT issuer, subject_id, arguments, result, is_erased FROM tidegate.calls WHERE login = '{login}'"
     return [row for row in rows(house, query) if row["result"]]
 
 
 def test_a_dry_run_shows_what_would_go_and_destroys_nothing(house: House) -> None:
-    shown = house.run("erase", ALICE, "--reason", "asked to", "--dry-run")
+    shown = house.run("erase", ALICE, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert "1 key on the log" in shown.stdout
     assert "1 calls" in shown.stdout
     planned = json.loads(house.run("erase", BOB, "--reason", "asked to", "--dry-run", "--json").stdout)
     assert (planned["dry_run"], planned["keys"], planned["calls"]["readable"]) == (True, 1, 1)
+    assert "names" not in planned["calls"]
     assert len(calls_of(house, ALICE)) == 1
 
 
-def test_without_a_yes_nothing_is_destroyed(house: House) -> None:
+def test_where_nobody_can_be_asked_nothing_is_destroyed_without_a_yes(house: House) -> None:
     asked = house.run("erase", ALICE, "--reason", "asked to")
-    assert asked.returncode == 1
-    assert "Destroy them?" in asked.stderr
+    assert asked.returncode == 2
+    assert "give --yes" in asked.stderr
     assert len(calls_of(house, ALICE)) == 1
+
+
+@pytest.mark.parametrize("reason", ["", f"{ALICE} asked to", "asked by Alice@Example.com, in writing"])
+@pytest.mark.parametrize("name", ["login", "subject id", "issuer|subject"])
+def test_a_reason_that_is_missing_or_names_the_person_destroys_nothing(house: House, name: str, reason: str) -> None:
+    (call,) = calls_of(house, ALICE)
+    given = {"login": ALICE, "subject id": call["subject_id"], "issuer|subject": f"{call['issuer']}|{ALICE}"}[name]
+    refused = house.run("erase", given, "--reason", reason, "--yes")
+    assert refused.returncode == 2, refused.stdout
+    assert ("names the person" if reason else "give --reason") in refused.stderr
+    assert len(calls_of(house, ALICE)) == 1
+
+
+def test_of_a_subject_that_nothing_is_recorded_of_that_is_told(house: House) -> None:
+    (call,) = calls_of(house, ALICE)
+    for unknown in (f"{call['issuer']}|alcie@example.com", "0" * 32):
+        told = house.run("erase", unknown, "--dry-run")
+        assert told.returncode == 0, told.stderr
+        assert "nothing is known of the subject" in told.stderr
+    assert "nothing is known" not in house.run("erase", call["subject_id"], "--dry-run").stderr
 
 
 def test_a_login_that_no_call_shows_is_told(house: House) -> None:
@@ -85,6 +106,12 @@ def test_a_person_is_erased_and_another_is_not_and_the_proof_holds(house: House)
     assert again.returncode == 0, again.stderr
     assert "1 key destroyed" in again.stdout
     assert "2 calls in" in again.stdout
+    for more in ((), ("--groups", "eng")):
+        could = house.run("can", "--user", before["subject_id"], *more)
+        assert (could.returncode, could.stdout) == (1, "")
+        assert "no longer shows whose it is" in could.stderr
+    tail = house.run("log", "tail", "--no-follow", "--last", "500").stdout
+    assert f"subject {before['subject_id']}  1 key: asked to again" in tail
     wait_for(lambda: house.run("verify", "--from", "1h").returncode == 0, house)
     erased = rows(house, "SELECT type FROM tidegate.events WHERE type = 'subject.erased.v1'")
     assert len(erased) == 2

@@ -182,6 +182,8 @@ def _add_erasures(router: APIRouter, state: ControlPlane, eraser: Eraser) -> Non
     @router.post("/erasures", status_code=201, tags=["erasures"], summary="Destroy every data key of a subject")
     async def post_erasure(actor: Actor, wanted: Erase, response: Response) -> ErasureView:
         """For good: what these keys sealed can never be read again. 200 for a dry run. Asking again is safe."""
+        if not (wanted.dry_run or wanted.reason.strip()):
+            raise ApiFault(422, "request-malformed", "reason: say why; it is recorded for good, so name nobody in it")
         done = await eraser.erase(eraser.resolve(wanted.subject), wanted.reason, actor, dry_run=wanted.dry_run)
         if done.event is not None:
             return erasure_view(done.event)

@@ -108,7 +108,7 @@ class Erase(Strict):
     subject: str = Field(
         min_length=1, max_length=2_048, description="Subject id (32 hex digits), or 'issuer|subject' as its tokens say"
     )
-    reason: str = Field(min_length=1, max_length=500, description="Recorded for good: name nobody in it")
+    reason: str = Field("", max_length=500, description="Recorded for good: name nobody in it. A dry run needs none")
     dry_run: bool = Field(False, description="Only tell what would be destroyed")
 
 
