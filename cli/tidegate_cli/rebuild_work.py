@@ -16,14 +16,15 @@ from tidegate.analytics.port import Analytics
 from tidegate.errors import ConfigFault
 from tidegate.log.extents import open_extents
 from tidegate.settings import Settings
-from tidegate_audit_consumer.beside import GROUPS
+from tidegate_audit_consumer.beside import BESIDE, GROUPS
 from tidegate_audit_consumer.consumer import prepare_database
 from tidegate_audit_consumer.rebuilding import Found, Loss, Phase, Rebuild, Result
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
 from tidegate_cli.reaching import reaching
 from tidegate_cli.reading import reading
-from tidegate_cli.verify_work import public_keys, shown_time, verify
+from tidegate_cli.verify_telling import shown_time
+from tidegate_cli.verify_work import public_keys, verify
 from tidegate_cli.verifying import Report
 
 SHOWN_MAX = 20
@@ -62,17 +63,25 @@ async def _rebuild(settings: Settings, wishes: Wishes) -> tuple[Result, Report |
         await prepare_database(analytics, settings)
         rebuild = Rebuild(log, extents, analytics, wishes.only, keep=wishes.keep)
         found = await rebuild.find()
-        _tell(found, wishes)
-        if found.losses and not wishes.accept_loss:
-            raise ConfigFault(
-                "the log no longer has all that ClickHouse holds (above): --keep takes these records from ClickHouse "
-                "itself, --accept-loss goes on without them; nothing was touched"
-            )
-        if not wishes.yes:
-            _ask()
-        with _Bar(found.records) as bar:
-            result = await rebuild.run(found, bar.tell)
-        return result, await _verified(settings) if wishes.check else None
+        try:
+            _agree(found, wishes)
+            with _Bar(found.records) as bar:
+                result = await rebuild.run(found, bar.tell)
+        finally:
+            await rebuild.leave()
+        return result, await _verified(settings, found) if wishes.check else None
+
+
+def _agree(found: Found, wishes: Wishes) -> None:
+    """Raises ConfigFault or Abort where nobody wants it so."""
+    _tell(found, wishes)
+    if found.losses and not wishes.accept_loss:
+        raise ConfigFault(
+            "the log no longer has all that ClickHouse holds (above): --keep takes these records from ClickHouse "
+            "itself, --accept-loss goes on without them; nothing was touched"
+        )
+    if not wishes.yes:
+        _ask()
 
 
 @contextlib.asynccontextmanager
@@ -89,13 +98,14 @@ async def _writing(settings: Settings) -> AsyncIterator[Analytics]:
         yield await stack.enter_async_context(reaching(settings, "writer"))
 
 
-async def _verified(settings: Settings) -> Report | None:
-    """None where no audit key is known: nothing is sealed here."""
+async def _verified(settings: Settings, found: Found) -> Report | None:
+    """None where no audit key is known: nothing is sealed here. A loss that was accepted excuses what it took."""
     try:
         keys = public_keys(settings, (), None)
     except ConfigFault:
         return None
-    return await verify(settings, 0, _now_us(), (), keys, None, None)
+    accepted_us = max((loss.to_us + 1 for loss in found.losses), default=0)
+    return await verify(settings, 0, _now_us(), (), keys, None, None, expired_before_us=accepted_us)
 
 
 def _now_us() -> int:
@@ -108,6 +118,12 @@ def _tell(found: Found, wishes: Wishes) -> None:
     """On stderr: stdout holds the answer alone."""
     begun = sum(found.positions.values()) > 0
     typer.echo(f"{'Going on: ' if begun else ''}{found.records:,} records to read from the log.", err=True)
+    if found.leftover:
+        typer.echo(
+            f"An earlier rebuild left tables in {BESIDE} that cannot be continued ({found.leftover}): they are "
+            "cleared.",
+            err=True,
+        )
     for loss in found.losses[:SHOWN_MAX]:
         typer.echo(_told_loss(loss), err=True)
     if len(found.losses) > SHOWN_MAX:

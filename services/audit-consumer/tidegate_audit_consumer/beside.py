@@ -18,6 +18,7 @@ from tidegate_audit_consumer.migrate import migrations
 from tidegate_audit_consumer.reading import Unreadable
 
 BESIDE = f"{DATABASE}_rebuild"
+CLAIM = "^claim_[0-9]{1,9}$"  # the tables of `claim.py`, which are not part of what is built
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "integrity": ("checks", "roots", "leaves"),
     "findings": ("findings_raw",),
@@ -40,11 +41,11 @@ FEED = re.compile(
     re.DOTALL,
 )
 OWN = {
+    "runs": "(at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC'), phase LowCardinality(String), only String, "
+    "digest String) ENGINE = MergeTree ORDER BY at",
     "positions": "(topic LowCardinality(String), partition UInt32, offset UInt64 CODEC(Delta, ZSTD(1)), "
     "event_id String CODEC(ZSTD(1)), reason LowCardinality(String)) "
     "ENGINE = ReplacingMergeTree ORDER BY (topic, partition, offset)",
-    "runs": "(run String, at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC'), phase LowCardinality(String), only String, "
-    "digest String) ENGINE = MergeTree ORDER BY at",
 }
 
 
@@ -141,12 +142,39 @@ async def lay_out(analytics: Analytics, tables: Iterable[str]) -> None:
         await analytics.execute(feed.sql.replace(f"{DATABASE}.", f"{BESIDE}."))
 
 
-async def drop(analytics: Analytics) -> None:
-    """Never waits for the files to go (SYNC): the embedded engine would wait for ever."""
-    await analytics.execute(f"DROP DATABASE IF EXISTS {BESIDE}")
+async def tables(analytics: Analytics) -> dict[str, str]:
+    """Name and engine of whatever stands beside, claims excepted."""
+    answer = await analytics.query(
+        "SELECT name, engine FROM system.tables WHERE database = {name:String} AND NOT match(name, {claim:String})",
+        {"name": BESIDE, "claim": CLAIM},
+    )
+    return dict(answer.rows)
+
+
+async def is_complete(analytics: Analytics, wanted: Iterable[str]) -> bool:
+    """Whether all that `lay_out` makes is there."""
+    fed = feeds()
+    names = {*OWN, *wanted, "events_raw", *(one.target for one in fed), *(one.name for one in fed)}
+    return names <= set(await tables(analytics))
+
+
+async def clear(analytics: Analytics) -> None:
+    """Whatever stands beside goes, whoever made it; the claims and the empty database stay, because a rebuild that
+    begins may be making its claim just now. What says that a run can be continued goes first: cut off in between,
+    nobody goes on with half of it. Never waits for the files to go (SYNC): the embedded engine would wait for ever.
+    """
+    there = await tables(analytics)
+    order = [name for name in OWN if name in there]
+    order += sorted(name for name, engine in there.items() if name not in order and engine.endswith("View"))
+    order += sorted(set(there) - set(order))
+    for name in order:
+        kind = "DICTIONARY" if there[name] == "Dictionary" else "TABLE"
+        quoted = name.replace("\\", "\\\\").replace("`", "\\`")
+        await analytics.execute(f"DROP {kind} IF EXISTS {BESIDE}.`{quoted}`")
 
 
 async def exists(analytics: Analytics) -> bool:
+    """Whether anything stands beside, be it a claim."""
     answer = await analytics.query("SELECT count() FROM system.tables WHERE database = {name:String}", {"name": BESIDE})
     return bool(answer.rows[0][0])
 
@@ -258,7 +286,9 @@ async def swappable(analytics: Analytics, group: str, names: Sequence[str]) -> l
         known = {table for tables in GROUPS.values() for table in tables} | set(OWN)
         wanted = [*(name for name in names if name not in known), *wanted]
     answer = await analytics.query(
-        "SELECT name FROM system.tables WHERE database = {name:String} AND engine LIKE '%MergeTree'", {"name": BESIDE}
+        "SELECT name FROM system.tables WHERE database IN ({beside:String}, {own:String}) "
+        "AND engine LIKE '%MergeTree' GROUP BY name HAVING count() = 2",
+        {"beside": BESIDE, "own": DATABASE},
     )
     there = {name for (name,) in answer.rows}
     return [name for name in wanted if name in there]

@@ -5,25 +5,23 @@ table's key makes the repeated rows one. In order: build beside what the log has
 over partition by partition, then fill in what the log took meanwhile, roots last. Killed anywhere, the same command
 goes on: what was read is in `positions`, and every step may be done twice. Nothing is written to the log; a record
 that cannot be read was buried by the consumer that met it first.
+One at a time: `claim.py`.
 Counterparts: `beside.py` (the tables), `spine.py` (the same steps for records as they come).
 """
 
 import asyncio
-import contextlib
 import hashlib
-import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from tidegate.analytics.port import DATABASE, Analytics
-from tidegate.errors import ConfigFault
-from tidegate.ids import uuid7
+from tidegate.errors import AnalyticsRefused, ConfigFault
 from tidegate.log.extents import Extent, Extents
 from tidegate.log.port import Delivered, EventLog, Partition, Subscription
 from tidegate_audit_consumer import beside
+from tidegate_audit_consumer.claim import Claim
 from tidegate_audit_consumer.consumer import TOPICS
 from tidegate_audit_consumer.migrate import migrations
 from tidegate_audit_consumer.rows import open_batch
@@ -36,9 +34,8 @@ IDLE_S: Final = 0.5
 CATCHING_UP_MAX: Final = 5  # rounds before taking over
 NEAR_RECORDS: Final = 5_000  # so few that taking over need not wait
 LATE_MAX: Final = 50_000  # records of `integrity` that are kept until the end
-BEAT_S: Final = 5.0
+NOTED_S: Final = 5.0  # how often the phase is noted
 PROBE_S: Final = 2.0  # how often the ends of partitions at rest are looked at while others go on
-SILENT_S: Final = 60.0  # after which a run on another machine counts as dead
 
 Phase = Literal["building", "replacing", "filling", "done"]
 
@@ -59,11 +56,20 @@ class Found(NamedTuple):
     extents: Mapping[Partition, Extent]
     positions: Mapping[Partition, int]  # read by an earlier run that did not end
     losses: Sequence[Loss]
+    leftover: str = ""  # why tables that stand beside cannot be continued: they are cleared. Empty: none do
 
     @property
     def records(self) -> int:
         """To be read still."""
         return sum(max(0, one.next - max(one.first, self.positions.get(at, 0))) for at, one in self.extents.items())
+
+
+class _Run(NamedTuple):
+    """What an earlier run noted last."""
+
+    phase: str
+    groups: list[str]
+    digest: str
 
 
 @dataclass
@@ -85,7 +91,8 @@ Tell = Callable[[Phase, int], None]
 
 
 class Rebuild:
-    """One rebuild of the given groups. `find`, then `run`. Raises what the ports raise; the same again goes on.
+    """One rebuild of the given groups. `find`, then `run`, or `leave`. Raises what the ports raise; the same again
+    goes on.
 
     With `keep`, what the log no longer has is taken from the table `events` itself, bytes as they are; without, it is
     gone afterwards.
@@ -100,30 +107,52 @@ class Rebuild:
         self._groups = [group for group in beside.GROUPS if not only or group in only]
         self._keep = keep
         self._topics = self._topics_read()
-        self._run = f"{socket.gethostname()}/{os.getpid()}/{uuid7()}"
-        self._beaten = 0.0
+        self._claim = Claim(analytics)
+        self._noted = 0.0
         self._late: list[Delivered] = []
         self._positions: dict[Partition, int] = {}
         self.result = Result()
 
     async def find(self) -> Found:
-        """Raises ConfigFault where another rebuild is at work, or one of other tables has to be finished first."""
-        resumes = await self._is_begun()
-        positions = await beside.positions(self._analytics) if resumes else {}
+        """Claims what stands beside, and keeps it until `run` ends or `leave`. Raises ConfigFault where another rebuild
+        is at work, or one of other tables has to be finished first.
+        """
+        await self._claim.take()
+        try:
+            return await self._find()
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        """Gives the claim back; what was read stays. After `run` there is none any more."""
+        await self._claim.leave()
+
+    async def _find(self) -> Found:
+        leftover = await self._leftover()
+        positions = await beside.positions(self._analytics) if leftover is None else {}
         extents = await self._extents.now(self._topics)
         losses = (
             []
             if self._keep
             else [loss for at, one in extents.items() if (loss := await self._loss(at, one, positions.get(at, 0)))]
         )
-        return Found(extents, positions, losses)
+        return Found(extents, positions, losses, leftover or "")
 
     async def run(self, found: Found, tell: Tell) -> Result:
         """To the end. `find` was just asked."""
+        try:
+            async with self._claim.kept():
+                await self._run(found, tell)
+        finally:
+            await self.leave()
+        return self.result
+
+    async def _run(self, found: Found, tell: Tell) -> None:
         if not found.positions:
-            await beside.drop(self._analytics)
-        await beside.lay_out(self._analytics, [name for group in self._groups for name in beside.GROUPS[group]])
-        await self._beat("building")
+            await beside.clear(self._analytics)
+        await beside.lay_out(self._analytics, self._tables())
+        await self._note("building")
         self._positions = dict(found.positions)
         if self._topics:
             await self._from_log(found, tell)
@@ -132,9 +161,11 @@ class Rebuild:
         if "events" in self._groups:
             self.result.compared = await beside.compare(self._analytics, self._positions)
         self.result.records = sum(one.records for one in self.result.compared) or self.result.records
-        await self._beat("done")
-        await beside.drop(self._analytics)
-        return self.result
+        await self._note("done")
+        await beside.clear(self._analytics)
+
+    def _tables(self) -> list[str]:
+        return [name for group in self._groups for name in beside.GROUPS[group]]
 
     async def _from_log(self, found: Found, tell: Tell) -> None:
         if self._keep:
@@ -162,17 +193,15 @@ class Rebuild:
             await self._analytics.insert(f"{DATABASE}.parameters", {"name": ["log_begins_us"], "value": [begins_us]})
 
     async def _take_over(self, tell: Tell) -> None:
-        await self._beat("replacing")
+        await self._claim.beat()  # whoever was taken over replaces nothing
+        await self._note("replacing")
         tell("replacing", 0)
-        answer = await self._analytics.query(
-            "SELECT name FROM system.tables WHERE database = {name:String}", {"name": beside.BESIDE}
-        )
-        names = [name for (name,) in answer.rows]
+        names = list(await beside.tables(self._analytics))
         for group in self._groups:
             tables = await beside.swappable(self._analytics, group, names)
             await beside.take_over(self._analytics, tables)
             self.result.tables += tables
-        await self._beat("filling")
+        await self._note("filling")
 
     async def _carry(self, found: Found, tell: Tell) -> None:
         """Records that the log no longer has, from the table, in the log's order."""
@@ -230,8 +259,8 @@ class Rebuild:
             for one in batch:
                 at = Partition(one.topic, one.partition)
                 self._positions[at] = max(self._positions.get(at, 0), one.offset + 1)
-            if time.monotonic() - self._beaten > BEAT_S:
-                await self._beat(phase)
+            if time.monotonic() - self._noted > NOTED_S:
+                await self._note(phase)
 
     def _wanted(self) -> frozenset[str]:
         """The tables that the consumer's step writes; empty: all of them."""
@@ -259,37 +288,48 @@ class Rebuild:
         rows, from_us, to_us = answer.rows[0]
         return Loss(at, rows, from_us, to_us, extent.first) if rows else None
 
-    async def _is_begun(self) -> bool:
-        """Whether an earlier run can be continued."""
-        if not await beside.exists(self._analytics):
-            return False
-        answer = await self._analytics.query(
-            f"SELECT run, phase, only, digest, at < now64(6, 'UTC') - toIntervalSecond({SILENT_S:.0f}) "  # noqa: S608
-            f"FROM {beside.BESIDE}.runs ORDER BY at DESC LIMIT 1"
-        )
-        if not answer.rows:
-            return False
-        run, phase, only, digest, is_silent = answer.rows[0]
-        if phase != "done" and not is_silent and _lives(run):
-            raise ConfigFault(
-                f"another rebuild is at work (host and process: {run.rpartition('/')[0]}); wait for it, or end it and "
-                "try again after a minute"
-            )
-        groups = only.split(",")
-        if phase in ("replacing", "filling") and not set(groups) <= set(self._groups):
-            raise ConfigFault(
-                f"a rebuild of {', '.join(groups)} was cut off while its tables took over: finish it first, with "
-                f"--only {','.join(groups)}"
-            )
-        return bool(phase != "done" and groups == self._groups and digest == _digest())
+    async def _leftover(self) -> str | None:
+        """None where an earlier run can be continued; else why what stands beside cannot, empty if nothing does."""
+        if not await beside.tables(self._analytics):
+            return ""
+        last = await self._last_run()
+        if last is None:
+            return "nothing tells how far that came"
+        self._refuse_other(last)
+        phase, groups, digest = last
+        if phase == "done":
+            return "that rebuild had ended"
+        if groups != self._groups:
+            return f"that was a rebuild of {', '.join(groups)}"
+        if digest != _digest():
+            return "another version made them"
+        return None if await beside.is_complete(self._analytics, self._tables()) else "some are missing"
 
-    async def _beat(self, phase: Phase) -> None:
-        """Who is at work, and how far: for whoever begins after this one."""
+    async def _last_run(self) -> _Run | None:
+        """None where there is no such record that this version can read, whatever else stands there."""
+        try:
+            answer = await self._analytics.query(
+                "SELECT toString(phase), toString(only), toString(digest) "  # noqa: S608
+                f"FROM {beside.BESIDE}.runs ORDER BY at DESC LIMIT 1"
+            )
+        except AnalyticsRefused:
+            return None
+        return next((_Run(phase, only.split(","), digest) for phase, only, digest in answer.rows), None)
+
+    def _refuse_other(self, last: _Run) -> None:
+        """Tables that were half exchanged are finished by whoever rebuilds at least these."""
+        if last.phase in ("replacing", "filling") and not set(last.groups) <= set(self._groups):
+            raise ConfigFault(
+                f"a rebuild of {', '.join(last.groups)} was cut off while its tables took over: finish it first, with "
+                f"--only {','.join(last.groups)}"
+            )
+
+    async def _note(self, phase: Phase) -> None:
+        """How far: for whoever goes on after this one."""
         await self._analytics.insert(
-            f"{beside.BESIDE}.runs",
-            {"run": [self._run], "phase": [phase], "only": [",".join(self._groups)], "digest": [_digest()]},
+            f"{beside.BESIDE}.runs", {"phase": [phase], "only": [",".join(self._groups)], "digest": [_digest()]}
         )
-        self._beaten = time.monotonic()
+        self._noted = time.monotonic()
 
 
 async def held_records(analytics: Analytics, at: Partition, first: int, end: int) -> AsyncIterator[list[Delivered]]:
@@ -324,19 +364,5 @@ async def _gather(subscription: Subscription) -> list[Delivered]:
 
 def _digest() -> str:
     """Of the tables' definitions: what another version began is begun anew."""
-    return hashlib.sha256("".join(one.digest for one in migrations()).encode()).hexdigest()
-
-
-def _lives(run: str) -> bool:
-    """On this machine the process is asked for; of another one it is believed."""
-    host, pid, _ = run.split("/", 2)
-    if host != socket.gethostname():
-        return True
-    if int(pid) == os.getpid():
-        return False
-    with contextlib.suppress(PermissionError):
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-    return True
+    own = (*(one.digest for one in migrations()), *beside.OWN.values())
+    return hashlib.sha256("".join(own).encode()).hexdigest()
