@@ -17,7 +17,7 @@ from tests.parts.kafka import Kafka
 from tests.parts.sealed import Sealed, chained, sealed_house, until
 
 from tidegate.chain import Chain
-from tidegate.errors import ConfigFault
+from tidegate.errors import AnalyticsRefused, ConfigFault
 from tidegate.ids import now_us, uuid7
 from tidegate.log.extents import open_extents
 from tidegate.log.kafka import KafkaLog
@@ -25,7 +25,7 @@ from tidegate.log.port import Partition, Record
 from tidegate.log.sqlite import open_readonly
 from tidegate.settings import Kafka as KafkaSettings
 from tidegate.settings import Settings
-from tidegate_audit_consumer import beside, rebuilding
+from tidegate_audit_consumer import beside, claim, rebuilding
 from tidegate_audit_consumer.rebuilding import Rebuild, Result
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -256,17 +256,106 @@ async def test_killed_again_and_again_the_next_run_goes_on_and_the_last_one_ends
     assert await shown(house) == before
 
 
-async def test_a_second_rebuild_at_the_same_time_and_one_of_other_tables_in_between_are_refused(house: Sealed) -> None:
-    analytics = house.consumer.analytics
-    await beside.lay_out(analytics, ())
-    beat = f"INSERT INTO {beside.BESIDE}.runs (run, phase, only, digest) VALUES "
-    await house.execute(f"{beat} ('elsewhere/1/x', 'building', 'calls', '')")
-    with pytest.raises(ConfigFault, match=r"another rebuild is at work .*elsewhere/1"):
+async def claimed(house: Sealed, number: int, whose: str) -> None:
+    await house.execute(f"CREATE DATABASE IF NOT EXISTS {beside.BESIDE}")
+    await house.execute(
+        f"CREATE TABLE {beside.BESIDE}.claim_{number} (at DateTime64(6, 'UTC'), run String) "
+        f"ENGINE = MergeTree ORDER BY at COMMENT '{whose}'"
+    )
+
+
+async def test_while_a_rebuild_elsewhere_lives_another_is_refused_and_once_it_is_silent_it_is_taken_over(
+    house: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await shown(house)
+    await claimed(house, 7, "elsewhere/1/x")
+    with pytest.raises(ConfigFault, match=r"another rebuild is at work \(process 1 on elsewhere\)"):
         await rebuilt(house)
-    await house.execute(f"{beat} ('{socket.gethostname()}/999999999/x', 'filling', 'calls', '')")
+    assert [one.number for one in await claim.held(house.consumer.analytics)] == [7], "the other's stays"
+    monkeypatch.setattr(claim, "SILENT_S", -60.0)  # as if it were a minute later
+    assert (await rebuilt(house)).is_whole
+    assert await shown(house) == before
+    assert not await beside.exists(house.consumer.analytics)
+
+
+async def test_whoever_was_taken_over_ends_before_it_replaces_anything(
+    house: Sealed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await shown(house)
+    log, told = open_readonly(house.log.path), list[str]()
+    async with open_extents(house.settings) as extents:
+        slow = Rebuild(log, extents, house.consumer.analytics)
+        found = await slow.find()
+        await house.execute(f"DROP TABLE {beside.BESIDE}.claim_1")
+        await claimed(house, 2, "elsewhere/1/x")
+        with pytest.raises(AnalyticsRefused, match="another rebuild took over"):
+            await slow.run(found, lambda phase, more: told.append(phase))
+    await log.close()
+    assert told == []
+    await house.execute(f"DROP TABLE {beside.BESIDE}.claim_2")
+
+    async def lost(own: claim.Claim) -> None:
+        raise AnalyticsRefused("another rebuild took over")
+
+    with monkeypatch.context() as patched:  # while it works, at one of its beats
+        patched.setattr(claim, "BEAT_S", 0.0)
+        patched.setattr(claim.Claim, "_beat_on", lost)
+        with pytest.raises(AnalyticsRefused, match="took over"):
+            await rebuilt(house, told=lambda phase, more: told.append(phase))
+    assert "replacing" not in told
+    assert (await rebuilt(house)).is_whole
+    assert await shown(house) == before
+
+
+async def test_one_of_other_tables_is_refused_while_a_dead_one_has_to_be_finished(house: Sealed) -> None:
+    def dies(phase: str, more: int) -> None:
+        if phase == "filling":
+            raise Gone
+
+    with pytest.raises(Gone):
+        await rebuilt(house, "calls", told=dies)
+    await claimed(house, 1, f"{socket.gethostname()}/999999999/x")
     with pytest.raises(ConfigFault, match="finish it first, with --only calls"):
         await rebuilt(house, "findings")
     assert (await rebuilt(house, "calls")).tables == ["calls_raw"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        ("DROP TABLE tidegate_rebuild.runs", "nothing tells how far that came"),
+        ("TRUNCATE TABLE tidegate_rebuild.runs", "nothing tells how far that came"),
+        ("DROP TABLE tidegate_rebuild.roots", "some are missing"),
+        ("DROP TABLE tidegate_rebuild.positions", "some are missing"),
+        ("INSERT INTO tidegate_rebuild.runs (phase, only) VALUES ('building', 'calls')", "that was a rebuild of calls"),
+    ],
+)
+async def test_what_an_earlier_run_left_half_made_is_told_and_cleared_and_never_continued(
+    house: Sealed, spoil: str, why: str
+) -> None:
+    before, analytics = await shown(house), house.consumer.analytics
+
+    def dies(phase: str, more: int) -> None:
+        if phase == "replacing":
+            raise Gone
+
+    with pytest.raises(Gone):
+        await rebuilt(house, told=dies)
+    left = await beside.tables(analytics)
+    assert "events_raw" in left
+    assert "subject_keys" not in left, "no key is ever copied"
+    await house.execute(spoil)
+    await house.execute(f"CREATE TABLE {beside.BESIDE}.`odd ``name` (x UInt8) ENGINE = MergeTree ORDER BY x")
+    await house.execute(f"CREATE VIEW {beside.BESIDE}.`a view` AS SELECT 1")
+    log = open_readonly(house.log.path)
+    async with open_extents(house.settings) as extents:
+        rebuild = Rebuild(log, extents, analytics)
+        found = await rebuild.find()
+        assert (found.leftover, found.positions) == (why, {})
+        assert (await rebuild.run(found, lambda phase, more: None)).is_whole
+    await log.close()
+    assert await shown(house) == before
+    assert not await beside.exists(analytics), "nothing is left beside"
 
 
 async def cli(*arguments: str | Path) -> tuple[int, str, str]:
