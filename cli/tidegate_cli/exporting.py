@@ -18,7 +18,7 @@ import typer
 
 from tidegate.cef import cef_line
 from tidegate.errors import ConfigFault
-from tidegate.ocsf.api_activity import api_activity
+from tidegate.ocsf.api_activity import encoded
 from tidegate.settings import Settings
 from tidegate_cli.export_pages import Row, Span, activity_of_row, pages
 from tidegate_cli.options import live_settings
@@ -55,7 +55,7 @@ async def _export(settings: Settings, span: Span, line: Line, stream: BinaryIO, 
 
 
 def ocsf_line(row: Row) -> bytes:
-    return msgspec.json.encode(api_activity(activity_of_row(row))) + b"\n"
+    return encoded(activity_of_row(row)) + b"\n"
 
 
 def syslog_line(row: Row) -> bytes:

@@ -307,6 +307,24 @@ async def test_dead_letters_that_this_version_can_read_reach_the_topic_once(log:
         assert len(await topic(log, 2)) == 2, "the letter was told before, and is not told again"
 
 
+async def test_no_event_is_so_large_that_the_topic_stands_still(
+    log: SqliteLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain, large = Chain("w"), requested(decision="deny", target="t" * 400_000)
+    others = [requested(decision="deny") for _ in range(2)]
+    await log.append([chain.seal(event) for event in (others[0], large, others[1])])
+    async with publishing(log):
+        found = await topic(log, 3)
+    assert [record.key.decode() for record in found] == [others[0].id, large.id, others[1].id]
+    assert max(len(record.value or b"") for record in found) < 32_000
+    monkeypatch.setattr("tidegate_audit_consumer.siem.EVENT_BYTES_MAX", 5_000)  # as if clipping were not enough
+    after = requested(decision="deny")
+    await log.append([chain.seal(event) for event in (requested(decision="deny", target="t" * 400_000), after)])
+    async with publishing(log):
+        assert [record.key.decode() for record in await topic(log, 4)][3:] == [after.id]
+    assert "too large for the topic ocsf" in caplog.text
+
+
 class Failing:
     """The log, of which some appends fail: before or after they are stored."""
 

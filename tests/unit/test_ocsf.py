@@ -11,8 +11,9 @@ from tests.parts.audit_events import abandoned, completed, requested
 from tests.parts.ocsf_schemas import problems
 
 from tidegate.events import Finding, FindingRaised, RequestRefused
+from tidegate.limits import EVENT_BYTES_MAX
 from tidegate.ocsf.activity import Activity, Told, activity_of
-from tidegate.ocsf.api_activity import api_activity
+from tidegate.ocsf.api_activity import TEXT_CHARS_MAX, api_activity, encoded
 from tidegate.ocsf.finding import detection_finding, open_finding
 
 SECRET = "sk-4242424242424242"
@@ -22,7 +23,8 @@ def stored(told: Told) -> dict[str, Any]:
     """As it stands on the topic."""
     activity = activity_of(told)
     assert activity is not None
-    found: dict[str, Any] = json.loads(msgspec.json.encode(api_activity(activity)))
+    found: dict[str, Any] = json.loads(encoded(activity))
+    assert found == json.loads(msgspec.json.encode(api_activity(activity))), "nothing of it is long"
     return found
 
 
@@ -158,3 +160,35 @@ def test_a_finding_is_a_valid_detection_finding_and_is_read_back(calls: tuple[st
     assert problems(json.loads(value), "detection_finding") == []
     read = open_finding(value)
     assert (read.id, read.time_us, read.severity, read.call_ids) == ("f1", raised.time_us, "high", calls)
+
+
+LONG: dict[str, dict[str, Any]] = {
+    "one text": {"target": "t" * 400_000},
+    "a text of characters that JSON escapes": {"target": "\x01" * 140_000},
+    "many labels": {"labels": tuple(f"label-{at}" for at in range(50_000))},
+    "many long labels": {"labels": ("l" * 800,) * 1_000},
+    "many long rules, in a bundle with a long name": {"rules": ("r" * 500,) * 1_000, "bundle": "b" * 100_000},
+}
+
+
+@pytest.mark.parametrize("others", LONG.values(), ids=LONG)
+def test_what_is_long_is_clipped_and_said_to_be(others: dict[str, Any]) -> None:
+    activity = activity_of(requested("c9", decision="deny", **others))
+    assert activity is not None
+    value = encoded(activity)
+    assert len(value) <= EVENT_BYTES_MAX
+    found = json.loads(value)
+    assert problems(found) == []
+    assert found["unmapped"]["tidegate"]["clipped"] is True
+    assert found["metadata"]["uid"] == activity.uid
+    assert found["status_code"] == activity.status
+
+
+def test_a_text_of_the_greatest_length_stays_and_a_longer_one_shows_that_it_was_clipped() -> None:
+    for length, kept in (
+        (TEXT_CHARS_MAX, "ü" * TEXT_CHARS_MAX),
+        (TEXT_CHARS_MAX + 1, "ü" * (TEXT_CHARS_MAX - 1) + "…"),
+    ):
+        activity = activity_of(completed(requested("c9", target="ü" * length)))
+        assert activity is not None
+        assert json.loads(encoded(activity))["api"]["request"]["data"]["target"] == kept

@@ -3,23 +3,23 @@ Activity. On with `audit.ocsf_topic`.
 
 A consumer group of its own: a ClickHouse that is away or rebuilt neither delays nor repeats what a SIEM gets. At least
 once: objects are durable before the offsets settle; the key is the event's id, `metadata.uid` as well, to deduplicate
-by. Dead letters are read again by each new version, in a group of its own: what it can read reaches the topic late,
-not never. Counterpart: `tidegate.ocsf`.
+by. What the log would not take, clipped as it is, is left out and counted. Dead letters are read again by each new
+version, in a group of its own: what it can read reaches the topic late, not never. Counterpart: `tidegate.ocsf`.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
 
-import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tidegate import __version__
 from tidegate.errors import LogUnavailable
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested, RequestRefused
+from tidegate.limits import EVENT_BYTES_MAX
 from tidegate.log.port import Delivered, EventLog, Record, Subscription
 from tidegate.ocsf.activity import activity_of
-from tidegate.ocsf.api_activity import api_activity
+from tidegate.ocsf.api_activity import encoded
 from tidegate_audit_consumer.batch import Bounds, ends_of
 from tidegate_audit_consumer.dead_letters import TOPIC as LETTERS
 from tidegate_audit_consumer.dead_letters import open_letter
@@ -42,15 +42,14 @@ def objects_of(records: Sequence[Delivered]) -> list[Record]:
     for record in records:
         if record.topic == LETTERS:
             letter = open_letter(record)
-            if letter is None or letter.record.topic not in SOURCES:
+            if letter is None or letter.whole_bytes or letter.record.topic not in SOURCES:
                 continue
             record = letter.record
         event = read(record)
         if not isinstance(event, CallRequested | CallCompleted | CallAbandoned | RequestRefused):
             continue
         if (activity := activity_of(event)) is not None:
-            value = msgspec.json.encode(api_activity(activity))
-            found.append(Record(TOPIC, activity.uid.encode(), value, _HEADERS))
+            found.append(Record(TOPIC, activity.uid.encode(), encoded(activity), _HEADERS))
     return found
 
 
@@ -76,6 +75,9 @@ class Siem:
         self._failures = 0
         self._measured = -LAG_S
         self._objects = Counter("tidegate_ocsf_objects", "Objects appended to the topic ocsf", registry=registry)
+        self._left_out = Counter(
+            "tidegate_ocsf_left_out", "Objects that were too large for the topic ocsf, and left out", registry=registry
+        )
         self._lag = Gauge(
             "tidegate_ocsf_lag_records",
             "Records in the log that the topic ocsf does not reflect yet",
@@ -109,7 +111,7 @@ class Siem:
 
     async def _publish(self, records: Sequence[Delivered]) -> bool:
         """True once they are durable; False when stopping came first."""
-        objects = await asyncio.to_thread(objects_of, records)
+        objects = self._fitting(await asyncio.to_thread(objects_of, records))
         while True:
             try:
                 if objects:
@@ -121,6 +123,15 @@ class Siem:
                 if self._stopping.is_set():
                     return False
                 await self._pause(fault)
+
+    def _fitting(self, objects: Sequence[Record]) -> list[Record]:
+        """Without those that no try could append: one of them would stop all that come after it."""
+        fitting = [one for one in objects if len(one.value or b"") <= EVENT_BYTES_MAX]
+        if len(fitting) < len(objects):
+            left = [one for one in objects if len(one.value or b"") > EVENT_BYTES_MAX]
+            self._left_out.inc(len(left))
+            _log.error("%d objects are too large for the topic ocsf, the first of event %r", len(left), left[0].key)
+        return fitting
 
     async def _settle(self, subscription: Subscription, records: Sequence[Delivered]) -> None:
         """A lost claim is no harm: whoever has the partition now publishes these again, under the same ids."""

@@ -4,12 +4,18 @@ member that it does not have. What has no place there is under `unmapped.tidegat
 
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
+from tidegate.limits import EVENT_BYTES_MAX
 from tidegate.ocsf.activity import OPEN, Activity
-from tidegate.ocsf.terms import PRODUCT, SCHEMA, known, severity_caption, severity_id
+from tidegate.ocsf.terms import PRODUCT, SCHEMA, clipped, known, severity_caption, severity_id
 
 CATEGORY, CLASS, ACTIVITY = 6, 6003, 99  # Application Activity, API Activity, Other: the method says which
 LOG_NAME: Final = "tidegate.calls"
 PROFILES: Final = ("security_control",)
+TEXT_CHARS_MAX: Final = 4_096  # of one text of an object
+LIST_MAX: Final = 1_000  # entries of one list
+_SMALL: Final = (256, 100)  # the same, of an object that the log would still not take
 
 
 class Control(NamedTuple):
@@ -74,6 +80,25 @@ def api_activity(activity: Activity) -> dict[str, Any]:
             "unmapped": {"tidegate": _own(activity)},
         }
     )
+
+
+def encoded(activity: Activity) -> bytes:
+    """The OCSF object as JSON, its texts and lists clipped to their bounds; `unmapped.tidegate.clipped` says so.
+
+    An object says several times what an event says once: unclipped it could be larger than the log takes.
+    """
+    whole = api_activity(activity)
+    value = msgspec.json.encode(whole)
+    if len(value) <= TEXT_CHARS_MAX:
+        return value
+    for chars, items in ((TEXT_CHARS_MAX, LIST_MAX), _SMALL):
+        small = clipped(whole, chars, items)
+        if small != whole:
+            small["unmapped"]["tidegate"]["clipped"] = True
+            value = msgspec.json.encode(small)
+        if len(value) <= EVENT_BYTES_MAX:
+            break
+    return value
 
 
 def _metadata(activity: Activity) -> dict[str, Any]:

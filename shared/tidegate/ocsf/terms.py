@@ -25,3 +25,14 @@ def severity_caption(severity: str) -> str:
 def known(members: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is not known: None, empty texts, empty lists and objects. Numbers stay, 0 included."""
     return {name: value for name, value in members.items() if value is not None and value not in ("", (), [], {})}
+
+
+def clipped(value: Any, chars: int, items: int) -> Any:
+    """A copy whose texts have at most `chars` characters, a clipped one ends in "…", and lists at most `items`."""
+    if isinstance(value, str):
+        return value if len(value) <= chars else value[: chars - 1] + "…"
+    if isinstance(value, Mapping):
+        return {name: clipped(one, chars, items) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([clipped(one, chars, items) for one in value[:items]])
+    return value
