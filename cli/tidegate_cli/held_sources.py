@@ -22,6 +22,8 @@ from tidegate_cli.expiry import Horizon, horizon_of
 
 EVENTS_FILE, ROOTS_FILE, KEY_FILE = "events.jsonl", "roots.jsonl", "audit.pub"
 HORIZON_FILE = "expired.json"
+HORIZON_BYTES_MAX = 4_096
+WHY_MAX = 200
 LOSSES_MAX = 10_000
 LOSS = b'"type":"spool.damaged.v1"'
 DAY_US = 86_400_000_000
@@ -64,6 +66,11 @@ class Stranger(NamedTuple):
 class Source(Protocol):
     """Records and roots. Raises Fault where they cannot be read."""
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether no root comes any more: what is under none stays so."""
+        ...
+
     def roots(self, since_us: int) -> AsyncIterator[RootSealed]: ...
 
     async def records(self, leaves: Sequence[Leaf]) -> list[Found]:
@@ -76,7 +83,7 @@ class Source(Protocol):
         """Records of this time that were not read: no window of their writer has them."""
         ...
 
-    async def horizon(self) -> Horizon:
+    async def horizon(self, now_us: int) -> Horizon:
         """What it need not hold any more."""
         ...
 
@@ -91,6 +98,8 @@ class Source(Protocol):
 
 class ClickHouseSource:
     """The view `tidegate.events`, which shows what people query."""
+
+    is_copy = False
 
     def __init__(self, analytics: Analytics) -> None:
         self._analytics = analytics
@@ -170,8 +179,8 @@ class ClickHouseSource:
                 place = f"{row['topic']}/{row['partition']}"
                 yield Stranger(writer, found.held, found.raw, row["time"], place, row["offset"])
 
-    async def horizon(self) -> Horizon:
-        return await horizon_of(self._analytics)
+    async def horizon(self, now_us: int) -> Horizon:
+        return await horizon_of(self._analytics, now_us)
 
     def derived(self, from_us: int, to_us: int, now_us: int) -> AsyncIterator[tuple[int, Wrong]]:
         return wrong_calls(self._analytics, from_us, to_us, now_us)
@@ -208,6 +217,8 @@ class ClickHouseSource:
 
 class DirectorySource:
     """What `verify --save` wrote: one stored record a line, in any order."""
+
+    is_copy = True
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -257,13 +268,14 @@ class DirectorySource:
                 if from_us <= time_us <= to_us:
                     yield Stranger(writer, found.held, found.raw, time_us, "", 0)
 
-    async def horizon(self) -> Horizon:
-        """As it was when the directory was saved."""
-        file = self._directory / HORIZON_FILE
+    async def horizon(self, now_us: int) -> Horizon:
+        """Nothing is excused: the file is not signed, and only claims what had expired when the directory was saved."""
         try:
-            return msgspec.json.decode(file.read_bytes(), type=Horizon) if file.is_file() else Horizon()
-        except (OSError, msgspec.DecodeError) as error:
-            raise ConfigFault(f"{file}: cannot be read ({error}); `tidegate verify --save` writes it anew") from error
+            with (self._directory / HORIZON_FILE).open("rb") as file:
+                saved = msgspec.json.decode(file.read(HORIZON_BYTES_MAX), type=Horizon)
+        except (OSError, msgspec.DecodeError):
+            return Horizon()
+        return Horizon(claimed_us=max(0, saved.events_us), claimed_why=saved.why[:WHY_MAX])
 
     async def losses(self, from_us: int, to_us: int) -> list[SpoolDamaged]:
         return [event for event in self._losses if from_us <= event.time_us <= to_us]

@@ -35,6 +35,14 @@ def verify(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="DIR", help="Write records, roots and key there as well.")
     ] = None,
+    expired_before: Annotated[
+        str,
+        typer.Option(
+            "--expired-before",
+            metavar="TIME",
+            help="Take it on your word that records from before then have expired: the report says so.",
+        ),
+    ] = "",
     proof: Annotated[
         Path | None,
         typer.Option("--proof", metavar="FILE", help="Check what `tidegate prove` wrote, and nothing else."),
@@ -44,7 +52,7 @@ def verify(
 ) -> None:
     """Prove that ClickHouse holds every record that was sealed, as it was, and name the first that is wrong.
 
-    Needs ClickHouse (or a directory), the roots and the audit key's public half; nothing else of Tidegate need run.
+    Needs ClickHouse (in local mode a running `tidegate up`) or a directory, the roots and the audit key's public half.
     Exit code 1 where something is wrong, or nothing could be proven.
     """
     from tidegate_cli.verify_work import show_proof_check, show_verification
@@ -53,7 +61,15 @@ def verify(
         raise typer.Exit(show_proof_check(proof, config, key, as_json))
     raise typer.Exit(
         show_verification(
-            config, since=since, until=until, roots=roots, keys=key, directory=directory, save=save, as_json=as_json
+            config,
+            since=since,
+            until=until,
+            expired_before=expired_before,
+            roots=roots,
+            keys=key,
+            directory=directory,
+            save=save,
+            as_json=as_json,
         )
     )
 

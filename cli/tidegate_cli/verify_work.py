@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from tidegate.settings import Settings
 from tidegate_cli.held_sources import KEY_FILE, ClickHouseSource, DirectorySource, Source, read_roots_of
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
+from tidegate_cli.reaching import reaching
+from tidegate_cli.verify_telling import counted, document, show, shown_time
 from tidegate_cli.verifying import Report, Saving, Verification
 
 PROOF_BYTES_MAX = 64 * 1024 * 1024
-SHOWN_MAX = 20
 
 
 class Proofs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +38,7 @@ def show_verification(
     *,
     since: str,
     until: str,
+    expired_before: str,
     roots: Sequence[Path],
     keys: Sequence[str],
     directory: Path | None,
@@ -46,16 +47,17 @@ def show_verification(
 ) -> int:
     """The exit code. Raises Fault."""
     settings = _settings(config, bool(keys) and directory is not None)
-    from_us, to_us = moment("--from", since) or 0, moment("--to", until) or time.time_ns() // 1000
-    if from_us > to_us:
-        raise ConfigFault("--from lies after --to; exchange them")
+    if directory is not None and save is not None and save.resolve() == directory.resolve():
+        raise ConfigFault("--save would overwrite what --dir reads; give another directory")
+    from_us, to_us = period(since, until)
+    expired_before_us = past("--expired-before", expired_before)
     known = public_keys(settings, keys, directory)
-    work = verify(settings, from_us, to_us, roots, known, directory, save)
+    work = verify(settings, from_us, to_us, roots, known, directory, save, expired_before_us=expired_before_us)
     report = asyncio.run(work)
     if as_json:
         print_document(document(report))
     else:
-        _show(report)
+        show(report, is_copy=directory is not None)
     return 0 if report.verdict == "whole" else 1
 
 
@@ -67,30 +69,32 @@ async def verify(
     keys: Sequence[str],
     directory: Path | None,
     save: Path | None,
+    *,
+    expired_before_us: int = 0,
 ) -> Report:
-    """Over ClickHouse or a directory. Raises Fault."""
-    from tidegate.analytics.clickhouse import open_reader
+    """Over ClickHouse or a directory. What is absent from before `expired_before_us` is excused on the caller's word.
+    Raises Fault.
+    """
     from tidegate_audit_consumer.roots_file import roots_path
 
     trust = trusted_audit_keys(keys)
     files = list(roots)
+
+    def verification(source: Source) -> Verification:
+        now_us = time.time_ns() // 1000
+        return Verification(source, trust, from_us, to_us, now_us, expired_before_us=expired_before_us)
+
     if directory is not None:
-        return await _verify(DirectorySource(directory), trust, keys, from_us, to_us, files, save)
+        return await _run(verification(DirectorySource(directory)), keys, files, save)
     if settings is None:
         raise ConfigFault("give --config, or --dir with what --save wrote")
     if not files and roots_path(settings).is_file():
         files.append(roots_path(settings))
-    analytics = open_reader(settings)
-    try:
-        return await _verify(ClickHouseSource(analytics), trust, keys, from_us, to_us, files, save)
-    finally:
-        await analytics.close()
+    async with reaching(settings) as analytics:
+        return await _run(verification(ClickHouseSource(analytics)), keys, files, save)
 
 
-async def _verify(
-    source: Source, trust: Trust, keys: Sequence[str], from_us: int, to_us: int, files: list[Path], save: Path | None
-) -> Report:
-    verification = Verification(source, trust, from_us, to_us, time.time_ns() // 1000)
+async def _run(verification: Verification, keys: Sequence[str], files: list[Path], save: Path | None) -> Report:
     published: list[RootSealed] = [event for file in files for event in read_roots_of(file)]
     roots = await verification.roots(published)
     if save is None:
@@ -111,21 +115,17 @@ def write_proof(call_id: str, out: Path | None, config: Path, keys: Sequence[str
         typer.echo(content.decode())
     else:
         out.write_bytes(content + b"\n")
-        typer.echo(f"Proof of {len(proofs.proofs)} records in {out}; check it: tidegate verify --proof {out}", err=True)
+        proven = counted(len(proofs.proofs), "record", "records")
+        typer.echo(f"Proof of {proven} in {out}; check it: tidegate verify --proof {out}", err=True)
 
 
 async def _prove(settings: Settings, call_id: str, trust: Trust) -> Proofs:
-    from tidegate.analytics.clickhouse import open_reader
-
-    analytics = open_reader(settings)
-    try:
+    async with reaching(settings) as analytics:
         source = ClickHouseSource(analytics)
         records = await source.of_call(call_id)
         if not records:
             raise CallerFault(f"ClickHouse holds no call {call_id}")
         return Proofs(call_id=call_id, proofs=tuple([await _prove_one(source, *one, trust) for one in records]))
-    finally:
-        await analytics.close()
 
 
 async def _prove_one(source: ClickHouseSource, writer: str, seq: int, value: bytes, trust: Trust) -> Proof:
@@ -201,6 +201,25 @@ def public_keys(settings: Settings | None, given: Sequence[str], directory: Path
     raise ConfigFault(f"no audit key is trusted: set trust.audit_keys, or give --key its public half{where}")
 
 
+def period(since: str, until: str) -> tuple[int, int]:
+    """What `--from` and `--to` say. Raises ConfigFault where no record can lie between them."""
+    now_us = time.time_ns() // 1000
+    from_us, to_us = past("--from", since), moment("--to", until) or now_us
+    if from_us > to_us:
+        raise ConfigFault("--from lies after --to; exchange them")
+    return from_us, to_us
+
+
+def past(option: str, text: str) -> int:
+    """Microseconds since the epoch; 0 of "". Raises ConfigFault of a time to come, too."""
+    time_us = moment(option, text)
+    if time_us > time.time_ns() // 1000:
+        raise ConfigFault(
+            f"{option} {text} lies in the future (times without a zone are UTC); give a time that has passed"
+        )
+    return time_us
+
+
 def moment(option: str, text: str) -> int:
     """Microseconds since the epoch; 0 of "". Raises ConfigFault."""
     from tidegate_cli.matching import age_us
@@ -209,35 +228,6 @@ def moment(option: str, text: str) -> int:
         return age_us(text)
     except ConfigFault as fault:
         raise ConfigFault(fault.sentence.replace("--since", option, 1)) from None
-
-
-def shown_time(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def document(report: Report) -> dict[str, Any]:
-    """As `--json` prints it."""
-    first = report.first_wrong
-    return {
-        "verdict": report.verdict,
-        "from": shown_time(report.from_us),
-        "to": shown_time(report.to_us),
-        "roots": report.roots,
-        "latest": report.latest,
-        "sealed_at": shown_time(report.sealed_us) if report.sealed_us else None,
-        "records": report.records,
-        "unproven": report.unproven,
-        "pending": report.pending,
-        "overdue": report.overdue,
-        "expired": report.expired,
-        "expired_before": shown_time(report.expired_before_us) if report.expired_before_us else None,
-        "expired_why": report.expired_why,
-        "first_wrong": None if first is None else first._asdict(),
-        "wrong": [one._asdict() for one in report.wrong],
-        "rows": [one._asdict() for one in report.rows],
-        "losses": [msgspec.to_builtins(one) for one in report.losses],
-        "problems": [one._asdict() for one in report.problems],
-    }
 
 
 def _keys_in(given: str) -> list[str]:
@@ -256,39 +246,3 @@ def _settings(config: Path, is_optional: bool) -> Settings | None:
         if is_optional:
             return None
         raise
-
-
-def _show(report: Report) -> None:
-    series = ", ".join(f"{plain(sealer)} up to {number}" for sealer, number in report.latest.items())
-    if report.verdict == "whole":
-        say(
-            f"[green]Whole[/]: {report.records:,} records are what was sealed, under {report.roots:,} roots ({series})."
-        )
-    elif report.verdict == "unproven":
-        say(
-            f"[yellow]Unproven[/]: {report.overdue:,} records are older than ten minutes and under no root; "
-            "give the published file with --roots, or see why nothing is sealed."
-        )
-    else:
-        count = len(report.wrong) + len(report.rows) + len(report.problems)
-        say(f"[bold red]Broken[/]: {count:,} things are wrong; the first:")
-    for loss in report.losses[:SHOWN_MAX]:
-        say(f"  [yellow]lost[/] on the disk of edge {plain(loss.edge)}: {plain(loss.message)}")
-    for problem in report.problems[:SHOWN_MAX]:
-        say(f"  root {problem.number} of {plain(problem.sealer)}: {plain(problem.sentence)}")
-    for wrong in report.wrong[:SHOWN_MAX]:
-        say(f"  {wrong.kind} · {plain(wrong.writer)} · record {wrong.seq}: {plain(wrong.sentence)}")
-    for row in report.rows[:SHOWN_MAX]:
-        say(f"  {row.kind} · {plain(row.sentence)}")
-    if report.verdict == "broken":
-        say(
-            f"{report.records:,} records are what was sealed and {report.unproven:,} cannot be proven to be, "
-            f"under {report.roots:,} roots ({series})."
-        )
-    if report.expired:
-        say(
-            f"{report.expired:,} records from before {shown_time(report.expired_before_us)} are no longer there: "
-            f"{plain(report.expired_why)}. Their roots prove that they were."
-        )
-    if report.pending and report.verdict != "unproven":
-        say(f"{report.pending:,} records are younger than the last root ({shown_time(report.sealed_us)}).")

@@ -1,7 +1,8 @@
 """The work of `tidegate verify`: roots, then every record that they cover, then what is under no root.
 
 Nothing is believed but the audit key: roots must be signed and in one series, records must hash to their roots. What
-ClickHouse is asked only brings bytes. Counterparts: `held_sources.py` (where they come from), `tidegate.audit`.
+ClickHouse is asked only brings bytes. What is absent is excused by a table's TTL or
+by whoever verifies. Counterparts: `held_sources.py` (where records come from), `tidegate.audit`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,10 @@ class Report(msgspec.Struct, kw_only=True):
     expired: int = 0  # under roots, and older than what the table keeps
     expired_before_us: int = 0
     expired_why: str = ""
+    claimed_by: str = ""  # who says, unproven, that what is missing from before `claimed_us` had expired; "": nobody
+    claimed_us: int = 0
+    claimed_why: str = ""
+    nothing: str = ""  # why there was nothing to prove
     overdue: int = 0  # of these, so old that a root should cover them: roots were not sealed, or are not here
     losses: list[SpoolDamaged] = []  # told by edges whose disks lost records before these were in the log
     problems: list[RootProblem] = []
@@ -59,7 +64,10 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 class Saving:
-    """Writes what is read into a directory, for a later proof without ClickHouse."""
+    """Writes what is read into a directory, for a later proof without ClickHouse.
+
+    Not the records that the next root will cover: the directory will not have it, and would prove nothing of them.
+    """
 
     def __init__(self, directory: Path, roots: Sequence[RootSealed], keys: Sequence[str]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -67,12 +75,23 @@ class Saving:
         (directory / KEY_FILE).write_text("".join(f"{key}\n" for key in keys))
         self._horizon = directory / HORIZON_FILE
         self._file = (directory / EVENTS_FILE).open("wb")
+        self._pending: Stranger | None = None
 
     def take(self, found: Sequence[Found | Stranger]) -> None:
         self._file.writelines(one.raw + b"\n" for one in found)
 
+    def take_stranger(self, stranger: Stranger, *, is_pending: bool) -> None:
+        """One under no root; of those that wait for one, only the neighbour that shows why the next is wrong."""
+        if is_pending:
+            self._pending = stranger
+            return
+        if self._pending is not None and self._pending.writer == stranger.writer:
+            self.take([self._pending])
+        self._pending = None
+        self.take([stranger])
+
     def keep(self, horizon: Horizon) -> None:
-        """What had expired when this was saved."""
+        """What had expired when this was saved: for people, and believed by nobody."""
         self._horizon.write_bytes(msgspec.json.encode(horizon))
 
     def close(self) -> None:
@@ -82,8 +101,11 @@ class Saving:
 class Verification:
     """One run over one period."""
 
-    def __init__(self, source: Source, trust: Trust, from_us: int, to_us: int, now_us: int) -> None:
+    def __init__(
+        self, source: Source, trust: Trust, from_us: int, to_us: int, now_us: int, *, expired_before_us: int = 0
+    ) -> None:
         self._source = source
+        self._word_us = expired_before_us
         self._trust = trust
         self._now_us = now_us
         self._wrong: list[tuple[int, Wrong]] = []  # with the time that orders them
@@ -100,7 +122,7 @@ class Verification:
 
     async def run(self, roots: Sequence[RootSealed]) -> Report:
         report, history = self.report, open_history(roots, self._trust)
-        self._horizon = await self._source.horizon()
+        self._horizon = (await self._source.horizon(self._now_us)).with_word(self._word_us)
         report.expired_before_us, report.expired_why = self._horizon.events_us, self._horizon.why
         if self.saving is not None:
             self.saving.keep(self._horizon)
@@ -119,11 +141,23 @@ class Verification:
         losses = await self._source.losses(max(0, report.from_us - DAY_US), self._now_us)  # told after they happened
         report.wrong = explained(report.wrong, losses)
         report.losses = [one for one in losses if report.from_us <= one.time_us <= report.to_us]
+        self._conclude()
+        return report
+
+    def _conclude(self) -> None:
+        """Nothing that was proven is no proof: where there is no root, or a copy holds no record under one."""
+        report, horizon = self.report, self._horizon
+        if not report.roots:
+            report.nothing = "there is no root; give the published file with --roots, or see why nothing is sealed"
+        elif self._source.is_copy and not report.records:
+            report.nothing = "the copy holds no sealed record of this time"
         if report.wrong or report.rows or report.problems:
             report.verdict = "broken"
-        elif report.overdue:
+        elif report.overdue or report.nothing:
             report.verdict = "unproven"
-        return report
+        if any(wrong.kind == "missing" and time_us < horizon.claimed_us for time_us, wrong in self._wrong):
+            report.claimed_by = "the copy" if self._source.is_copy else "ClickHouse"
+            report.claimed_us, report.claimed_why = horizon.claimed_us, horizon.claimed_why
 
     async def _writer(self, leaves: Sequence[Leaf]) -> None:
         wanted = [leaf for leaf in leaves if self._is_wanted(leaf)]
@@ -166,17 +200,16 @@ class Verification:
         heads = {(leaf.writer, leaf.last): leaf.head for leaves in history.leaves.values() for leaf in leaves}
         before: Stranger | None = None
         async for stranger in self._source.strangers(self.report.from_us, self.report.to_us, self._windows):
-            if self.saving is not None:
-                self.saving.take([stranger])
             is_sealed = any(first <= stranger.held.seq <= last for first, last in history.covers(stranger.writer))
             wrong = judge_stranger(stranger, before, heads, positions, is_sealed=is_sealed)
+            is_overdue = self._source.is_copy or stranger.time_us < self._now_us - PENDING_MAX_US
             if wrong is None:
                 self.report.pending += 1
-                self.report.overdue += stranger.time_us < self._now_us - PENDING_MAX_US
+                self.report.overdue += is_overdue
             else:
                 self._wrong.append((stranger.time_us, wrong))
-                if self.saving is not None:
-                    self.saving.take([stranger])
+            if self.saving is not None:
+                self.saving.take_stranger(stranger, is_pending=wrong is None and not is_overdue)
             before = stranger
 
     def _is_wanted(self, leaf: Leaf) -> bool:

@@ -556,7 +556,7 @@ async def test_the_command_verifies_saves_and_proves_and_says_so_offline(sealed:
     call_id = msgspec.json.decode(records[4].value or b"")["call_id"]
     proof = tmp_path / "proof.json"
     code, out, err = await cli("prove", call_id, "--config", config, "--out", proof)
-    assert (code, "Proof of 1 records" in err) == (0, True), err
+    assert (code, "Proof of 1 record in" in err) == (0, True), err
     key = sealed.key.public
     code, out, err = await cli("verify", "--proof", proof, "--key", key, "--config", tmp_path / "none.yaml")
     assert (code, "Proven: call.requested.v1" in out) == (0, True), out + err

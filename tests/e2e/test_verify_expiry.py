@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from tests.parts.sealed import Sealed, chained, hour, sealed_house
 
 from tidegate.events import Leaf
-from tidegate_cli.expiry import Horizon, age_in, expired_in
+from tidegate.ids import now_us
+from tidegate_cli.expiry import Horizon, age_in, expired_in, horizon_of
 from tidegate_cli.held_sources import ClickHouseSource, DirectorySource
 from tidegate_cli.verify_work import _prove
 from tidegate_cli.verifying import Saving, Verification
@@ -106,14 +107,19 @@ async def test_what_the_ttl_took_is_expired_and_what_it_left_must_be_whole(
         await house.execute(f"OPTIMIZE TABLE tidegate.{table} FINAL")
     assert await house.query("SELECT count() FROM tidegate.events WHERE writer = 'old.spool.1'") == [(0,)]
     directory = tmp_path_factory.mktemp("saved")
-    verification = Verification(ClickHouseSource(house.consumer.analytics), house.trust, *everything, 2**60)
+    verification = Verification(ClickHouseSource(house.consumer.analytics), house.trust, *everything, now_us())
     roots = await verification.roots()
     verification.saving = Saving(directory, roots, [house.key.public])
     report = await verification.run(roots)
     verification.saving.close()
     assert (report.verdict, report.records, report.expired, report.unproven) == ("whole", 10, 10, 0)
     assert report.expired_why == "expired by TTL: events_raw keeps 40 days"
-    offline = Verification(DirectorySource(directory), house.trust, *everything, 2**60)
+    offline = Verification(DirectorySource(directory), house.trust, *everything, now_us())
+    again = await offline.run(await offline.roots())
+    assert (again.verdict, again.records, again.expired) == ("broken", 10, 0), "a copy's own excuse is not believed"
+    assert again.claimed_why == report.expired_why
+    word_us = report.expired_before_us
+    offline = Verification(DirectorySource(directory), house.trust, *everything, now_us(), expired_before_us=word_us)
     again = await offline.run(await offline.roots())
     assert (again.verdict, again.records, again.expired) == ("whole", 10, 10)
     await house.execute(
@@ -125,14 +131,42 @@ async def test_what_the_ttl_took_is_expired_and_what_it_left_must_be_whole(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_the_log_had_forgotten_at_a_rebuild_is_expired_as_well(house: Sealed) -> None:
+async def test_what_a_rebuild_wrote_down_as_forgotten_is_told_and_excused_by_who_verifies_alone(house: Sealed) -> None:
     await house.execute("ALTER TABLE tidegate.events_raw REMOVE TTL")
     report = await house.verify(*hour(OLD))
     assert (report.verdict, report.expired, len(report.wrong)) == ("broken", 0, 1)
     await house.execute(f"INSERT INTO tidegate.parameters (name, value) VALUES ('log_begins_us', {hour(OLD)[1]})")
     report = await house.verify(*hour(OLD))
+    assert (report.verdict, report.expired, len(report.wrong)) == ("broken", 0, 1)
+    assert (report.claimed_by, report.claimed_us) == ("ClickHouse", hour(OLD)[1])
+    assert "when ClickHouse was rebuilt" in report.claimed_why
+    verification = Verification(
+        ClickHouseSource(house.consumer.analytics), house.trust, *hour(OLD), now_us(), expired_before_us=hour(OLD)[1]
+    )
+    report = await verification.run(await verification.roots())
     assert (report.verdict, report.expired, report.wrong) == ("whole", 10, [])
-    assert "when ClickHouse was rebuilt" in report.expired_why
+    assert "the word of who verifies" in report.expired_why
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_age_that_wraps_around_the_range_of_times_excuses_nothing(house: Sealed) -> None:
+    analytics = house.consumer.analytics
+    column = "toDateTime(time)"
+    try:
+        for age in ("999999999 MONTH", "999999999 YEAR", "40 DAY"):
+            await house.execute("SYSTEM STOP TTL MERGES")
+            await house.execute(
+                f"ALTER TABLE tidegate.events_raw MODIFY TTL {column} + INTERVAL {age} "
+                "SETTINGS materialize_ttl_after_modify = 0"
+            )
+            horizon = await horizon_of(analytics, now_us())
+            assert horizon.events_us <= now_us() - 40 * 86_400_000_000 + 5_000_000
+            assert (horizon.events_us > 0) is (age == "40 DAY")
+        before = await horizon_of(analytics, now_us() - 86_400_000_000)
+        assert horizon.events_us - before.events_us >= 86_000_000_000, "by the clock of who asks"
+    finally:
+        await house.execute("ALTER TABLE tidegate.events_raw REMOVE TTL")
+        await house.execute("SYSTEM START TTL MERGES")
 
 
 @pytest.mark.parametrize(
