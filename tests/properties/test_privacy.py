@@ -89,16 +89,16 @@ def test_a_key_survives_wrapping_and_rotation_of_the_master_and_shows_nowhere(
     assert rotated.is_current(rotated.wrap(key))
 
 
-@given(keys, secrets, secrets, names)
-def test_a_wrapped_key_is_bound_to_its_tenant_subject_kid_and_master(
-    key: SubjectKey, master: bytes, other: bytes, name: str
+@given(keys, secrets, secrets, names, st.integers(-(2**63), 2**63 - 1))
+def test_a_wrapped_key_is_bound_to_its_tenant_subject_kid_time_and_master(
+    key: SubjectKey, master: bytes, other: bytes, name: str, made_us: int
 ) -> None:
     wrapping = Wrapping([master])
     value = msgspec.json.decode(wrapping.wrap(key))
-    for field in ("tenant", "subject_id", "kid"):
-        if value[field] != name:
+    for field, forged in (("tenant", name), ("subject_id", name), ("kid", name), ("created_us", made_us)):
+        if value[field] != forged:
             with pytest.raises(KeyFault) as altered:
-                wrapping.unwrap(msgspec.json.encode(value | {field: name}))
+                wrapping.unwrap(msgspec.json.encode(value | {field: forged}))
             assert altered.value.code == "key-altered"
     if other != master:
         with pytest.raises(KeyFault, match=r"privacy\.key_file") as unknown:

@@ -2,13 +2,15 @@
 
 Order: the event is durable, with its state record `done: false`; then each key gets a None value; then `done: true`.
 Whatever a crash left undone is finished at the next start. A key that comes late, from an edge that had not heard yet,
-is taken off as soon as it is seen. This service needs no master: it never opens a key. Counterparts:
+is taken off as soon as it is seen: one made before the erasure, or one that was destroyed, whenever its record says it
+was made. This service needs no master: it never opens a key. Counterparts:
 `tidegate/privacy/erasure.py` (the state record), the edge's `vault.py`.
 """
 
 import asyncio
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +34,7 @@ from tidegate_policy.state import ControlPlane
 
 STATE_TOPIC: Final = "control-state"
 AT_ONCE: Final = 1_000
+GONE_MAX: Final = 200_000  # names of destroyed keys that are remembered; the latest
 ROLL_AFTER_US: Final = 3_700 * 1_000_000  # a little over the topic's max.compaction.lag.ms
 
 _SUBJECT_ID = re.compile(r"[0-9a-f]{32}")
@@ -69,6 +72,7 @@ class Eraser:
         self._issuers = issuers  # of the tenant; (): not known
         self._busy = asyncio.Lock()
         self._undone: dict[str, bytes] = {}  # by subject: the last erasure as stored, until its state record is done
+        self._gone: OrderedDict[str, None] = OrderedDict()  # kids that were destroyed
         self._stored: dict[str, tuple[str, bool]] = {}  # by subject: which erasure the state record tells, and if done
 
     @property
@@ -114,6 +118,7 @@ class Eraser:
         elif record.topic == "control" and b'"type":"subject.erased' in record.value:
             event = _erased_in(record.value)
             if event is not None and event.tenant == self._state.tenant:
+                self._remember(*event.keys)
                 self._undone[event.subject_id] = record.value
 
     async def reconcile(self) -> None:
@@ -159,8 +164,16 @@ class Eraser:
             return
         if record.value is None:
             late.pop(kid, None)
-        elif _made_us(record.value) <= until_us:
+            self._remember(kid)
+        elif kid in self._gone or _made_us(record.value) <= until_us:
             late[kid] = record.key
+
+    def _remember(self, *kids: str) -> None:
+        for kid in kids:
+            self._gone[kid] = None
+            self._gone.move_to_end(kid)
+        while len(self._gone) > GONE_MAX:
+            self._gone.popitem(last=False)
 
     async def _announce(self, subject_id: str, kids: tuple[str, ...], reason: str, actor: str) -> SubjectErased:
         now_us = self._clock()
@@ -227,7 +240,10 @@ class Eraser:
         except msgspec.DecodeError:
             return  # a newer version's
         subject_id, finished = told.event.subject_id, (told.event.erasure_id, True)
-        if told.event.tenant == self._state.tenant and self._stored.get(subject_id) != finished:
+        if told.event.tenant != self._state.tenant:
+            return
+        self._remember(*told.event.keys)
+        if self._stored.get(subject_id) != finished:
             self._stored[subject_id] = (told.event.erasure_id, told.done)  # what is read back lags behind what was done
 
     def _state_record(self, event: bytes, done: bool) -> Record:

@@ -68,7 +68,7 @@ _decode_published = msgspec.json.Decoder(Published).decode
 
 
 def topic_key(tenant: str, subject_id: str, kid: str) -> bytes:
-    """The log key of a data key; also what its wrapping is bound to."""
+    """The log key of a data key."""
     return f"{tenant}|{subject_id}|{kid}".encode()
 
 
@@ -155,7 +155,7 @@ class Wrapping:
     def wrap(self, key: SubjectKey) -> bytes:
         """The value under which the topic keeps it."""
         nonce = os.urandom(_NONCE_BYTES)
-        bound = topic_key(key.tenant, key.subject_id, key.kid)
+        bound = _bound_to(key.tenant, key.subject_id, key.kid, key.created_us)
         wrapped = nonce + self._cipher(self.current, key.tenant).encrypt(nonce, key.key, bound)
         return _encode(
             Published(
@@ -179,7 +179,7 @@ class Wrapping:
                 code="wrapping-unknown",
             )
         wrapped = _unboxed(found.wrapped)
-        bound = topic_key(found.tenant, found.subject_id, found.kid)
+        bound = _bound_to(found.tenant, found.subject_id, found.kid, found.created_us)
         try:
             if wrapped is None:
                 raise InvalidTag
@@ -212,6 +212,11 @@ def tenant_key(master: bytes, tenant: str) -> bytes:
     """HKDF-SHA256 (RFC 5869) of a master, for one tenant."""
     info = b"tidegate subject keys|" + tenant.encode()
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(master)
+
+
+def _bound_to(tenant: str, subject_id: str, kid: str, created_us: int) -> bytes:
+    """A wrapped key opens as what it was published as alone: a later time would have it outlive an erasure."""
+    return topic_key(tenant, subject_id, kid) + b"|%d" % created_us
 
 
 def _master_id(key: bytes) -> str:
