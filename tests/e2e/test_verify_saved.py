@@ -142,6 +142,11 @@ async def test_a_copy_that_was_emptied_is_never_whole(house: Sealed, saved: Path
     report = await read(house, saved)
     assert (report.verdict, report.roots) == ("unproven", 0)
     assert report.nothing.startswith("there is no root")
+    source = DirectorySource(saved)
+    offline = Verification(source, house.trust, *EVERYTHING, now_us())
+    report = await offline.run(await offline.roots(house.published()))
+    assert report.verdict == "broken", "the published file has the roots that were taken out"
+    assert {one.writer for one in report.wrong} >= {"old.spool.1", "young.spool.1"}
 
 
 async def test_the_command_quotes_the_excuse_and_takes_it_from_who_verifies_alone(house: Sealed, saved: Path) -> None:
