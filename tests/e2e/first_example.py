@@ -49,12 +49,15 @@ class House:
     def environment(self) -> dict[str, str]:
         return {"NOTES_PORT": str(self.notes_port), "TIDEGATE_CONFIG": self.config, "COLUMNS": "200"}
 
-    def run(self, *words: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *words: str, environment: Mapping[str, str] | None = None, stdin: int | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         """`tidegate WORDS` in the house, with its configuration."""
         return subprocess.run(
             [str(TIDEGATE), *words],
             cwd=self.root,
             env={**os.environ, **self.environment, **(environment or {})},
+            stdin=stdin,
             capture_output=True,
             text=True,
             timeout=60,

@@ -1,6 +1,7 @@
 """The commands against a real `tidegate up` on the first example: what a person sees, and what a script can rely on."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -132,6 +133,7 @@ def test_why_explains_a_refusal_with_the_rules_own_words(house: House) -> None:
     assert story.returncode == 0
     for part in ("alice@example.com", "tidegate-cli", "/srv/payroll", "not forwarded", 'repo_path == "data/shop"'):
         assert part in story.stdout, part
+    assert re.search(r"^ +says  .*may read the repository data/shop", story.stdout, re.MULTILINE)
 
 
 def test_why_explains_a_call_that_was_carried_out(house: House) -> None:

@@ -1,6 +1,8 @@
 """`tidegate erase` against a real `tidegate up`: what is shown, what is asked, what ClickHouse can read afterwards."""
 
 import json
+import os
+import pty
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +58,19 @@ def test_where_nobody_can_be_asked_nothing_is_destroyed_without_a_yes(house: Hou
     asked = house.run("erase", ALICE, "--reason", "asked to")
     assert asked.returncode == 2
     assert "give --yes" in asked.stderr
+    assert len(calls_of(house, ALICE)) == 1
+
+
+def test_on_a_terminal_it_asks_and_a_no_destroys_nothing(house: House) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, b"n\n")
+        asked = house.run("erase", ALICE, "--reason", "asked to", stdin=theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert asked.returncode == 1
+    assert "Destroy them?" in asked.stderr
     assert len(calls_of(house, ALICE)) == 1
 
 

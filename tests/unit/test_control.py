@@ -1,13 +1,22 @@
 """Quarantines: what matches, and the laws of the fold."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.events import QuarantineImposed, QuarantineLifted
+from tidegate.chain import Chain
+from tidegate.events import (
+    OfferDefined,
+    QuarantineImposed,
+    QuarantineLifted,
+    ServerRegistered,
+    ToolDefined,
+    ToolWithdrawn,
+)
 from tidegate.policy.control import Quarantines
+from tidegate_policy.state import ControlPlane
 
 Scope = Literal["session", "subject", "agent", "server", "tool"]
 CALL = ("s1", "u1", "cursor", "fs", "read")
@@ -155,3 +164,36 @@ def test_the_answer_is_that_of_reading_the_whole_history(log: list[QuarantineImp
         if name not in gone and fields[event.scope] == event.value and event.expires_us in (0, 150)
     ]
     assert (match(fold(log), 100) is not None) == bool(stopping)
+
+
+@pytest.mark.parametrize(
+    ("scope", "value", "known"),
+    [
+        ("server", "fs", True),
+        ("server", "files", False),
+        ("tool", "fs/read", True),
+        ("tool", "fs/gone", False),
+        ("tool", "fs/greet", True),
+        ("tool", "fs/file:///srv/a", True),
+        ("tool", "fs/file:///srv/b", None),
+        ("tool", "files/read", False),
+        ("agent", "fs", None),
+        ("subject", "fs", None),
+        ("session", "fs", None),
+    ],
+)
+def test_what_a_quarantine_names_is_known_where_the_catalogue_has_it(
+    scope: str, value: str, known: bool | None
+) -> None:
+    state, chain = ControlPlane("acme"), Chain("edge-1")
+    base: dict[str, Any] = {"id": "i", "time_us": 1, "tenant": "acme", "region": "eu", "server": "fs"}
+    for event in (
+        ServerRegistered(**base, transport="http"),
+        ToolDefined(**base, tool="read", digest="d"),
+        ToolDefined(**base, tool="gone", digest="d"),
+        ToolWithdrawn(**base, tool="gone", previous="d"),
+        OfferDefined(**base, kind="prompt", target="greet", digest="d"),
+        OfferDefined(**base, kind="resource", target="file:///srv/a", digest="d"),
+    ):
+        state.apply(chain.seal(event).value or b"")
+    assert state.knows(scope, value) is known
