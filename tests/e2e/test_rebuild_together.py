@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.first_example import TIDEGATE, House, serving
 
 from tidegate.analytics.clickhouse import open_writer
-from tidegate_audit_consumer import beside
+from tidegate_audit_consumer import beside, claim
 from tidegate_cli.options import live_settings
 
 GAPS_S = (0.0, 0.1, 0.3)
@@ -63,6 +63,23 @@ async def test_of_two_rebuilds_at_once_one_works_the_other_is_refused_and_nothin
         done = house.run("rebuild", "--yes", "--no-verify")
         assert done.returncode == 0, done.stderr
         assert "left tables in tidegate_rebuild that cannot be continued" in done.stderr
+        assert not await beside.exists(analytics)
+    finally:
+        await analytics.close()
+
+
+async def test_after_one_that_was_killed_the_next_one_takes_over_at_once(house: House) -> None:
+    analytics = open_writer(live_settings(house.root / house.config))
+    try:
+        killed, deadline = begun(house), time.monotonic() + WAIT_S
+        while not await beside.exists(analytics):
+            assert time.monotonic() < deadline, "it never began"
+            assert killed.poll() is None, "it ended before anybody saw it"
+        killed.kill()
+        killed.communicate(timeout=WAIT_S)
+        assert [one.lives for one in await claim.held(analytics)] == [False]
+        done = house.run("rebuild", "--yes", "--no-verify")
+        assert done.returncode == 0, done.stderr
         assert not await beside.exists(analytics)
     finally:
         await analytics.close()
