@@ -45,11 +45,15 @@ class Chain:
         self._opening = b'{"writer":%b,"seq":' % _encoder.encode(writer)
 
     def seal(self, event: AnyEvent) -> Record:
-        """The record to append. The event's own `writer`, `seq`, `prev` must be unset: they are written here."""
-        self.seq += 1
-        value = b'%b%d,"prev":"%b",%b' % (self._opening, self.seq, self.prev.encode(), _encoder.encode(event)[1:])
-        self.prev = hashlib.sha256(value).hexdigest()
-        return Record(topic_of(event), key_of(event), value)
+        """The record to append. The event's own `writer`, `seq`, `prev` must be unset: they are written here.
+
+        An event that cannot be encoded raises and takes no number: the chain goes on without a gap.
+        """
+        seq = self.seq + 1
+        value = b'%b%d,"prev":"%b",%b' % (self._opening, seq, self.prev.encode(), _encoder.encode(event)[1:])
+        record = Record(topic_of(event), key_of(event), value)
+        self.seq, self.prev = seq, hashlib.sha256(value).hexdigest()
+        return record
 
 
 def open_event(value: bytes) -> AnyEvent:

@@ -80,12 +80,11 @@ class Journal:
         return Chain(f"sealer.{self._sealer}.{uuid7()}")
 
     def _finding(self, breach: Breach | Wrong) -> Record:
-        chain = self._chain
-        chain.seq += 1
-        finding = self._raised(breach)
-        value = msgspec.json.encode(detection_finding(finding, chain.writer, chain.seq, chain.prev))
-        chain.prev = hashlib.sha256(value).hexdigest()
-        return Record("detections", f"{finding.tenant}|{RULE}|{breach.writer}".encode(), value)
+        chain, finding = self._chain, self._raised(breach)
+        value = msgspec.json.encode(detection_finding(finding, chain.writer, chain.seq + 1, chain.prev))
+        record = Record("detections", f"{finding.tenant}|{RULE}|{breach.writer}".encode(), value)
+        chain.seq, chain.prev = chain.seq + 1, hashlib.sha256(value).hexdigest()
+        return record
 
     def _raised(self, breach: Breach | Wrong) -> FindingRaised:
         return FindingRaised(

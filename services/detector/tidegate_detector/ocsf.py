@@ -16,7 +16,7 @@ __all__ = ["detection_finding", "seal_finding"]
 
 def seal_finding(chain: Chain, finding: FindingRaised) -> Record:
     """The record to append; the next link of the writer's chain."""
-    chain.seq += 1
-    value = msgspec.json.encode(detection_finding(finding, chain.writer, chain.seq, chain.prev))
-    chain.prev = hashlib.sha256(value).hexdigest()
-    return Record("detections", key_of(finding), value)
+    value = msgspec.json.encode(detection_finding(finding, chain.writer, chain.seq + 1, chain.prev))
+    record = Record("detections", key_of(finding), value)
+    chain.seq, chain.prev = chain.seq + 1, hashlib.sha256(value).hexdigest()
+    return record

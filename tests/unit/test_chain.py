@@ -1,0 +1,31 @@
+"""A chain goes on without a gap past what cannot be encoded."""
+
+import pytest
+from tests.parts.audit_events import requested
+
+from tidegate.audit.links import link_of
+from tidegate.audit.runs import leaves_of
+from tidegate.chain import Chain
+from tidegate.events import FindingRaised
+from tidegate_detector.ocsf import seal_finding
+
+
+def finding(message: str) -> FindingRaised:
+    return FindingRaised(
+        id="0192f0c1-0000-8000-8000-00000000abcd", time_us=1, tenant="acme", region="eu", rule="r", severity="low",
+        title="t", message=message, subject_id="", agent="", session_id="",
+    )  # fmt: skip
+
+
+def test_what_cannot_be_encoded_takes_no_number() -> None:
+    chain = Chain("w")
+    records = [chain.seal(requested())]
+    with pytest.raises(UnicodeEncodeError):
+        chain.seal(requested(target="\ud800"))
+    with pytest.raises(UnicodeEncodeError):
+        seal_finding(chain, finding("\ud800"))
+    records += [seal_finding(chain, finding("again")), chain.seal(requested())]
+    links = [link for one in records if (link := link_of(one.value or b"")) is not None]
+    assert [link.seq for link in links] == [1, 2, 3]
+    gathered = leaves_of(links)
+    assert (len(gathered.leaves), gathered.breaches) == (1, [])
