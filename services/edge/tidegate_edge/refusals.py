@@ -39,13 +39,14 @@ class Refusals:
         self._clock = clock
         self._left: dict[_Who, tuple[float, float]] = {}  # events that may still be written each, and as of when
         self._sums: dict[tuple[_Who, str, str], _Sum] = {}
+        self._has_ended = False
 
     async def note(self, principal: Principal, method: str, reply: Reply) -> None:
         """One refusal. What cannot be recorded is refused all the same."""
         reason = f"status-{reply.status}"
         self._edge.counters.refused_requests[reason] += 1
         who = (principal.tenant, principal.subject_id, principal.agent)
-        if not self._may_write(who):
+        if not self._may_write(who) and not self._has_ended:
             key = (who, method if method in self._known else "", reason)
             if (found := self._sums.get(key)) is not None:
                 self._sums[key] = found._replace(number=found.number + 1)
@@ -56,21 +57,40 @@ class Refusals:
         await self._record(self._event(principal, method, reply))
 
     async def run(self) -> None:
-        """Writes the sums, once a second and at the end. Until cancelled."""
+        """Writes the sums, once a second and at the end. Until cancelled; what a second cancellation leaves is counted
+        as unrecorded, and what is refused after the end is an event each.
+        """
         try:
             while True:
                 await asyncio.sleep(SUMMED_S)
                 await self.flush()
         finally:
-            await self.flush()
+            self._has_ended = True
+            try:
+                await self.flush()
+            finally:
+                self._edge.counters.unrecorded += sum([one.number for one in self._sums.values()])
+                self._sums.clear()
 
     async def flush(self) -> None:
-        """The sums so far become events."""
-        sums, self._sums = self._sums, {}
-        for event, number in sums.values():
-            stamp = self._edge.place.stamp(event.tenant)  # its own: it is true of the whole second
-            shared = {name: getattr(event, name) for name in _SHARED}
-            await self._record(RequestRefused(**stamp, **shared, count=number))
+        """The sums so far become events: one after the other, so that a cancellation leaves the others as they are."""
+        for key in list(self._sums):
+            if (found := self._sums.pop(key, None)) is not None:
+                await self._tell(*found)
+
+    async def _tell(self, event: RequestRefused, number: int) -> None:
+        """A cancellation waits for the one that is being written: nobody could say whether it was."""
+        stamp = self._edge.place.stamp(event.tenant)  # its own: it is true of the whole second
+        shared = {name: getattr(event, name) for name in _SHARED}
+        telling = asyncio.ensure_future(self._record(RequestRefused(**stamp, **shared, count=number)))
+        try:
+            await asyncio.shield(telling)
+        except asyncio.CancelledError:
+            try:
+                await telling
+            except asyncio.CancelledError:
+                self._edge.counters.unrecorded += number
+            raise
 
     def _may_write(self, who: _Who) -> bool:
         now_s = self._clock()
@@ -102,7 +122,7 @@ class Refusals:
         try:
             await self._edge.recorder.record(event, "spool")
         except LogUnavailable:
-            self._edge.counters.unrecorded += 1
+            self._edge.counters.unrecorded += event.count
 
 
 _SHARED: Final = ("subject_id", "agent", "session_id", "edge", "method", "reason", "message", "status")
