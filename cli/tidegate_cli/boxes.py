@@ -20,7 +20,7 @@ from tidegate.privacy.keys import named_by
 from tidegate.privacy.master import open_wrapping
 from tidegate.privacy.ring import LOADED_MAX, TOPIC, KeyRing
 from tidegate.settings import Settings
-from tidegate_cli.matching import Seen
+from tidegate_cli.matching import Seen, is_shallow
 
 ERASURES_TOPIC: Final = "control-state"
 AT_ONCE: Final = 2_000
@@ -131,6 +131,7 @@ def told(plain: Sealed) -> dict[str, Any]:
 
 def _decoded(raw: bytes) -> Any:
     try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        return raw.decode(errors="replace")
+        value = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        value = None
+    return raw.decode(errors="replace") if value is None or not is_shallow(value) else value

@@ -13,10 +13,12 @@ from tidegate.errors import BundleFault, CallerFault
 from tidegate.log.port import EventLog
 from tidegate.settings import Settings
 from tidegate_cli.deciding_again import decided_again
-from tidegate_cli.matching import Seen, open_seen
+from tidegate_cli.matching import Seen, open_seen, tell_skipped, tenants_of
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import print_document
 from tidegate_cli.released import bundle_bytes
+
+CALL_EVENTS = ("call.requested", "call.abandoned", "call.completed")
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +59,7 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
     from tidegate_cli.reading import reading
 
     async with reading(settings) as log:
-        stored, findings = await _about(log, decision_id)
+        stored, findings = await _about(log, decision_id, tenants_of(settings), settings.tenant)
         events = await _opened(settings, log, stored)
         requested = next((seen for seen in events if seen.type.startswith("call.requested.")), None)
         ended = [seen for seen in events if not seen.type.startswith("call.requested.")]
@@ -76,22 +78,31 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
     )
 
 
-async def _about(log: EventLog, decision_id: str) -> tuple[list[Seen], list[Seen]]:
-    """The call's own events, and the findings that name it. Bytes are compared first: most records are others'."""
+async def _about(log: EventLog, decision_id: str, tenants: frozenset[str], first: str) -> tuple[list[Seen], list[Seen]]:
+    """The call's own events, and the findings that name it; of the first tenant, where several have such a call. Bytes
+    are compared first: most records are others'.
+    """
     from tidegate_cli.reading import records
 
     needle = decision_id.encode()
     events: list[Seen] = []
     findings: list[Seen] = []
+    skipped = 0
     async for record in records(log, ("calls", "detections"), follow=False):
         if record is None or record.value is None or needle not in record.value:
             continue
         seen = open_seen(record.value)
-        if seen is not None and seen.text("call_id") == decision_id:
+        if seen is None:
+            skipped += 1
+        elif seen.text("tenant") not in tenants:
+            continue
+        elif seen.name in CALL_EVENTS and seen.text("call_id") == decision_id:
             events.append(seen)
-        elif seen is not None and decision_id in seen.fields.get("call_ids", ()):
+        elif seen.name == "finding.raised" and decision_id in seen.fields.get("call_ids", ()):
             findings.append(seen)
-    return events, findings
+    tell_skipped(skipped)
+    of = min((seen.text("tenant") for seen in events), key=lambda tenant: (tenant != first, tenant), default="")
+    return [seen for seen in events if seen.text("tenant") == of], [one for one in findings if one.text("tenant") == of]
 
 
 async def _opened(settings: Settings, log: EventLog, events: list[Seen]) -> list[Seen]:

@@ -1,19 +1,30 @@
-"""Which stored events a reader wants, and what they have in common. Pure.
+"""Which stored events a reader wants, and what they have in common.
 
-Events on the detections topic are OCSF objects, all others Tidegate's own; both become a `Seen`.
+Events on the detections topic are OCSF objects, all others Tidegate's own; both become a `Seen`. What a `Seen` has is
+of its schema's types: whoever shows it need not look. Newer versions of an event are held against the one known here.
 """
 
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, Final
 
 import msgspec
+import typer
 
 from tidegate.errors import ConfigFault
+from tidegate.events import AnyEvent, type_of
 from tidegate.ids import now_us
+from tidegate.limits import JSON_DEPTH_MAX
+from tidegate.ocsf.finding import FindingInfo, Own
+from tidegate.settings import Settings
 
 _AGE = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_TIME_MAX_US: Final = 4_102_444_800_000_000  # 2100-01-01
+_DEPTH_MAX: Final = 4 * JSON_DEPTH_MAX  # what can be decoded can be encoded again
+_INT: Final = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -29,9 +40,15 @@ class Seen(msgspec.Struct, frozen=True):
         return str(self.fields.get(name, ""))
 
     @property
+    def name(self) -> str:
+        """The type without its version; one that is not known here has fields of any type."""
+        return self.type.rpartition(".")[0]
+
+    @property
     def sealed(self) -> dict[str, Any]:
         """The personal part."""
-        return self.fields.get("sealed") or {}
+        part = self.fields.get("sealed")
+        return part if isinstance(part, dict) else {}
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,9 +60,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     server: str = ""
     decision: str = ""
     since_us: int = 0
+    tenants: frozenset[str] = frozenset()
 
     def admits(self, seen: Seen) -> bool:
-        if seen.time_us < self.since_us:
+        if seen.time_us < self.since_us or (self.tenants and seen.text("tenant") not in self.tenants):
             return False
         names = (self._is_user(seen), self._is_tool(seen), *self._equal(seen))
         return all(names)
@@ -63,32 +81,110 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         return not self.tool or self.tool in (target, f"{seen.text('server')}__{target}")
 
 
+def tenants_of(settings: Settings) -> frozenset[str]:
+    """Whose events the readers of this configuration are shown."""
+    return frozenset({settings.tenant, *(issuer.tenant for issuer in settings.identity.issuers if issuer.tenant)})
+
+
 def open_seen(value: bytes) -> Seen | None:
     """A stored event; None where the bytes are no event (the consumer keeps those as dead letters)."""
     try:
         fields = msgspec.json.decode(value)
-    except msgspec.DecodeError:
+        if not isinstance(fields, dict) or not _is_shallow(value, fields):
+            return None
+        seen = _finding(value, fields) if "class_uid" in fields else _own(value, fields)
+    except (ValueError, RecursionError):  # msgspec.DecodeError is a ValueError
         return None
-    if not isinstance(fields, dict):
-        return None
-    if "class_uid" in fields:
-        return _finding(fields, value)
-    if not isinstance(fields.get("type"), str) or not isinstance(fields.get("time_us"), int):
-        return None
-    return Seen(fields["type"], fields["time_us"], fields, value)
+    return seen if 0 <= seen.time_us < _TIME_MAX_US else None
 
 
-def _finding(fields: dict[str, Any], value: bytes) -> Seen | None:
-    """OCSF 2004: Tidegate's own fields are under `unmapped.tidegate`, times are milliseconds."""
+def tell_skipped(count: int) -> None:
+    """On stderr, that so many records were passed over."""
+    if count:
+        records = "1 record is" if count == 1 else f"{count} records are"
+        typer.echo(f"{records} no event and left out; see `tidegate dead-letters list`", err=True)
+
+
+def _own(value: bytes, fields: dict[str, Any]) -> Seen:
+    """Raises msgspec.ValidationError."""
+    head = _HEAD.decode(value)
+    if (decoder := _decoders().get(head.type.rpartition(".")[0])) is not None:
+        decoder.decode(value)
+    return Seen(head.type, head.time_us, fields, value)
+
+
+def _finding(value: bytes, fields: dict[str, Any]) -> Seen:
+    """OCSF 2004: Tidegate's own fields are under `unmapped.tidegate`, times are milliseconds. Raises
+    msgspec.ValidationError.
+    """
+    found = _FINDING.decode(value)
     own = fields.get("unmapped", {}).get("tidegate", {})
-    info = fields.get("finding_info", {})
-    time_us = own.get("time_us") or int(fields.get("time", 0)) * 1_000
     told = {
-        "title": info.get("title", ""),
-        "message": fields.get("message") or info.get("desc", ""),
-        "severity": fields.get("severity", ""),
+        "title": found.finding_info.title,
+        "message": found.message or found.finding_info.desc,
+        "severity": found.severity,
     }
-    return Seen("finding.raised.v1", time_us, {**told, **own}, value)
+    return Seen("finding.raised.v1", own.get("time_us") or found.time * 1_000, {**told, **own}, value)
+
+
+class _Head(msgspec.Struct):
+    type: str
+    time_us: int
+    tenant: str = ""
+    id: str = ""
+
+
+def _partial(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The same fields with the same types, none of which must be there."""
+    fields = [
+        (field.name, (_INT if field.type is int else field.type) | msgspec.UnsetType, msgspec.UNSET)
+        for field in msgspec.structs.fields(kind)
+    ]
+    return msgspec.defstruct(f"Partial{kind.__name__}", fields)
+
+
+@cache
+def _decoders() -> dict[str, msgspec.json.Decoder[msgspec.Struct]]:
+    """By a type's name without its version."""
+    kinds: Collection[type] = AnyEvent.__args__
+    return {type_of(kind).rpartition(".")[0]: msgspec.json.Decoder(_partial(kind)) for kind in kinds}
+
+
+class _Unmapped(msgspec.Struct):
+    tidegate: _partial(Own) = msgspec.field(default_factory=_partial(Own))  # type: ignore[valid-type]
+
+
+class _StoredFinding(msgspec.Struct):
+    class_uid: int
+    time: int = 0
+    severity: str = ""
+    message: str = ""
+    finding_info: FindingInfo = FindingInfo()
+    unmapped: _Unmapped = msgspec.field(default_factory=_Unmapped)
+
+
+_HEAD: Final = msgspec.json.Decoder(_Head)
+_FINDING: Final = msgspec.json.Decoder(_StoredFinding)
+
+
+def is_shallow(value: Any) -> bool:
+    """Whether decoded JSON nests little enough to be written anew, wherever that is done."""
+    level: list[Any] = [value]
+    for _ in range(_DEPTH_MAX):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def _is_shallow(value: bytes, fields: dict[str, Any]) -> bool:
+    """Few brackets cannot nest deeply."""
+    return value.count(b"[") + value.count(b"{") <= _DEPTH_MAX or is_shallow(fields)
 
 
 def age_us(text: str, at_us: int | None = None, *, option: str = "--since") -> int:

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from tidegate.settings import Settings
-from tidegate_cli.matching import Seen, Wanted, open_seen
+from tidegate_cli.matching import Seen, Wanted, open_seen, tell_skipped, tenants_of
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import print_line, say
 
@@ -50,7 +50,8 @@ async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_
     from tidegate_cli.reading import EVENT_TOPICS, reading, records
 
     past = Past(SINCE_EVENTS_MAX if wanted.since_us else last)
-    caught_up = False
+    wanted = msgspec.structs.replace(wanted, tenants=wanted.tenants or tenants_of(settings))
+    caught_up, skipped = False, 0
     async with reading(settings) as log, contextlib.AsyncExitStack() as stack:
         boxes = await open_boxes(settings, log)
         stack.push_async_callback(boxes.close)
@@ -58,9 +59,15 @@ async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_
             if record is None:
                 caught_up = True
                 _show_past(past, as_json, told=wanted.since_us > 0)
+                tell_skipped(skipped)
                 continue
             event = open_seen(record.value or b"")
-            if event is None or event.time_us < wanted.since_us:
+            if event is None:
+                skipped += 1
+                if caught_up:
+                    tell_skipped(1)
+                continue
+            if event.time_us < wanted.since_us or event.text("tenant") not in wanted.tenants:
                 continue
             event = await boxes.shown_soon(event)
             if not wanted.admits(event):
