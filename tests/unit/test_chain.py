@@ -1,4 +1,6 @@
-"""A chain goes on without a gap past what cannot be encoded."""
+"""A chain goes on without a gap past what cannot be encoded, and no finding is too large for it."""
+
+from typing import Any
 
 import pytest
 from tests.parts.audit_events import requested
@@ -7,6 +9,8 @@ from tidegate.audit.links import link_of
 from tidegate.audit.runs import leaves_of
 from tidegate.chain import Chain
 from tidegate.events import FindingRaised
+from tidegate.limits import EVENT_BYTES_MAX
+from tidegate_detector.findings import raised
 from tidegate_detector.ocsf import seal_finding
 
 
@@ -29,3 +33,15 @@ def test_what_cannot_be_encoded_takes_no_number() -> None:
     assert [link.seq for link in links] == [1, 2, 3]
     gathered = leaves_of(links)
     assert (len(gathered.leaves), gathered.breaches) == (1, [])
+
+
+def test_a_finding_about_calls_with_huge_texts_fits_into_the_log() -> None:
+    names = ("region", "subject_id", "agent", "session_id", "server", "target")
+    texts: dict[str, Any] = dict.fromkeys(names, "\x01" * 20_000)
+    event = requested(**texts)
+    about = raised(
+        "burst", event, ("1",), severity="high", title="t", message="m" * 500_000, call_ids=("c" * 9_000,) * 50
+    )
+    value = seal_finding(Chain("detector.1"), about).value or b""
+    assert len(value) < EVENT_BYTES_MAX
+    assert raised("burst", event, ("1",), severity="high", title="", message="", call_ids=()).id == about.id

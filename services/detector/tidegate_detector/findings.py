@@ -4,8 +4,10 @@ import hashlib
 from typing import Literal, NamedTuple
 
 from tidegate.events import CallCompleted, CallRequested, FindingRaised
+from tidegate.limits import CLAIM_CHARS_MAX
 
 CALLS_NAMED_MAX = 20
+MESSAGE_CHARS_MAX = 4_096
 
 Severity = Literal["info", "low", "medium", "high", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
@@ -45,20 +47,23 @@ def raised(
     message: str,
     call_ids: tuple[str, ...],
 ) -> FindingRaised:
-    """A finding about the calls of this event's principal. `causes` name it: equal causes, equal id."""
+    """A finding about the calls of this event's principal. `causes` name it: equal causes, equal id.
+
+    Texts longer than any that an edge records are clipped: a finding repeats them, and must fit into the log.
+    """
     return FindingRaised(
         id=derived_id("tidegate finding v1", rule, *principal_of(event), *causes),
         time_us=event.time_us,
-        tenant=event.tenant,
-        region=event.region,
+        tenant=event.tenant[:CLAIM_CHARS_MAX],
+        region=event.region[:CLAIM_CHARS_MAX],
         rule=rule,
         severity=severity,
         title=title,
-        message=message,
-        subject_id=event.subject_id,
-        agent=event.agent,
-        session_id=event.session_id,
-        server=event.server,
-        target=event.target,
-        call_ids=call_ids[:CALLS_NAMED_MAX],
+        message=message[:MESSAGE_CHARS_MAX],
+        subject_id=event.subject_id[:CLAIM_CHARS_MAX],
+        agent=event.agent[:CLAIM_CHARS_MAX],
+        session_id=event.session_id[:CLAIM_CHARS_MAX],
+        server=event.server[:CLAIM_CHARS_MAX],
+        target=event.target[:MESSAGE_CHARS_MAX],
+        call_ids=tuple([one[:CLAIM_CHARS_MAX] for one in call_ids[:CALLS_NAMED_MAX]]),
     )
