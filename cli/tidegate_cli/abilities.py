@@ -22,20 +22,22 @@ from tidegate_cli.output import console, plain, print_document, say
 from tidegate_cli.reaching import reaching
 from tidegate_cli.reading import reading, records
 from tidegate_cli.released import bundle_bytes
-from tidegate_cli.subjects import SUBJECT_ID
+from tidegate_cli.subjects import SUBJECT_ID, subject_named
 
 _STYLES: Final = {"allow": "green", "by-arguments": "yellow", "ask": "cyan", "deny": "dim"}
 _WORDS: Final = {"allow": "yes", "by-arguments": "some calls", "ask": "asks first", "deny": "no"}
 _LATEST: Final = (
     "SELECT subject_id, issuer, subject, login, groups, toUnixTimestamp64Micro(requested_at) FROM tidegate.calls "
     "WHERE tenant = {tenant:String} AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC') "
-    "AND (login = {name:String} OR subject = {name:String} OR subject_id = {name:String}) "
+    "AND (subject_id = {name:String} OR concat(issuer, '|', subject) = {name:String}) "
     "ORDER BY requested_at DESC LIMIT 1"
 )
 
 
 class Who(msgspec.Struct, frozen=True):
-    """The person and agent as the rules see them. `groups_of_us`: of the call whose groups these are; 0: given."""
+    """The person and agent as the rules see them. `groups_of_us`: of the call whose groups these are; 0: given. Without
+    `subject_id` quarantines of the person are not known.
+    """
 
     user: str
     agent: str
@@ -60,7 +62,8 @@ def show_abilities(
 ) -> None:
     """Raises Fault."""
     settings = live_settings(config)
-    found = asyncio.run(_abilities(settings, user, agent, groups, at_us or now_us(), ring))
+    meant = _meant(settings, user)
+    found = asyncio.run(_abilities(settings, user, meant, agent, groups, at_us or now_us(), ring))
     if server:
         found = msgspec.structs.replace(found, can=[one for one in found.can if one.server == server])
     if as_json:
@@ -70,9 +73,9 @@ def show_abilities(
 
 
 async def _abilities(
-    settings: Settings, user: str, agent: str, groups: tuple[str, ...], at_us: int, ring: str
+    settings: Settings, user: str, meant: str, agent: str, groups: tuple[str, ...], at_us: int, ring: str
 ) -> Abilities:
-    who = await _who(settings, user, agent, groups, at_us)
+    who = await _who(settings, user, meant, agent, groups, at_us)
     async with reading(settings) as log:
         world = World(settings.tenant, ring, at_us)
         async for record in records(log, HISTORIES, follow=False):
@@ -92,12 +95,26 @@ async def _bundle(log: EventLog, tenant: str, digest: str) -> Bundle:
     return Bundle.from_bytes(canonical)
 
 
-async def _who(settings: Settings, user: str, agent: str, groups: tuple[str, ...], at_us: int) -> Who:
+def _meant(settings: Settings, user: str) -> str:
+    """The one subject whom the name means; the name itself where no record tells. Raises CallerFault where it is
+    several people's.
+    """
+    try:
+        return subject_named(settings, user)
+    except CallerFault as fault:
+        if fault.code == "subject-ambiguous":
+            raise
+    except Exception:  # noqa: S110  ClickHouse is away: `_latest` knows whether it is needed
+        pass
+    return user
+
+
+async def _who(settings: Settings, user: str, meant: str, agent: str, groups: tuple[str, ...], at_us: int) -> Who:
     """As the latest recorded call before shows the person; with groups given, no record is needed. Raises CallerFault
     where only a subject id is known of them: rules name people by their subject.
     """
     is_id = SUBJECT_ID.fullmatch(user) is not None
-    row = await _latest(settings, user, at_us, needed=is_id or not groups)
+    row = await _latest(settings, user, meant, at_us, needed=is_id or not groups)
     if row is not None and not row[2]:
         raise CallerFault(
             f"the latest call of {user} before {_time(at_us)} no longer shows whose it is: that part is erased, or "
@@ -106,16 +123,18 @@ async def _who(settings: Settings, user: str, agent: str, groups: tuple[str, ...
         )
     if row is None:
         prefixes = {issuer.user_prefix for issuer in settings.identity.issuers}
-        return Who(user=(prefixes.pop() if len(prefixes) == 1 else "") + user, agent=agent, groups=groups)
+        prefix = prefixes.pop() if len(prefixes) == 1 else ""
+        known_id = meant if SUBJECT_ID.fullmatch(meant) else ""
+        return Who(user=prefix + user.rpartition("|")[2], agent=agent, groups=groups, subject_id=known_id)
     subject_id, issuer, subject, _, seen, seen_us = row
     prefix = next((one.user_prefix for one in settings.identity.issuers if one.issuer == issuer), "")
     known = tuple(str(group) for group in seen)
     return Who(prefix + str(subject), agent, groups or known, str(subject_id), 0 if groups else int(seen_us))
 
 
-async def _latest(settings: Settings, user: str, at_us: int, *, needed: bool) -> tuple[Any, ...] | None:
+async def _latest(settings: Settings, user: str, meant: str, at_us: int, *, needed: bool) -> tuple[Any, ...] | None:
     """Raises CallerFault where a record is needed and there is none."""
-    values = {"tenant": settings.tenant, "name": user, "until": at_us}
+    values = {"tenant": settings.tenant, "name": meant, "until": at_us}
     try:
         async with reaching(settings) as analytics:
             rows = (await analytics.query(_LATEST, values)).rows
@@ -144,6 +163,8 @@ def _show(found: Abilities) -> None:
     groups = plain(", ".join(who.groups)) or "none"
     agent = f" through {plain(who.agent)}" if who.agent else ""
     say(f"[bold]{plain(who.user)}[/]{agent}, groups {groups}{since}, at {_time(found.at_us)}")
+    if not who.subject_id:
+        say("[yellow]whether the person is in quarantine is not known[/]: no recorded call shows their subject id")
     if not found.release:
         say(f"[yellow]nothing[/]: no release ruled the ring '{plain(found.ring)}' then")
         return
