@@ -7,7 +7,7 @@ subject id or issuer|subject still works.
 import asyncio
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,19 +32,28 @@ _KEYS: Final = (
     "AND created_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC')"
 )
 _LEFT: Final = (
-    "SELECT count(), countIf(login != '' OR subject != '' OR arguments != '' OR result != '' OR inputs != ''), "
+    "SELECT count(), countIf(login != '' OR subject != '' OR issuer != '' OR claimed_client != '' OR arguments != '' "
+    "OR result != '' OR inputs != ''), "
     "uniqExact(session_id), toString(min(requested_at)), toString(max(requested_at)), "
     "arrayFilter(name -> name != '', arrayConcat(groupUniqArray(100)(login), groupUniqArray(100)(subject))) "
     "FROM tidegate.calls WHERE tenant = {tenant:String} AND subject_id = {subject:String} "
     "AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC')"
 )
+# Each event once: a redelivery may stand there twice. Without FINAL, raw is read of the subject's own events alone.
+_PLAIN: Final = (
+    "SELECT uniqExact(event_id) FROM (SELECT event_id FROM tidegate.events_raw "
+    "PREWHERE tenant = {tenant:String} AND subject_id = {subject:String} "
+    "WHERE time <= fromUnixTimestamp64Micro({until:Int64}, 'UTC') AND JSONExtractString(raw, 'sealed', 'kid') = '' "
+    "AND JSONExtractRaw(raw, 'sealed') NOT IN ('', '{}') LIMIT {most:UInt64})"
+)
+PLAIN_MAX: Final = 1_000_000  # that are counted
 _FAR_US: Final = 4_000_000_000_000_000  # the year 2096: all
 
 
 @dataclass(frozen=True)
 class Left:
-    """Of a subject's calls. `readable`: those that still show something personal. `names`: logins and subjects that
-    they show, which are never printed.
+    """Of a subject's calls. `readable`: those that still show something personal; `plain_events`: events of any kind
+    with a personal part in clear. `names`: logins and subjects that the calls show, which are never printed.
     """
 
     calls: int
@@ -52,6 +61,7 @@ class Left:
     sessions: int
     first: str
     last: str
+    plain_events: int = 0
     names: tuple[str, ...] = ()
 
 
@@ -95,7 +105,7 @@ def erase_subject(
         print_document({**done, "left": _shown(left)})
     else:
         _say_done(done, left)
-    return int(left is not None and left.readable > 0)
+    return int(left is not None and left.readable + left.plain_events > 0)
 
 
 def _check_names_nobody(reason: str, names: Iterable[str]) -> None:
@@ -124,16 +134,25 @@ def _shown(left: Left | None) -> dict[str, Any] | None:
 
 def _left(settings: Settings, subject_id: str, until_us: int) -> Left | None:
     """None where ClickHouse cannot be asked: the keys are destroyed all the same."""
+
+    async def ask() -> Left:
+        async with reaching(settings) as analytics:
+            return await left_of(analytics, settings, subject_id, until_us)
+
     try:
-        rows = asyncio.run(
-            _asked(settings, lambda analytics: _rows(analytics, _LEFT, settings, subject=subject_id, until=until_us))
-        )
+        return asyncio.run(ask())
     except (AnalyticsUnavailable, AnalyticsRefused) as fault:
         _warn(f"ClickHouse was not asked: {fault.sentence}")
         return None
-    calls, readable, sessions, first, last, names = rows[0]
+
+
+async def left_of(analytics: Analytics, settings: Settings, subject_id: str, until_us: int) -> Left:
+    """What ClickHouse shows of the subject up to then. Raises AnalyticsUnavailable, AnalyticsRefused."""
+    asked: dict[str, Any] = {"subject": subject_id, "until": until_us}
+    ((calls, readable, sessions, first, last, names),) = await _rows(analytics, _LEFT, settings, **asked)
+    ((plain_events,),) = await _rows(analytics, _PLAIN, settings, **asked, most=PLAIN_MAX)
     told = (str(first), str(last)) if calls else ("", "")
-    return Left(int(calls), int(readable), int(sessions), *told, tuple(map(str, names)))
+    return Left(int(calls), int(readable), int(sessions), *told, int(plain_events), tuple(map(str, names)))
 
 
 async def _wait_gone(settings: Settings, subject_id: str, until_us: int) -> None:
@@ -149,11 +168,6 @@ async def _wait_gone(settings: Settings, subject_id: str, until_us: int) -> None
                 "consumer running? It removes them when it reads on; ask again then",
                 code="not-gone-yet",
             ) from None
-
-
-async def _asked(settings: Settings, ask: Callable[[Analytics], Any]) -> list[tuple[Any, ...]]:
-    async with reaching(settings) as analytics:
-        return list(await ask(analytics))
 
 
 async def _rows(analytics: Analytics, sql: str, settings: Settings, **values: Any) -> list[tuple[Any, ...]]:
@@ -181,8 +195,8 @@ def _say_done(done: dict[str, Any], left: Left | None) -> None:
         f"  left: the pseudonym {plain(done['subject_id'])}, {left.calls:,} calls in {left.sessions:,} sessions with "
         "their times, tools, decisions, sizes and digests"
     )
-    if left.readable:
+    if left.readable or left.plain_events:
         say(
-            f"  [yellow]{left.readable:,} calls were recorded in clear, before sealing was on: they stay readable "
-            "until they expire[/]"
+            f"  [yellow]{left.readable:,} calls, {left.plain_events:,} events: recorded in clear, before sealing was "
+            "on. They stay readable until they expire[/]"
         )

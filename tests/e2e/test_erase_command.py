@@ -107,7 +107,7 @@ def test_a_person_is_erased_and_another_is_not_and_the_proof_holds(house: House)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["keys"], told["subject_id"]) == (1, before["subject_id"])
-    assert (told["left"]["calls"], told["left"]["readable"]) == (1, 0)
+    assert (told["left"]["calls"], told["left"]["readable"], told["left"]["plain_events"]) == (1, 0, 0)
     (row,) = rows(house, f"SELECT * FROM tidegate.calls WHERE subject_id = '{before['subject_id']}'")
     assert (row["login"], row["arguments"], row["result"], row["is_erased"]) == ("", "", "", 1)
     assert (row["target"], row["status"]) == ("get_current_time", "ok")

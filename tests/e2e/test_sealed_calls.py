@@ -36,7 +36,7 @@ from tidegate.analytics.clickhouse import ClickHouseAnalytics, open_server
 from tidegate.analytics.port import Analytics, Answer
 from tidegate.chain import Chain
 from tidegate.errors import AnalyticsUnavailable
-from tidegate.events import Sealed
+from tidegate.events import Sealed, SessionOpened
 from tidegate.ids import now_us, uuid7
 from tidegate.log.kafka import KafkaLog
 from tidegate.log.port import EventLog, Record
@@ -53,6 +53,7 @@ from tidegate_audit_consumer.key_feed import Changes, KeyFeed, columns_of
 from tidegate_audit_consumer.migrate import migrate
 from tidegate_audit_consumer.rows import open_batch
 from tidegate_audit_consumer.store import store
+from tidegate_cli.erasing import left_of
 
 QUICK = Bounds(age_max_s=0.02, idle_s=0.05, backoff_min_s=0.01, backoff_max_s=0.05)
 PERSONAL = "login, subject, issuer, claimed_client, arguments, result, inputs, is_erased"
@@ -259,6 +260,42 @@ async def test_a_consumer_of_an_empty_or_another_log_takes_nobody_s_key_and_says
 
 async def _is_current(feed: KeyFeed) -> bool:
     return feed.is_current
+
+
+async def test_what_is_left_of_a_person_counts_every_event_in_clear_and_no_sealed_one(settings: Settings) -> None:
+    settings = msgspec.structs.replace(settings, tenant="acme")
+    key, chain = key_for(), Chain("w")
+    tricky = Sealed(arguments=msgspec.Raw(b'{"sealed":{"kid":"0"}}'))
+    opened = SessionOpened(
+        id=uuid7(),
+        time_us=now_us(),
+        tenant="acme",
+        region="eu",
+        session_id="se55ion",
+        subject_id="5ub",
+        agent="a",
+        protocol="p",
+        edge="edge-1",
+        sealed=Sealed(claimed_client="claude 1"),
+    )
+    plain = [
+        opened,
+        msgspec.structs.replace(opened, id=uuid7(), subject_id="0ther"),
+        requested("hint", subject_id="5ub", sealed=Sealed(claimed_client="claude 1")),
+        requested("tricky", subject_id="5ub", sealed=tricky),
+        requested("nothing", subject_id="5ub", sealed=Sealed()),
+    ]
+    async with EmbeddedEngine(settings.data_dir) as engine:
+        await migrate(engine.analytics)
+        for records in (sealed_records(key, "c1"), [chain.seal(event) for event in plain]):
+            batch = delivered(records)
+            await store(engine.analytics, open_batch(batch), batch)
+            await store(engine.analytics, open_batch(batch), batch)
+            left = await left_of(engine.analytics, settings, "5ub", now_us() + 10**6)
+            if len(records) == 2:
+                assert (left.calls, left.readable, left.plain_events) == (1, 0, 0)
+        assert (left.calls, left.readable, left.plain_events) == (4, 2, 3)
+        assert (await left_of(engine.analytics, settings, "5ub", 1)).plain_events == 0
 
 
 async def put(analytics: Analytics, key: SubjectKey) -> None:
