@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from tidegate.errors import ConfigFault
-from tidegate.events import AnyEvent, type_of
+from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested, type_of
 from tidegate.ids import now_us
 from tidegate.limits import JSON_DEPTH_MAX
 from tidegate.ocsf.finding import FindingInfo, Own
@@ -24,6 +24,7 @@ _AGE = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TIME_MAX_US: Final = 4_102_444_800_000_000  # 2100-01-01
 _DEPTH_MAX: Final = 4 * JSON_DEPTH_MAX  # what can be decoded can be encoded again
+_CALL_KINDS: Final = (CallRequested, CallAbandoned, CallCompleted)
 _INT: Final = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -135,12 +136,15 @@ class _Head(msgspec.Struct):
 
 
 def _partial(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """The same fields with the same types, none of which must be there."""
-    fields = [
-        (field.name, (_INT if field.type is int else field.type) | msgspec.UnsetType, msgspec.UNSET)
-        for field in msgspec.structs.fields(kind)
-    ]
-    return msgspec.defstruct(f"Partial{kind.__name__}", fields)
+    """The same fields with the same types, none of which must be there. An event of a call may be shown for another of
+    its events, so it has all their fields.
+    """
+    kinds = (*_CALL_KINDS, kind) if kind in _CALL_KINDS else (kind,)
+    types = {field.name: field.type for one in kinds for field in msgspec.structs.fields(one)}
+    return msgspec.defstruct(
+        f"Partial{kind.__name__}",
+        [(name, (_INT if of is int else of) | msgspec.UnsetType, msgspec.UNSET) for name, of in types.items()],
+    )
 
 
 @cache

@@ -69,6 +69,8 @@ def odd_records(draw: st.DrawFn) -> dict[str, Any]:
 @given(odd_records())
 @example(SOUND[0] | {"type": "call.requested.x.v1", "rules": 5})
 @example(SOUND[0] | {"type": "call.requested.v9", "labels": None})
+@example(SOUND[1] | {"inputs": "x"})
+@example(SOUND[1] | {"type": "call.abandoned.v1", "findings": [5]})
 def test_a_record_of_any_content_is_shown_or_passed_over(record: dict[str, Any]) -> None:
     seen = open_seen(msgspec.json.encode(record))
     if seen is None:
@@ -78,7 +80,8 @@ def test_a_record_of_any_content_is_shown_or_passed_over(record: dict[str, Any])
     assert Wanted(user="x", tool="y").admits(seen) in (True, False)
     if seen.name not in CALL_EVENTS:
         return
-    story = Story(decision_id=CALL_ID, requested=seen, ended=seen, findings=(), rules={})
+    ended = None if seen.name == "call.requested" else seen
+    story = Story(decision_id=CALL_ID, requested=seen, ended=ended, findings=(), rules={})
     assert decided_again(None, seen) is not None
     assert msgspec.json.encode(story.document())
     with redirect_stdout(io.StringIO()):
