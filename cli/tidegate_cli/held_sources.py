@@ -4,7 +4,7 @@ Hashes are made here from the bytes, whoever keeps them; what a store says besid
 the bytes say. Counterpart: `verifying.py`.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ LOSSES_MAX = 10_000
 LOSS = b'"type":"spool.damaged.v1"'
 DAY_US = 86_400_000_000
 PAGE_ROWS = 20_000
+PAGE_BYTES = 32 * 1024 * 1024  # of records in one answer, which has them in hexadecimal
 STRANGERS_MAX = 10_000  # of one writer
 COLUMNS = (
     *("event_id", "type", "tenant", "region", "writer", "seq", "prev", "hash", "subject_id", "agent", "session_id"),
@@ -205,14 +206,35 @@ class ClickHouseSource:
         return _root(bytes.fromhex(answer.rows[0][0])) if answer.rows else None
 
     async def _rows(self, where: str, parameters: Mapping[str, Any], limit: int = 0) -> list[dict[str, Any]]:
-        names = ", ".join(COLUMNS)
+        """In order, asked for in pieces of PAGE_BYTES: one answer holds only so much."""
         bound = f" LIMIT {limit:d}" if limit else ""
-        answer = await self._analytics.query(
-            f"SELECT {names}, toUnixTimestamp64Micro(time), hex(raw) FROM tidegate.events WHERE {where} "  # noqa: S608
-            f"ORDER BY seq, event_id{bound}",
+        sizes = await self._analytics.query(
+            f"SELECT length(raw) FROM tidegate.events WHERE {where} ORDER BY seq, event_id{bound}",  # noqa: S608
             parameters,
         )
-        return [dict(zip((*COLUMNS, "time", "raw"), row, strict=True)) for row in answer.rows]
+        rows: list[dict[str, Any]] = []
+        for count in _pieces([int(size) for (size,) in sizes.rows]):
+            past = " AND (seq, event_id) > ({past_seq:UInt64}, {past_id:String})" if rows else ""
+            given = {"past_seq": rows[-1]["seq"], "past_id": rows[-1]["event_id"]} if rows else {}
+            answer = await self._analytics.query(
+                f"SELECT {', '.join(COLUMNS)}, toUnixTimestamp64Micro(time), hex(raw) FROM tidegate.events "  # noqa: S608
+                f"WHERE {where}{past} ORDER BY seq, event_id LIMIT {count:d}",
+                {**parameters, **given},
+            )
+            rows += [dict(zip((*COLUMNS, "time", "raw"), row, strict=True)) for row in answer.rows]
+        return rows
+
+
+def _pieces(sizes: Sequence[int]) -> Iterator[int]:
+    """How many rows each, so that none but a lone row passes PAGE_BYTES."""
+    count = held = 0
+    for size in sizes:
+        if count and held + size > PAGE_BYTES:
+            yield count
+            count = held = 0
+        count, held = count + 1, held + size
+    if count:
+        yield count
 
 
 class DirectorySource:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from tidegate.analytics.port import DATABASE, Analytics
-from tidegate.errors import AnalyticsRefused, ConfigFault
+from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable, ConfigFault
 from tidegate.log.extents import Extent, Extents
 from tidegate.log.port import Delivered, EventLog, Partition, Subscription
 from tidegate_audit_consumer import beside
@@ -28,6 +28,7 @@ from tidegate_audit_consumer.rows import open_batch
 from tidegate_audit_consumer.store import store
 
 BATCH_RECORDS: Final = 20_000
+HELD_AT_ONCE: Final = 100  # records out of ClickHouse in one answer: each may have a megabyte
 BATCH_BYTES: Final = 32 * 1024 * 1024
 POLL_RECORDS: Final = 1_000
 IDLE_S: Final = 0.5
@@ -108,6 +109,7 @@ class Rebuild:
         self._keep = keep
         self._topics = self._topics_read()
         self._claim = Claim(analytics)
+        self._made_by = _digest() + ("+keep" if keep else "")
         self._noted = 0.0
         self._late: list[Delivered] = []
         self._positions: dict[Partition, int] = {}
@@ -194,6 +196,7 @@ class Rebuild:
 
     async def _take_over(self, tell: Tell) -> None:
         await self._claim.beat()  # whoever was taken over replaces nothing
+        await self._refuse_incomplete()
         await self._note("replacing")
         tell("replacing", 0)
         names = list(await beside.tables(self._analytics))
@@ -202,6 +205,17 @@ class Rebuild:
             await beside.take_over(self._analytics, tables)
             self.result.tables += tables
         await self._note("filling")
+
+    async def _refuse_incomplete(self) -> None:
+        """What stands beside takes the place of everything, so it must hold all that was read. Raises
+        AnalyticsUnavailable.
+        """
+        held = await beside.positions(self._analytics)
+        if any(held.get(at, 0) < position for at, position in self._positions.items()):
+            raise AnalyticsUnavailable(
+                f"{beside.BESIDE} does not hold all that was read into it: somebody cleared it meanwhile; nothing was "
+                "replaced, give the command again"
+            )
 
     async def _carry(self, found: Found, tell: Tell) -> None:
         """Records that the log no longer has, from the table, in the log's order."""
@@ -301,8 +315,9 @@ class Rebuild:
             return "that rebuild had ended"
         if groups != self._groups:
             return f"that was a rebuild of {', '.join(groups)}"
-        if digest != _digest():
-            return "another version made them"
+        if digest != self._made_by:
+            same = digest.partition("+")[0] == _digest()
+            return "that rebuild gave up what this one keeps, or kept it" if same else "another version made them"
         return None if await beside.is_complete(self._analytics, self._tables()) else "some are missing"
 
     async def _last_run(self) -> _Run | None:
@@ -327,7 +342,7 @@ class Rebuild:
     async def _note(self, phase: Phase) -> None:
         """How far: for whoever goes on after this one."""
         await self._analytics.insert(
-            f"{beside.BESIDE}.runs", {"phase": [phase], "only": [",".join(self._groups)], "digest": [_digest()]}
+            f"{beside.BESIDE}.runs", {"phase": [phase], "only": [",".join(self._groups)], "digest": [self._made_by]}
         )
         self._noted = time.monotonic()
 
@@ -339,7 +354,7 @@ async def held_records(analytics: Analytics, at: Partition, first: int, end: int
             f"SELECT offset, hex(raw), toUnixTimestamp64Micro(logged_at) FROM {DATABASE}.events "  # noqa: S608
             "WHERE topic = {topic:String} AND partition = {partition:UInt32} AND offset >= {first:UInt64} "
             "AND offset < {end:UInt64} ORDER BY offset LIMIT {limit:UInt32}",
-            {"topic": at.topic, "partition": at.partition, "first": first, "end": end, "limit": BATCH_RECORDS},
+            {"topic": at.topic, "partition": at.partition, "first": first, "end": end, "limit": HELD_AT_ONCE},
         )
         if not answer.rows:
             return
