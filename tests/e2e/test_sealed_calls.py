@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -502,6 +502,20 @@ PARTS = st.builds(
 )
 
 
+BACKSLASHES = ["C:\\", "\\\\", '\\"', "a\\b", '"']
+SLASHED = [
+    Sealed(
+        login=one,
+        subject=one,
+        arguments=msgspec.Raw(msgspec.json.encode(value)),
+        inputs=msgspec.Raw(msgspec.json.encode([one])),
+    )
+    for one in BACKSLASHES
+    for value in (one, {"path": one, one: {"x": [one, "]}"]}})
+]
+
+
+@example(parts=SLASHED, results=[part.arguments for part in SLASHED])
 @hypothesis_settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(parts=st.lists(PARTS, min_size=60, max_size=60), results=st.lists(CONTENT, min_size=60, max_size=60))
 def test_what_sql_shows_of_a_sealed_part_is_what_was_sealed_byte_for_byte(

@@ -47,7 +47,7 @@ from tidegate_audit_consumer.store import store
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TIDEGATE = Path(sys.executable).parent / "tidegate"
-CASES = 24
+CASES = 28
 
 
 def writer_of(case: int) -> str:
