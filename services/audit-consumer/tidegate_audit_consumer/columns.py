@@ -15,7 +15,7 @@ from tidegate_audit_consumer.migrate import migrate
 VIEWS = {
     "calls": "One row per call. Query this view; it is exact at any time, also while events are delivered again. "
     "`message` is the decision's sentence: the caller is given it unless the tool is hidden from it, and then only "
-    "\"Unknown tool\".",
+    '"Unknown tool".',
     "events": "Every event, one row each, with the bytes as they were stored.",
     "findings": "The detector's conclusions, one row each.",
     "denials": "One row per call that was not let through.",
