@@ -41,11 +41,11 @@ def print_table(answer: Answer) -> None:
 
 
 def _fits(names: tuple[str, ...], rows: list[list[str]], columns: int) -> bool:
-    """Beside each other, none folded to less than what holds an id; each has a space on either side."""
+    """Beside each other, none folded to less than what holds an id; each has a space on either side and one between."""
     if len(names) == 1:
         return True
     widths = [max(map(_width, (names[at], *(row[at] for row in rows)))) for at in range(len(names))]
-    return sum(min(width, FOLDED_MIN) + 2 for width in widths) <= columns
+    return sum(min(width, FOLDED_MIN) + 3 for width in widths) <= columns
 
 
 def _width(cell: str) -> int:

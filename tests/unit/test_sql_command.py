@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.parts.audit_events import calls, delivered
 
@@ -113,6 +113,7 @@ def test_a_table_sends_no_control_characters_to_the_terminal(capsys: pytest.Capt
     assert "2026-03-01T12:00:00Z" in shown
 
 
+@example([1, 1, 1, 1, 1, 18, 40, 40], 1)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 3))
 def test_every_column_is_printed_whole_however_wide_the_rows_are(widths: list[int], count: int) -> None:
     """A short value or name is never folded; only what is wider than an id may be, and then all of it is there."""
