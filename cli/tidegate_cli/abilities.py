@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tidegate.errors import CallerFault
+from tidegate.errors import AnalyticsUnavailable, CallerFault
 from tidegate.ids import now_us
 from tidegate.log.port import EventLog
 from tidegate.policy.bundle import Bundle
@@ -104,8 +104,8 @@ def _meant(settings: Settings, user: str) -> str:
     except CallerFault as fault:
         if fault.code == "subject-ambiguous":
             raise
-    except Exception:  # noqa: S110  ClickHouse is away: `_latest` knows whether it is needed
-        pass
+    except AnalyticsUnavailable:
+        return user  # `_latest` knows whether it is needed
     return user
 
 
@@ -138,7 +138,7 @@ async def _latest(settings: Settings, user: str, meant: str, at_us: int, *, need
     try:
         async with reaching(settings) as analytics:
             rows = (await analytics.query(_LATEST, values)).rows
-    except Exception:
+    except AnalyticsUnavailable:
         if needed:
             raise
         return None

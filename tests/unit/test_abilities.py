@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tidegate.analytics.port import Answer
-from tidegate.errors import CallerFault
+from tidegate.errors import AnalyticsUnavailable, CallerFault
 from tidegate.settings import Settings
 from tidegate_cli import abilities, subjects
 
@@ -24,7 +24,7 @@ class Table:
 
     async def query(self, sql: str, parameters: Mapping[str, Any]) -> Answer:
         if self.people is None:
-            raise ConnectionRefusedError
+            raise AnalyticsUnavailable("nobody answers")
         if "GROUP BY subject_id" in sql:
             return Answer((), self.people)
         self.asked.append(parameters["name"])
