@@ -19,6 +19,9 @@ Outcome = Literal[
 ]
 Direction = Literal["arguments", "result"]
 Offer = Literal["prompt", "resource", "template"]
+Role = Literal["ruling", "canary", "shadow"]
+Rank = Literal["new", "cosmetic", "described", "narrowed", "widened", "instructing"]
+Channel = Literal["form", "url", "api"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -54,9 +57,20 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     user: str = ""  # Cedar's id of the user; "" where it is `subject`
     login: str = ""
     claimed_client: str = ""  # clientInfo, self-reported: a hint, never an identity
+    address: str = ""  # the caller's network address, where rules may look at it
     arguments: msgspec.Raw = msgspec.Raw(b"null")  # as captured
     result: msgspec.Raw = msgspec.Raw(b"null")  # as captured
     inputs: msgspec.Raw = msgspec.Raw(b"null")  # what the client answered to a server's questions, as captured
+
+
+class Shadowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What rules that do not rule would have said, where that differs from what was decided by rules."""
+
+    bundle: str  # digest: the ruling bundle's own where its rules in shadow mode are meant
+    release: int = 0
+    decision: Decided
+    reason: str = ""
+    rules: tuple[str, ...] = ()
 
 
 class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,6 +84,9 @@ class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     server_labels: tuple[str, ...] = ()  # those of `labels` that are the server's own
     now_us: int = 0
     control_epoch: int = 0
+    kind: Literal["user", "service"] = "user"  # what the principal is to the rules
+    role: Role = "ruling"  # of the release among those of its ring
+    taint: tuple[str, ...] = ()  # of the session, as the rules were told
     arguments_kept: bool = False  # the values decided on are in `sealed.arguments`, unmasked and whole
 
 
@@ -107,6 +124,9 @@ class CallRequested(Call, frozen=True, kw_only=True, tag="call.requested.v1"):
     capture: Capture = "masked"
     fingerprints: tuple[str, ...] = ()  # keyed, winnowed; of the arguments
     labels: tuple[str, ...] = ()  # of server and tool: "sensitive", "egress", "read-only", ...
+    approval_id: str = ""  # the approval that was waited for (decision ask) or used (allow)
+    shadows: tuple[Shadowed, ...] = ()
+    retry_after_ms: int = 0  # of a limited call: when there is room again; 0: that cannot be told
     sealed: Sealed = Sealed()
 
 
@@ -126,6 +146,8 @@ class CallCompleted(Call, frozen=True, kw_only=True, tag="call.completed.v1"):
     result_digest: str = ""  # SHA-256, hex, of the bytes as the upstream sent them
     capture: Capture = "masked"
     fingerprints: tuple[str, ...] = ()  # of the result
+    records: int = 0  # in the result, where a budget counts them
+    cost_micros: int = 0  # millionths of the unit in which budgets price calls
     labels: tuple[str, ...] = ()
     sealed: Sealed = Sealed()
 
@@ -145,6 +167,18 @@ class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened.v1"):
     protocol: str
     edge: str
     sealed: Sealed = Sealed()
+
+
+class SessionTainted(Event, frozen=True, kw_only=True, tag="session.tainted.v1"):
+    """A governance session has read what later decisions may look at; a taint never leaves its session."""
+
+    session_id: str
+    subject_id: str
+    agent: str
+    labels: tuple[str, ...]  # those that are new to the session
+    call_id: str  # of the call whose answer brought them
+    server: str
+    target: str
 
 
 class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed.v1"):
@@ -184,6 +218,29 @@ class ToolWithdrawn(Event, frozen=True, kw_only=True, tag="tool.withdrawn.v1"):
     previous: str
 
 
+class ToolApproved(Event, frozen=True, kw_only=True, tag="tool.approved.v1"):
+    """A definition was looked at and is trusted: it is what later ones are compared with."""
+
+    server: str
+    tool: str
+    digest: str  # of the definition that is trusted
+    actor: str
+    reason: str = ""
+
+
+class ToolHeld(Event, frozen=True, kw_only=True, tag="tool.held.v1"):
+    """A definition differs from the trusted one so much that the policy has it held back, or alerts."""
+
+    server: str
+    tool: str
+    digest: str
+    trusted: str = ""  # digest of the trusted definition; "": there is none
+    action: Literal["hold", "alert"]
+    rank: Rank
+    changes: tuple[str, ...] = ()  # sentences, gravest first
+    edge: str = ""
+
+
 class OfferDefined(Event, frozen=True, kw_only=True, tag="offer.defined.v1"):
     """A prompt, resource or resource template was seen for the first time, or differs from the last one seen
     (`previous` not empty).
@@ -212,15 +269,17 @@ class ServerRegistered(Event, frozen=True, kw_only=True, tag="server.registered.
 
 
 class BundleReleased(Event, frozen=True, kw_only=True, tag="bundle.released.v1"):
-    """A signed release points a ring at a digest. `release` is the signed struct, byte for byte."""
+    """A signed release points a role of a ring at a digest, or at none (""). `release`: the signed struct as stored."""
 
     ring: str
     number: int
     digest: str
     previous: str
-    cause: Literal["published", "rolled-back"]
-    actor: str
+    cause: Literal["published", "rolled-back", "promoted", "withdrawn"]
+    actor: str  # the subject id of a person, or "guard"
     release: msgspec.Raw
+    role: Role = "ruling"
+    reason: str = ""  # a sentence
 
 
 class BundleActivated(Event, frozen=True, kw_only=True, tag="bundle.activated.v1"):
@@ -228,6 +287,7 @@ class BundleActivated(Event, frozen=True, kw_only=True, tag="bundle.activated.v1
     ring: str
     number: int
     digest: str
+    role: Role = "ruling"
 
 
 class BundleRejected(Event, frozen=True, kw_only=True, tag="bundle.rejected.v1"):
@@ -236,6 +296,75 @@ class BundleRejected(Event, frozen=True, kw_only=True, tag="bundle.rejected.v1")
     number: int
     digest: str
     reason: str
+    role: Role = "ruling"
+
+
+class BundleObserved(Event, frozen=True, kw_only=True, tag="bundle.observed.v1"):
+    """What an edge has counted of one release's decisions since it activated it; while a guard watches."""
+
+    edge: str
+    ring: str
+    role: Role = "ruling"
+    number: int
+    digest: str
+    since_us: int
+    decided: int  # calls, those below included
+    denied: int = 0
+    asked: int = 0
+    errors: int = 0  # denials because a rule could not be evaluated
+    slow: int = 0  # decisions that took longer than the guard allows
+    differed: int = 0  # calls that a shadow would have decided otherwise
+
+
+class ApprovalRequested(Event, frozen=True, kw_only=True, tag="approval.requested.v1"):
+    """A rule wants a person to approve a call; it waits until somebody does, or it expires."""
+
+    approval_id: str
+    binding: str  # keyed digest of principal, agent, method, target and arguments: what the approval is for
+    subject_id: str
+    agent: str
+    session_id: str
+    method: str
+    server: str
+    target: str
+    call_id: str
+    root_call_id: str
+    rules: tuple[str, ...] = ()
+    message: str = ""
+    bundle: str = ""
+    approver: str = ""  # "": the requester may, too; "other": anybody else who may approve; else a group's name
+    expires_us: int
+    edge: str
+    sealed: Sealed = Sealed()  # login, arguments
+
+
+class ApprovalGranted(Event, frozen=True, kw_only=True, tag="approval.granted.v1"):
+    approval_id: str
+    actor: str  # the approver's subject id
+    channel: Channel
+    reason: str = ""
+    expires_us: int  # it must be used before
+
+
+class ApprovalDenied(Event, frozen=True, kw_only=True, tag="approval.denied.v1"):
+    approval_id: str
+    actor: str
+    channel: Channel
+    reason: str = ""
+
+
+class ApprovalExpired(Event, frozen=True, kw_only=True, tag="approval.expired.v1"):
+    """Nobody decided, or nobody used it, in time."""
+
+    approval_id: str
+
+
+class ApprovalConsumed(Event, frozen=True, kw_only=True, tag="approval.consumed.v1"):
+    """The one call that it was for goes on; durable before it is forwarded."""
+
+    approval_id: str
+    call_id: str
+    edge: str
 
 
 class QuarantineImposed(Event, frozen=True, kw_only=True, tag="quarantine.imposed.v1"):
@@ -351,16 +480,25 @@ AnyEvent = (
     | CallCompleted
     | CallAbandoned
     | SessionOpened
+    | SessionTainted
     | SessionClosed
     | RequestRefused
     | ToolDefined
     | ToolWithdrawn
+    | ToolApproved
+    | ToolHeld
     | OfferDefined
     | OfferWithdrawn
     | ServerRegistered
     | BundleReleased
     | BundleActivated
     | BundleRejected
+    | BundleObserved
+    | ApprovalRequested
+    | ApprovalGranted
+    | ApprovalDenied
+    | ApprovalExpired
+    | ApprovalConsumed
     | QuarantineImposed
     | QuarantineLifted
     | SubjectErased
@@ -379,6 +517,7 @@ TOPIC_OF: dict[str, str] = {
     "server": "catalog",
     "bundle": "policy",
     "quarantine": "control",
+    "approval": "control",
     "subject": "control",
     "finding": "detections",
     "root": "integrity",
@@ -408,12 +547,13 @@ def key_of(event: AnyEvent) -> bytes:
             | CallCompleted()
             | CallAbandoned()
             | SessionOpened()
+            | SessionTainted()
             | SessionClosed()
             | RequestRefused()
             | FindingRaised()
         ):
             return f"{event.tenant}|{event.subject_id}|{event.agent}".encode()
-        case ToolDefined() | ToolWithdrawn():
+        case ToolDefined() | ToolWithdrawn() | ToolApproved() | ToolHeld():
             return f"{event.tenant}|{event.server}|{event.tool}".encode()
         case OfferDefined() | OfferWithdrawn():
             return f"{event.tenant}|{event.server}|{event.kind}|{event.target}".encode()
@@ -421,8 +561,10 @@ def key_of(event: AnyEvent) -> bytes:
             return f"{event.tenant}|{event.server}".encode()
         case BundleReleased():
             return f"{event.tenant}|{event.ring}".encode()
-        case BundleActivated() | BundleRejected():
+        case BundleActivated() | BundleRejected() | BundleObserved():
             return f"{event.tenant}|edge|{event.edge}".encode()
+        case ApprovalRequested() | ApprovalGranted() | ApprovalDenied() | ApprovalExpired() | ApprovalConsumed():
+            return f"{event.tenant}|{event.approval_id}".encode()
         case QuarantineImposed() | QuarantineLifted():
             return f"{event.tenant}|{event.quarantine_id}".encode()
         case SubjectErased():

@@ -57,7 +57,9 @@ class Parts:
     recorder: Slow = field(default_factory=Slow)
     place: Place = field(default_factory=Place)
     counters: Counters = field(default_factory=Counters)
-    rulings: dict[str, Any] = field(default_factory=dict)
+
+    def ruling_of(self, principal: Principal) -> None:
+        """No bundle rules here."""
 
     @property
     def accounted(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from tidegate.claims import Principal
 from tidegate.identity import TokenVerifier
 from tidegate.lifecycle import Background
 from tidegate.limits import Limits
@@ -85,6 +86,10 @@ class Edge:
         if found is None:
             found = self.quarantines[tenant] = Quarantines()
         return found
+
+    def ruling_of(self, principal: Principal) -> Ruling | None:
+        """What decides for this principal now; None before any bundle rules. Read it once a request."""
+        return self.rulings.get(principal.tenant)
 
     def timeout_of(self, server: str) -> float:
         """Seconds that a call of this server may take."""

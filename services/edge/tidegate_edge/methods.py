@@ -82,7 +82,7 @@ def _misnamed(request: Request) -> str:
 
 def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
     assert request.id is not None
-    ruling = edge.rulings.get(visit.principal.tenant)
+    ruling = edge.ruling_of(visit.principal)
     if ruling is None:
         return refuse(503, INTERNAL_ERROR, NO_BUNDLE, request.id)
     if not ruling.catalog.door(visit.door).servers and (edge.discovery.troubles or edge.discovery.awaiting):
@@ -100,7 +100,7 @@ def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
 
 async def _discover(edge: Edge, visit: Visit, request: Request) -> Reply:
     assert request.id is not None
-    ruling = edge.rulings.get(visit.principal.tenant)
+    ruling = edge.ruling_of(visit.principal)
     return Reply(200, result_body(request.id, lists.discovered(ruling, visit.principal, visit.door)))
 
 

@@ -117,7 +117,7 @@ class Ears:
 def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes) -> bytes | None:
     """The params as the client may see them now; None where it may not hear of this."""
     principal = visit.principal
-    ruling = edge.rulings.get(principal.tenant)
+    ruling = edge.ruling_of(principal)
     if ruling is None or server not in lists.visible_servers(ruling, principal, visit.door):
         return None
     if _is_quarantined(edge, visit, server):
@@ -160,7 +160,7 @@ def _is_quarantined(edge: Edge, visit: Visit, server: str) -> bool:
 def changes(edge: Edge, visit: Visit, heard: Collection[Announcement]) -> list[ChangeKind]:
     """The lists that have changed for this client, each once."""
     principal = visit.principal
-    ruling = edge.rulings.get(principal.tenant)
+    ruling = edge.ruling_of(principal)
     if ruling is None:
         return []
     servers = lists.visible_servers(ruling, principal, visit.door)

@@ -103,7 +103,7 @@ class Refusals:
 
     def _event(self, principal: Principal, method: str, reply: Reply) -> RequestRefused:
         method, message = method[:METHOD_CHARS_MAX], reply.body[:MESSAGE_BYTES].decode(errors="replace")
-        ruling = self._edge.rulings.get(principal.tenant)
+        ruling = self._edge.ruling_of(principal)
         if ruling is not None:  # both may hold what the caller sent
             method, message = ruling.told(method, "arguments"), ruling.told(message, "arguments")
         return RequestRefused(

@@ -72,7 +72,7 @@ async def initialize(edge: Edge, principal: Principal, door: str, request: Reque
     """A new session: recorded, stored, and its id sealed for the client."""
     if request.id is None:
         return refuse(400, INVALID_REQUEST, "initialize is a request: give it an id")
-    ruling = edge.rulings.get(principal.tenant)
+    ruling = edge.ruling_of(principal)
     version, result = lists.initialized(ruling, principal, door, request.params.get("protocolVersion"))
     at_us = now_us()
     session_id = uuid7(at_us)

@@ -29,7 +29,7 @@ def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = No
     """The call's target, as the client's name for it resolves at this door. `inputs` of a further round, where the
     gateway itself asked the client. Raises bridge.StateRefused.
     """
-    ruling = edge.rulings.get(visit.principal.tenant)
+    ruling = edge.ruling_of(visit.principal)
     handle = tasks.open_handle(edge, visit, request) if request.method in targets.TASKS else None
     found = targets.find(ruling.catalog, visit.door, request, handle) if ruling else None
     named = targets.named(request)

@@ -185,7 +185,7 @@ class GetStream:
     def _take(self, record: SessionRecord) -> None:
         visit = self.visit
         self.visit = msgspec.structs.replace(visit, record=record)
-        ruling = self.edge.rulings.get(visit.principal.tenant)
+        ruling = self.edge.ruling_of(visit.principal)
         wanted: dict[str, set[str]] = {}
         for uri in record.uris if ruling else ():
             assert ruling is not None
@@ -227,7 +227,7 @@ class GetStream:
         request = Request(method, None, {}, b"{}", False, visit.protocol)
         asked_by = msgspec.structs.replace(visit, door=server)
         call = Ongoing(asked_by, request, None, "", edge.terms_of(asked_by.principal.tenant, server, None), now_us())
-        ruling = call.ruling = edge.rulings.get(visit.principal.tenant)
+        ruling = call.ruling = edge.ruling_of(visit.principal)
         call.abilities = visit.abilities(request)
         steps.admit(edge, call)
         if ruling is not None:

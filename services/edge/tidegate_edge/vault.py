@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from tidegate.errors import LogUnavailable
-from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested, SessionOpened
+from tidegate.events import AnyEvent, ApprovalRequested, CallAbandoned, CallCompleted, CallRequested, SessionOpened
 from tidegate.ids import now_us
 from tidegate.limits import SUBJECT_KEYS_CACHED_MAX
 from tidegate.log.port import EventLog, Record
@@ -36,8 +36,8 @@ LAST_TRY_S: Final = 5.0
 PUBLISHED_WITHIN_S: Final = 5.0
 TIDY_S: Final = 3_600.0
 
-PERSONAL: Final = (CallRequested, CallCompleted, CallAbandoned, SessionOpened)
-_Personal = CallRequested | CallCompleted | CallAbandoned | SessionOpened
+PERSONAL: Final = (CallRequested, CallCompleted, CallAbandoned, SessionOpened, ApprovalRequested)
+_Personal = CallRequested | CallCompleted | CallAbandoned | SessionOpened | ApprovalRequested
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ class ReleaseView(BaseModel):
     number: int
     digest: str
     previous: str = Field(description="Digest of the bundle that ruled before; empty for the first")
-    cause: Literal["published", "rolled-back"]
+    cause: Literal["published", "rolled-back", "promoted", "withdrawn"]
     actor: str = Field(description="Subject id of who released it, or 'policy-service' at a local start")
     released_us: int
     current: bool

@@ -18,14 +18,35 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tidegate.errors import BundleFault, ConfigFault
+from tidegate.events import Role
 from tidegate.settings import Settings
 
 POINTER_BYTES_MAX = 4_096
 _PURPOSE = b"tidegate release v1\n"  # in front of what is signed: the key's signatures mean nothing elsewhere
 
 
-class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is signed. `not_before_us`: edges hold it back until then."""
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """For whom a canary rules: whoever fits everything that is named. Empty: everybody."""
+
+    percent: float = 100.0  # of principals: subject and agent, always the same ones for one digest
+    regions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    labels: dict[str, str] = {}  # of the edge
+
+
+class Guard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """By how much a release may be worse than what ruled before, or rules beside it; past that it is taken back."""
+
+    denials: float | None = None  # share of calls denied, above the other's: 0.05 is five points
+    errors: float | None = None  # share of calls denied because a rule could not be evaluated, above the other's
+    slow: float | None = None  # share of decisions slower than `slow_us`
+    slow_us: int = 5_000
+    calls_min: int = 50  # before so many were decided by it, nothing is concluded
+    watch_s: float = 600.0  # for how long a ruling release is watched; a canary always is
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is signed. `not_before_us`: edges hold it back until then. A `digest` of "" ends a canary or shadow."""
 
     v: Literal[1] = 1
     tenant: str
@@ -34,6 +55,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     digest: str
     previous: str
     not_before_us: int = 0
+    role: Role = "ruling"
+    stage: Stage | None = None  # of a canary
+    guard: Guard | None = None
 
 
 class SignedRelease(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

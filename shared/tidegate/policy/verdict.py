@@ -31,6 +31,8 @@ class Verdict(msgspec.Struct, frozen=True):
     rules: tuple[str, ...] = ()
     message: str = ""
     advice: str = ""
+    approver: str = ""  # of an ask: "" the requester may approve, too; "other": anybody else; else a group's name
+    expires_s: int = 0  # of an ask: for how long it stands; 0: APPROVAL_TTL_S
 
     @property
     def told(self) -> str:
