@@ -65,7 +65,7 @@ class World:
         if event.tenant != self._tenant or event.time_us > self.at_us:
             return
         match event:
-            case BundleReleased():
+            case BundleReleased(role="ruling"):
                 if event.ring == self._ring and (self.release is None or event.number > self.release.number):
                     self.release = event
             case QuarantineImposed() | QuarantineLifted():

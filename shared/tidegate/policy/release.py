@@ -15,7 +15,7 @@ import msgspec
 
 from tidegate.chain import Chain
 from tidegate.errors import BundleFault
-from tidegate.events import BundleReleased
+from tidegate.events import BundleReleased, Role
 from tidegate.ids import uuid7
 from tidegate.limits import BUNDLE_BYTES_MAX, BUNDLE_CHUNK_BYTES
 from tidegate.log.port import Delivered, Record
@@ -25,10 +25,12 @@ from tidegate.policy.signing import Release, SignedRelease, Trust, open_release
 RING = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 STATE_TOPIC = "policy-state"
+Cause = Literal["published", "rolled-back", "promoted", "withdrawn"]
 
 
-def pointer_key(tenant: str, ring: str) -> bytes:
-    return f"{tenant}|{ring}".encode()
+def pointer_key(tenant: str, ring: str, role: Role = "ruling") -> bytes:
+    """The key under which `policy-state` holds the newest release of a role of a ring."""
+    return f"{tenant}|{ring}".encode() if role == "ruling" else f"{tenant}|{ring}|{role}".encode()
 
 
 def chunk_records(tenant: str, bundle: Bundle) -> list[Record]:
@@ -47,14 +49,19 @@ def chunk_records(tenant: str, bundle: Bundle) -> list[Record]:
 def records_for_release(
     chain: Chain,
     signed: bytes,
-    bundle: Bundle,
+    bundle: Bundle | None,
     *,
     region: str,
     actor: str,
-    cause: Literal["published", "rolled-back"],
+    cause: Cause,
+    reason: str = "",
     now_us: int,
 ) -> list[Record]:
-    """What a release appends, all in one append: the history's event, the bundle's bytes, the ring's pointer."""
+    """What a release appends, all in one append: the history's event, the bundle's bytes, the pointer of its role.
+
+    `bundle` is None where the release ends its role (a digest of ""): then there are no bytes. Several releases that
+    belong together (a promotion: the ring's new ruling one, and the end of its canary) are one append, too.
+    """
     release = msgspec.json.decode(bytes(msgspec.json.decode(signed, type=SignedRelease).release), type=Release)
     event = BundleReleased(
         id=uuid7(now_us),
@@ -68,9 +75,12 @@ def records_for_release(
         cause=cause,
         actor=actor,
         release=msgspec.Raw(signed),
+        role=release.role,
+        reason=reason,
     )
-    pointer = Record(STATE_TOPIC, pointer_key(release.tenant, release.ring), signed)
-    return [chain.seal(event), *chunk_records(release.tenant, bundle), pointer]
+    pointer = Record(STATE_TOPIC, pointer_key(release.tenant, release.ring, release.role), signed)
+    chunks = chunk_records(release.tenant, bundle) if bundle is not None else []
+    return [chain.seal(event), *chunks, pointer]
 
 
 class Chunks:
