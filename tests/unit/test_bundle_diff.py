@@ -183,3 +183,12 @@ def test_the_command_tells_people_and_programs(tmp_path: Path) -> None:
     assert {change["rules_after"][0] for change in told["changes"]} == {"off"}
     nothing = CliRunner().invoke(app, ["bundle", "diff", "no-such-place", str(EXAMPLE)])
     assert isinstance(nothing.exception, CallerFault)
+
+
+def test_a_search_that_a_bound_cuts_short_says_so() -> None:
+    few = bundle(permit('context.args.n == "a"'))
+    assert compare(few, few).whole
+    many_values = bundle(permit(" || ".join(f'context.args.n == "v{number}"' for number in range(13))))
+    assert not compare(few, many_values).whole, "more values of one argument than are tried"
+    every = " && ".join(f"context.args has a{number} && context.args.a{number} > 2" for number in range(5))
+    assert not compare(few, bundle(permit(every))).whole, "more combinations than are tried"

@@ -43,6 +43,7 @@ class Situation:
 
     facts: ToolFacts
     arguments: list[dict[str, Any]]
+    whole: bool = True  # False: more arguments, or combinations of them, are mentioned than are tried
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def situations_of(*bundles: Bundle) -> Situations:
         _mentioned(bundle, found)
     people = list(_people(found))
     targets = list(_targets(bundles, found))
-    situations = [Situation(facts, _shapes(facts, found)) for facts in targets[:TARGETS_MAX]]
-    whole = len(people) <= PEOPLE_MAX and len(targets) <= TARGETS_MAX
+    situations = [Situation(facts, *_shapes(facts, found)) for facts in targets[:TARGETS_MAX]]
+    whole = len(people) <= PEOPLE_MAX and len(targets) <= TARGETS_MAX and all(one.whole for one in situations)
     return Situations(people[:PEOPLE_MAX], situations, whole)
 
 
@@ -147,9 +148,9 @@ def _split(name: str) -> tuple[str, str]:
     return server, tool
 
 
-def _shapes(facts: ToolFacts, found: _Mentions) -> list[dict[str, Any]]:
+def _shapes(facts: ToolFacts, found: _Mentions) -> tuple[list[dict[str, Any]], bool]:
     """The cases' arguments as they are, and every combination of values; where those are too many, each value on
-    every base, one at a time.
+    every base, one at a time. And whether that is all of them.
     """
     bases = [shape for known, shapes in found.cases.items() if _same(known, facts) for shape in shapes]
     values: dict[Path, list[Any]] = {}
@@ -158,6 +159,7 @@ def _shapes(facts: ToolFacts, found: _Mentions) -> list[dict[str, Any]]:
             for path, listed in mentioned.items():
                 held = values.setdefault(path, [ABSENT])
                 held += [value for value in listed if not any(_equal(value, other) for other in held)]
+    whole = all(len(listed) <= VALUES_MAX for listed in values.values())
     values = {path: listed[:VALUES_MAX] for path, listed in sorted(values.items())}
     shapes = [*bases, {}]
     combined = [*itertools.islice(itertools.product(*values.values()), SHAPES_MAX + 1)]
@@ -167,7 +169,8 @@ def _shapes(facts: ToolFacts, found: _Mentions) -> list[dict[str, Any]]:
     for base in [*bases, _with({}, first)]:
         shapes += [_with(base, {path: value}) for path, listed in values.items() for value in listed]
     unique = {msgspec.json.encode(shape, order="sorted"): shape for shape in shapes}
-    return list(unique.values())[: 2 * SHAPES_MAX]
+    whole = whole and len(combined) <= SHAPES_MAX and len(unique) <= 2 * SHAPES_MAX
+    return list(unique.values())[: 2 * SHAPES_MAX], whole
 
 
 def _same(one: ToolFacts, other: ToolFacts) -> bool:
