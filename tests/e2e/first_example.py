@@ -1,4 +1,5 @@
-"""The first example, copied to a directory of its own and served by the real command: for the tests beside this file.
+"""An example, the first by default, copied to a directory of its own and served by the real command: for the tests
+beside this file.
 
 Rule: a port of its own, a data directory of its own, stopped by SIGTERM at the end.
 """
@@ -26,16 +27,17 @@ READY_S = 60.0
 
 @dataclass
 class House:
-    """A copy of the example below `root`; `config` starts from there, as in the documentation."""
+    """A copy of the examples below `root`; `config`, of one of them, starts from there, as in the documentation."""
 
     root: Path
     port: int
     notes_port: int
+    example: Path = EXAMPLE
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
     def config(self) -> str:
-        return str(EXAMPLE / "tidegate.yaml")
+        return str(self.example / "tidegate.yaml")
 
     @property
     def url(self) -> str:
@@ -78,11 +80,11 @@ class House:
             return False
 
 
-def new_house(root: Path) -> House:
+def new_house(root: Path, example: Path = EXAMPLE) -> House:
     """The documentation's paths hold in it: examples/…, .venv/bin."""
     (root / ".venv").symlink_to(Path(sys.executable).parents[1])
     shutil.copytree(ROOT / "examples", root / "examples", ignore=shutil.ignore_patterns("data", "__pycache__"))
-    return House(root, free_port(), free_port())
+    return House(root, free_port(), free_port(), example)
 
 
 @contextlib.contextmanager
@@ -106,3 +108,15 @@ def serving(root: Path, edit: Callable[[str], str] = str) -> Iterator[House]:
         if house.process is not None:
             stop(house.process, 30.0)
         stop(notes)
+
+
+@contextlib.contextmanager
+def serving_example(root: Path, example: str) -> Iterator[House]:
+    """`tidegate up` on one whose servers are all started by it, ready."""
+    house = new_house(root, Path("examples") / example)
+    process = house.start("up")
+    try:
+        wait_ready(house.is_ready, process, house.log, deadline_s=READY_S)
+        yield house
+    finally:
+        stop(process, 30.0)
