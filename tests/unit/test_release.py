@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 
 from tidegate.chain import Chain, open_event
 from tidegate.errors import BundleFault, ConfigFault
-from tidegate.events import BundleReleased
+from tidegate.events import BundleReleased, Role
 from tidegate.limits import BUNDLE_CHUNK_BYTES
 from tidegate.log.port import Record
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.release import (
+    ROLES,
     Activation,
     Chunks,
     Outcome,
     PolicyState,
     Rejection,
+    Withdrawal,
     chunk_records,
     pointer_key,
     records_for_release,
@@ -30,6 +32,7 @@ from tidegate.policy.signing import (
     Release,
     SignedRelease,
     SigningKey,
+    Stage,
     ensure_signing_key,
     load_signing_key,
     open_release,
@@ -65,17 +68,24 @@ def release(content: Bundle, number: int = 1, **changed: object) -> Release:
 
 def records(key: SigningKey, content: Bundle, number: int = 1, **changed: object) -> list[Record]:
     """The state records of a release: chunks, then the pointer."""
-    signed = key.sign(release(content, number, **changed))
-    return [*chunk_records("acme", content), Record("policy-state", pointer_key("acme", "main"), signed)]
+    signed = key.sign(made := release(content, number, **changed))
+    pointer = Record("policy-state", pointer_key("acme", "main", made.role), signed)
+    return [*chunk_records("acme", content), pointer] if made.digest else [pointer]
 
 
 def state(key: SigningKey) -> PolicyState:
     return PolicyState("acme", "main", trusted_keys([key.public]))
 
 
-def fold(folded: PolicyState, log: list[Record], now_us: int = NOW) -> list[Activation | Rejection]:
-    outcomes: list[Outcome] = [folded.apply(record, now_us) for record in log]
-    return [outcome for outcome in outcomes if outcome is not None]
+def fold(folded: PolicyState, log: list[Record], now_us: int = NOW) -> list[Activation | Withdrawal | Rejection]:
+    """All outcomes, those included that one record has several of."""
+    outcomes = []
+    for record in log:
+        outcome: Outcome = folded.apply(record, now_us)
+        while outcome is not None:
+            outcomes.append(outcome)
+            outcome = folded.advance(now_us)
+    return outcomes
 
 
 def test_a_made_key_is_readable_by_its_owner_alone_and_is_kept(tmp_path: Path) -> None:
@@ -190,16 +200,24 @@ def test_bytes_that_do_not_have_the_digest_are_refused(key: SigningKey) -> None:
         record._replace(key=record.key.replace(bundle("bad").digest.encode(), bundle("good").digest.encode()))
         for record in chunk_records("acme", bundle("bad"))
     ]
-    pointer = records(key, bundle("good"))[-1]
-    folded = state(key)
-    [outcome] = fold(folded, [*forged, pointer])
-    assert isinstance(outcome, Rejection)
-    assert outcome.reason == "digest-mismatch"
-    assert folded.ruling is None
-    garbage = [record._replace(value=b"garbage") for record in forged]
-    [outcome] = fold(state(key), [*garbage, pointer])
-    assert isinstance(outcome, Rejection)
-    assert outcome.reason == "bad-bundle"
+    good = records(key, bundle("good"), 2)
+    for value in (forged[0].value, b"garbage"):
+        folded = state(key)
+        fold(folded, records(key, bundle("old")))
+        [outcome] = fold(folded, [forged[0]._replace(value=value), good[-1]])
+        assert isinstance(outcome, Activation)
+        with pytest.raises(BundleFault) as fault:
+            _ = outcome.bundle
+        assert fault.value.code == "digest-mismatch"
+        rejection = folded.doubt(outcome)
+        assert isinstance(rejection, Rejection)
+        assert (rejection.reason, rejection.number) == ("digest-mismatch", 2)
+        assert folded.ruling is not None
+        assert folded.ruling.bundle == bundle("old")
+        assert folded.doubt(outcome) is None, "it is said once"
+        [outcome] = fold(folded, good)
+        assert isinstance(outcome, Activation)
+        assert outcome.bundle == bundle("good"), "the right bytes came after all"
 
 
 def test_a_release_for_later_is_held_back_said_once_and_activated_in_time(key: SigningKey) -> None:
@@ -272,6 +290,141 @@ def test_folding_twice_or_in_any_order_rules_the_same(key: SigningKey, data: st.
         assert folded.ruling is not None
         assert folded.ruling.release == straight.ruling.release
         assert folded.ruling.bundle == straight.ruling.bundle
+
+
+def role_record(key: SigningKey, role: Role, number: int, **changed: object) -> Record:
+    """The end of a role."""
+    return records(key, bundle(), number, role=role, digest="", **changed)[-1]
+
+
+@pytest.mark.parametrize("role", ["canary", "shadow"])
+def test_another_role_is_held_beside_the_ruling_one_and_ends_by_a_release_of_nothing(
+    key: SigningKey, role: Role
+) -> None:
+    folded = state(key)
+    fold(folded, records(key, bundle("one"), 1))
+    [outcome] = fold(folded, records(key, bundle("two"), 2, role=role, stage=Stage(percent=5)))
+    assert isinstance(outcome, Activation)
+    assert (outcome.release.role, outcome.release.stage) == (role, Stage(percent=5))
+    assert folded.holding(role) is outcome
+    assert folded.ruling is not None
+    assert folded.ruling.bundle == bundle("one")
+    [ended] = fold(folded, [role_record(key, role, 3)])
+    assert isinstance(ended, Withdrawal)
+    assert folded.holding(role) is None
+    assert folded.ruling.bundle == bundle("one")
+    assert fold(folded, records(key, bundle("two"), 2, role=role)) == []
+    assert folded.holding(role) is None, "what was withdrawn does not come back"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_refuses_a_number_that_is_not_higher_and_says_for_which(key: SigningKey, role: Role) -> None:
+    folded = state(key)
+    fold(folded, records(key, bundle("new"), 7, role=role))
+    [outcome] = fold(folded, records(key, bundle("old"), 6, role=role))
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, outcome.number, outcome.role) == ("number-not-higher", 6, role)
+    others = [other for other in ROLES if other != role]
+    for other in others:  # they come from other partitions, perhaps later
+        [outcome] = fold(folded, records(key, bundle("old"), 5, role=other))
+        assert isinstance(outcome, Activation)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_release_rules_in_no_role_but_the_one_that_was_signed(key: SigningKey, role: Role) -> None:
+    signed = records(key, bundle(), 4, role=role)
+    for other in ROLES:
+        if other != role:
+            folded = state(key)
+            moved = signed[-1]._replace(key=pointer_key("acme", "main", other))
+            [outcome] = fold(folded, [*signed[:-1], moved])
+            assert isinstance(outcome, Rejection)
+            assert outcome.reason == "role-foreign"
+            assert folded.holding(other) is None
+
+
+def test_a_ruling_release_of_nothing_is_refused(key: SigningKey) -> None:
+    folded = state(key)
+    fold(folded, records(key, bundle(), 1))
+    [outcome] = fold(folded, [role_record(key, "ruling", 2)])
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "release-malformed"
+    assert folded.ruling is not None
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_is_restored_from_what_was_kept_and_refuses_what_is_older(
+    key: SigningKey, tmp_path: Path, role: Role
+) -> None:
+    signed = key.sign(release(bundle("kept"), 7, role=role))
+    restored = state(key)
+    outcome = restored.restore(signed, bundle("kept").canonical, NOW, role)
+    assert isinstance(outcome, Activation)
+    assert restored.holding(role) == outcome
+    assert isinstance(fold(restored, records(key, bundle("old"), 6, role=role))[0], Rejection)
+    untrusted = PolicyState("acme", "main", trusted_keys([ensure_signing_key(tmp_path / "k").public]))
+    assert isinstance(untrusted.restore(signed, bundle("kept").canonical, NOW, role), Rejection)
+    if role != "ruling":
+        ended = state(key)
+        gone = ended.restore(key.sign(release(bundle(), 8, role=role, digest="")), b"", NOW, role)
+        assert isinstance(gone, Withdrawal)
+        assert isinstance(fold(ended, records(key, bundle("kept"), 7, role=role))[0], Rejection)
+
+
+def test_two_roles_that_wait_for_the_same_bytes_both_get_them(key: SigningKey) -> None:
+    large = bundle("both", padding=BUNDLE_CHUNK_BYTES)
+    *chunks, ruling = records(key, large, 2)
+    canary = records(key, large, 1, role="canary")[-1]
+    folded = state(key)
+    assert fold(folded, [ruling, canary, *chunks[:-1]]) == []
+    outcomes = fold(folded, chunks[-1:])
+    assert {outcome.release.role for outcome in outcomes if isinstance(outcome, Activation)} == {"ruling", "canary"}
+
+
+def test_a_reader_that_knows_no_roles_sees_a_plain_release_alone(key: SigningKey) -> None:
+    """Byte for byte what was signed before there were roles, and keys that such a reader passes over."""
+    plain = msgspec.json.decode(key.sign(release(bundle(), 3, previous="p")), type=SignedRelease)
+    digest = bundle().digest
+    assert bytes(plain.release) == (
+        b'{"v":1,"tenant":"acme","ring":"main","number":3,"digest":"%b","previous":"p","not_before_us":0}'
+        % digest.encode()
+    )
+    assert pointer_key("acme", "main") == b"acme|main"
+    for role in ("canary", "shadow"):
+        assert pointer_key("acme", "main", role).count(b"|") == 2, "neither a pointer nor a chunk to it"
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[Role, str]]:
+    """(role, name of the bundle) by number from 1; "" ends a canary or shadow."""
+    drawn = draw(st.lists(st.tuples(st.sampled_from(ROLES), st.sampled_from(["", "a", "b"])), max_size=6))
+    return [("ruling", "a"), *((role, name or ("a" if role == "ruling" else "")) for role, name in drawn)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(history=histories(), data=st.data())
+def test_in_any_order_and_twice_each_role_has_its_highest_release(
+    key: SigningKey, history: list[tuple[Role, str]], data: st.DataObject
+) -> None:
+    paddings = {"a": 0, "b": BUNDLE_CHUNK_BYTES}
+    log = [
+        record
+        for number, (role, name) in enumerate(history, 1)
+        for record in (
+            records(key, bundle(name, paddings[name]), number, role=role) if name else [role_record(key, role, number)]
+        )
+    ]
+    wanted = {role: (number, name) for number, (role, name) in enumerate(history, 1)}
+    folded = state(key)
+    fold(folded, data.draw(st.permutations(log)))
+    again = data.draw(st.permutations(log))
+    for round_of in (log, again):
+        for role in ROLES:
+            number, name = wanted.get(role, (0, ""))
+            held = folded.holding(role)
+            assert (held.release.number if held else 0) == (number if name else 0)
+            assert held is None or held.bundle == bundle(name, paddings[name])
+        assert not [one for one in fold(folded, round_of) if not isinstance(one, Rejection)], "twice is once"
 
 
 def test_the_memory_of_chunks_is_bounded_but_never_loses_what_is_wanted() -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -60,6 +60,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     guard: Guard | None = None
 
 
+_PLAIN: Final = ("v", "tenant", "ring", "number", "digest", "previous", "not_before_us")
+
+
 class SignedRelease(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A release byte for byte, with the Ed25519 signature (base64) over it and the id of the key that made it."""
 
@@ -92,9 +95,15 @@ class SigningKey:
 
     def sign(self, release: Release) -> bytes:
         """The signed release as it is stored."""
-        body = msgspec.json.encode(release)
+        body = _body(release)
         signature = base64.b64encode(self.private.sign(_PURPOSE + body)).decode()
         return msgspec.json.encode(SignedRelease(release=msgspec.Raw(body), signature=signature, key_id=self.key_id))
+
+
+def _body(release: Release) -> bytes:
+    """What is signed. A plain release has the bytes that it always had; what it need not say of roles is left out."""
+    plain = {name: getattr(release, name) for name in _PLAIN}
+    return msgspec.json.encode({**plain, **msgspec.to_builtins(release)})
 
 
 def load_signing_key(path: Path) -> SigningKey:
