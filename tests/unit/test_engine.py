@@ -211,7 +211,8 @@ def test_an_error_in_one_rule_denies_though_another_grants() -> None:
 
 
 def test_a_rule_on_the_whole_context_sees_the_whole_call() -> None:
-    condition = 'context == {"agent": {"id": "claude-code"}, "args": {"a": 1, "b": {"c": "x"}}}'
+    agent = '{"id": "claude-code", "classes": []}'
+    condition = f'context == {{"agent": {agent}, "args": {{"a": 1, "b": {{"c": "x"}}}}, "taint": []}}'
     engine = engine_of(f'@id("exact") permit (principal, action, resource) when {{ {condition} }};')
     assert engine.evaluate(ALICE, "fs", "read", {"a": 1, "b": {"c": "x"}}).effect == "allow"
     assert engine.evaluate(ALICE, "fs", "read", {"a": 1, "b": {"c": "x"}, "d": 1}).effect == "deny"

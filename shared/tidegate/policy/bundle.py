@@ -33,12 +33,15 @@ FILES_MAX = 1_000
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`manifest.json`: what the bundle is called, for people. Its identity is the digest."""
+    """`manifest.json`: what the bundle is called, for people, and the time zone of `context.time`. Its identity is the
+    digest.
+    """
 
     v: Literal[1]
     name: str
     version: str = ""
     description: str = ""
+    timezone: str = "UTC"
 
 
 class _Canonical(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from tidegate.policy.bundle import ENTITIES, Bundle
+from tidegate.policy.bundle import Bundle
 from tidegate.policy.engine import Engine
-from tidegate.policy.entities import ToolFacts, open_entities
+from tidegate.policy.entities import ToolFacts
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
 from tidegate.policy.situations import Person, Situation, situations_of
-from tidegate.policy.slices import RuleIndex
 from tidegate.policy.verdict import Effect, Verdict
 
 DECISIONS_MAX = 40_000
@@ -96,7 +95,7 @@ class _Comparison:
     def __init__(self, old: Bundle, new: Bundle) -> None:
         self._old, self._new = old, new
         self._engines = (Engine.build(old, (), {}), Engine.build(new, (), {}))
-        self._unasked = tuple(_without_asks(*pair) for pair in zip((old, new), self._engines, strict=True))
+        self._unasked = tuple(engine.without_asks() for engine in self._engines)
         self._groups: dict[tuple[object, ...], _Group] = {}
         self._reached: tuple[dict[str, tuple[Example, Verdict]], dict[str, tuple[Example, Verdict]]] = ({}, {})
         self._decisions = 0
@@ -169,11 +168,6 @@ class _Comparison:
                 path, line = (GRANTS, self._new.grants.lines.get(rule.id, 0)) if made else (rule.path, rule.line)
                 found.append(Unreached(rule.id, path, line, example is not None, example, now))
         return found
-
-
-def _without_asks(bundle: Bundle, engine: Engine) -> Engine:
-    rest = RuleIndex(rule for rule in engine.rules if not rule.ask)
-    return Engine(bundle.digest, rest, open_entities(bundle.text(ENTITIES)))
 
 
 def _example(person: Person, situation: Situation, arguments: dict[str, Any]) -> Example:

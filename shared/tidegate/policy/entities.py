@@ -125,6 +125,10 @@ class Target:
     server_ancestors: frozenset[Uid]
     own: list[_Entity]
 
+    @property
+    def tool(self) -> str:
+        return self.action[1].removeprefix(f"{self.server[1]}/")
+
     def with_user(self, user: Uid, groups: Iterable[Uid], named: Iterable[Uid] = ()) -> "Reach":
         """What can matter for the user in these groups, and in those that the bundle puts the user in; `named`: what
         the rules name. Raises ValueError where Cedar cannot read it.

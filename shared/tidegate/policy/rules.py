@@ -14,11 +14,11 @@ from cedarpy import _internal as cedar
 
 from tidegate.errors import Problem
 from tidegate.limits import POLICY_DEPTH_MAX, POLICY_OPERATORS_MAX
+from tidegate.policy.annotations import read_notes
 
 Uid = tuple[str, str]
 """An entity's type and id."""
 
-RULE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|;', re.DOTALL)
 _OPERATOR = re.compile(r"&&|\|\||[-+*.!(\[{]|\bif\b")
 _BRACKET = re.compile(r"[(\[{)\]}]")
@@ -52,26 +52,32 @@ class Need:
     whole: bool = False
     decimal: bool = False  # compared as a decimal: whole numbers are sent as decimals, too
     parts: Mapping[str, "Need"] = field(default_factory=dict)
+    tested: bool = False  # asked whether it is there
 
     def __or__(self, other: "Need") -> "Need":
         names = self.parts.keys() | other.parts.keys()
         nothing = Need()
         parts = {name: self.parts.get(name, nothing) | other.parts.get(name, nothing) for name in sorted(names)}
-        return Need(self.whole or other.whole, self.decimal or other.decimal, parts)
+        return Need(self.whole or other.whole, self.decimal or other.decimal, parts, tested=self.tested or other.tested)
 
 
 NOTHING = Need()
+_TESTED = Need(tested=True)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One static Cedar policy."""
+    """One static Cedar policy. A rule in shadow mode rules nothing; what it would have changed is told."""
 
     id: str
     effect: Literal["permit", "forbid"]
     ask: bool
+    shadow: bool
     reason: str
     advice: str
+    approver: str  # of an asking rule: "" anybody, "other" anybody but the requester, else a group's name
+    expires_s: int  # of an asking rule: for how long the question stands; 0: it does not say
+    unread: tuple[str, ...]  # annotations that mean nothing here
     path: str
     line: int
     principal: Scope
@@ -140,23 +146,21 @@ def check_operators(text: str) -> None:
 
 def _rule(path: str, line: int, statement: str, est: dict[str, Any]) -> Rule | Problem:
     notes = {name: value or "" for name, value in est.get("annotations", {}).items()}
-    rule_id = notes.get("id", "")
-    if not RULE_ID.fullmatch(rule_id):
-        what = (
-            f'@id("{rule_id}") is not 1 to 128 of letters, digits and . _ : / -'
-            if rule_id
-            else 'the rule has no @id("…")'
-        )
-        return Problem(path, f"{what}; the id is what denials and the audit trail name", line, rule_id)
     effect: Literal["permit", "forbid"] = est["effect"]
-    if "effect" in notes and (notes["effect"] != "ask" or effect != "forbid"):
-        return Problem(path, '@effect takes only "ask", and only on a forbid', line, rule_id)
+    try:
+        said = read_notes(notes, effect)
+    except ValueError as wrong:
+        return Problem(path, str(wrong), line, notes.get("id", ""))
     return Rule(
-        id=rule_id,
+        id=said.id,
         effect=effect,
-        ask="effect" in notes,
-        reason=notes.get("reason", ""),
-        advice=notes.get("advice", ""),
+        ask=said.ask,
+        shadow=said.shadow,
+        reason=said.reason,
+        advice=said.advice,
+        approver=said.approver,
+        expires_s=said.expires_s,
+        unread=said.unread,
         path=path,
         line=line,
         principal=_scope(est["principal"]),
@@ -248,7 +252,7 @@ def _mentions(body: Any) -> Iterator[tuple[tuple[str, ...], Need]]:
         elif isinstance(node, Mapping):
             for op, operand in node.items():
                 if op == "has" and (held := _chain(operand["left"])) is not None:
-                    yield (*held, operand["attr"]), NOTHING
+                    yield (*held, operand["attr"]), _TESTED
                 else:
                     waiting += _operands(op, operand)
 

@@ -52,11 +52,12 @@ class Slice:
 class RuleIndex:
     """All rules of a bundle, by the action that they name. Slices are kept: many principals and tools share one."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[Rule], shared: "RuleIndex | None" = None) -> None:
+        """`shared`: an index of rules of the same bundle, whose slices are shared."""
         self.rules = tuple(rules)
         self._by_action: dict[Uid, list[int]] = {}
         self._any_action: list[int] = []
-        self._slices: dict[tuple[str, ...], Slice] = {}
+        self._slices: dict[tuple[str, ...], Slice] = {} if shared is None else shared._slices
         for number, rule in enumerate(self.rules):
             if not rule.action.entities:
                 self._any_action.append(number)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from tidegate.policy.annotations import ANYBODY_ELSE
 from tidegate.policy.arguments import NotRepresentable
 from tidegate.policy.rules import Rule
 
@@ -54,13 +55,8 @@ def verdict_of(
     if errors:
         return _erred(errors, rules, server, tool)
     if forbids:
-        return _worded(
-            "ask",
-            "approval-required",
-            forbids,
-            forbids,
-            f"wants a person to approve this call of {server}/{tool} first",
-        )
+        verb = f"wants a person to approve this call of {server}/{tool} first"
+        return _asking(_worded("ask", "approval-required", forbids, forbids, verb), forbids)
     if found:
         return Verdict("allow", "granted", tuple(rule.id for rule in found))
     return Verdict("deny", "tool-not-granted", (), f"No rule grants you this call of {server}/{tool}.")
@@ -81,6 +77,16 @@ def _worded(
     advice = next((rule.advice for rule in speaking if rule.advice), "")
     message = speaker.reason or f"The rule '{speaker.id}' {verb}."
     return Verdict(effect, reason, tuple(rule.id for rule in determining), message, advice)
+
+
+def _asking(verdict: Verdict, rules: Sequence[Rule]) -> Verdict:
+    """By whom and for how long: what the strictest of the asking rules says. `rules` in the order of their ids."""
+    named = [rule.approver for rule in rules if rule.approver]
+    group = next((name for name in named if name != ANYBODY_ELSE), "")
+    expiries = [rule.expires_s for rule in rules if rule.expires_s]
+    return msgspec.structs.replace(
+        verdict, approver=group or (named[0] if named else ""), expires_s=min(expiries, default=0)
+    )
 
 
 def _erred(errors: Sequence[str], rules: Mapping[str, Rule], server: str, tool: str) -> Verdict:
