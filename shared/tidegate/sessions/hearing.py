@@ -89,7 +89,7 @@ class Hearing:
         self._subscribed = False
         self._heard_at = 0.0
         self._waiting: dict[str, _Waiting] = {}
-        self._acknowledge: asyncio.Queue[Notice] = asyncio.Queue(_ACKNOWLEDGEMENTS_MAX)
+        self._acknowledge: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_ACKNOWLEDGEMENTS_MAX)
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -100,6 +100,11 @@ class Hearing:
     def hear(self, channel: str, take: Callable[[bytes], None]) -> None:
         """Hand over what comes on this channel, too. To be called before `start`; `take` must not raise or block."""
         self._further[channel] = take
+
+    def acknowledge(self, reply_to: str, nonce: str) -> None:
+        """Tell who waits `until` that its message has taken effect here."""
+        with contextlib.suppress(asyncio.QueueFull):  # then its sender waits for its own deadline
+            self._acknowledge.put_nowait((reply_to, nonce))
 
     def start(self) -> None:
         self._stopping = False
@@ -208,14 +213,13 @@ class Hearing:
             return
         self._on_notice(notice)
         if notice.nonce:
-            with contextlib.suppress(asyncio.QueueFull):  # then its sender waits for its own deadline
-                self._acknowledge.put_nowait(notice)
+            self.acknowledge(notice.reply_to, notice.nonce)
 
     async def _acknowledge_all(self) -> None:
         while not is_cancelled():
-            notice = await self._acknowledge.get()
-            body = msgspec.json.encode(Acknowledgement(nonce=notice.nonce, by=self.instance))
-            await self._publish(notice.reply_to, body)
+            reply_to, nonce = await self._acknowledge.get()
+            body = msgspec.json.encode(Acknowledgement(nonce=nonce, by=self.instance))
+            await self._publish(reply_to, body)
 
 
 class _Waiting:

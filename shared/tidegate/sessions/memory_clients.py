@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 from tidegate.sessions.expiring import Expiring
 from tidegate.sessions.memory_room import Room
+from tidegate.sessions.memory_taints import MemoryTaints
 from tidegate.sessions.port import Clock, SessionRecord
 from tidegate.sessions.records import amended, record_as_stored
 from tidegate.sessions.takers import tell
 
 
 class MemoryClientSessions:
-    def __init__(self, per_subject_max: int, clock: Clock, entries_max: int) -> None:
-        self._per_subject_max, self._clock = per_subject_max, clock
+    def __init__(self, per_subject_max: int, clock: Clock, entries_max: int, taints: MemoryTaints) -> None:
+        self._per_subject_max, self._clock, self._taints = per_subject_max, clock, taints
         self._sessions: Expiring[tuple[str, str], SessionRecord] = Expiring(entries_max)
         self._of_subject: dict[tuple[str, str], set[str]] = {}
         self._room = Room(clock, entries_max, self._sweep)
@@ -36,11 +37,13 @@ class MemoryClientSessions:
         record = await self.get(tenant, session_id)
         if record is not None:
             self._sessions.put((tenant, session_id), record, self._clock() + ttl_s)
+            self._taints.renew(tenant, session_id, ttl_s)
         return record is not None
 
     async def end(self, tenant: str, session_id: str, acknowledged_within_s: float) -> bool:
         record = await self.get(tenant, session_id)
         self._sessions.drop((tenant, session_id))
+        self._taints.forget(tenant, session_id)
         if record is not None:
             owner = (tenant, record.subject_id)
             left = self._of_subject.pop(owner, set()) - {session_id}

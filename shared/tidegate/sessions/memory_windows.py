@@ -3,12 +3,13 @@
 from tidegate.ids import uuid7
 from tidegate.sessions.expiring import Expiring
 from tidegate.sessions.memory_room import room_in
+from tidegate.sessions.memory_taints import MemoryTaints
 from tidegate.sessions.port import Clock
 
 
 class MemoryWindows:
-    def __init__(self, clock: Clock, entries_max: int) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, entries_max: int, taints: MemoryTaints) -> None:
+        self._clock, self._taints = clock, taints
         self._windows: Expiring[tuple[str, str, str, str], tuple[str, float]] = Expiring(entries_max)
         self._make_room = room_in(self._windows, clock, entries_max)
 
@@ -27,4 +28,5 @@ class MemoryWindows:
         if found is None:
             return None
         self._windows.put(key, found, now + found[1])
+        self._taints.renew(tenant, *found)
         return found[0]

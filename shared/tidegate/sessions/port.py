@@ -5,12 +5,13 @@ asynchronous one. Every method that asks raises SessionsUnavailable within a sho
 Tenants never meet.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from tidegate.errors import OurFault
+from tidegate.sessions.budgets import Draw, Share, Standing
 
 
 class SessionsUnavailable(OurFault):
@@ -155,6 +156,24 @@ class Windows(Protocol):
     def known_window(self, tenant: str, subject_id: str, agent: str, sid: str) -> str | None: ...
 
 
+class Taints(Protocol):
+    """What governance sessions have read: labels of tools whose content reached the client. They are only ever added,
+    and last as long as their session: what renews a session or a window renews its taint, ending it ends the taint.
+    """
+
+    async def taint(self, tenant: str, session_id: str, labels: Set[str], ttl_s: float) -> frozenset[str]:
+        """Stored, and known to every live edge, when it returns. Those of the labels that were new; of edges that
+        taint at once, one is told so. `ttl_s`: the session's own, from now.
+        """
+        ...
+
+    async def taint_of(self, tenant: str, session_id: str) -> frozenset[str]: ...
+
+    def known_taint(self, tenant: str, session_id: str) -> frozenset[str] | None:
+        """All labels, if this process knows them without asking; None: ask `taint_of`."""
+        ...
+
+
 class Bus(Protocol):
     """Messages between edges: at most once, in order per sender; lost where nobody listens."""
 
@@ -193,6 +212,23 @@ class Leases(Protocol):
     async def give_up(self, name: str, value: str) -> None: ...
 
 
+class Budgets(Protocol):
+    """Counters of limits that all edges share (`budgets.py`): whatever they draw, together they get no more than there
+    is. What a counter holds is lost with the store.
+    """
+
+    async def draw(self, holder: str, draws: Sequence[Draw]) -> list[Share]:
+        """All draws of one tenant at once, in one exchange; DRAWS_AT_ONCE_MAX at most, no counter twice. What they tell
+        of leases counts in any case; where one is short, none gets anything. A holder that is heard of no more loses
+        what it held: places are free again, all else counts as used.
+        """
+        ...
+
+    async def standings(self, tenant: str, most: int) -> tuple[list[Standing], bool]:
+        """The tenant's counters of which something is used or was a while ago; False: there are more."""
+        ...
+
+
 class KeptEvent(NamedTuple):
     """One event of a kept stream. `number` grows by any steps; `message` is empty for the priming event."""
 
@@ -225,7 +261,7 @@ class KeptStreams(Protocol):
         ...
 
 
-class SessionStore(ClientSessions, UpstreamSessions, Windows, Bus, Leases, KeptStreams, Protocol):
+class SessionStore(ClientSessions, UpstreamSessions, Windows, Taints, Bus, Leases, KeptStreams, Protocol):
     """All of it, with a life: `start`, then use, then `stop`."""
 
     @property

@@ -6,11 +6,13 @@ stand in `redis_….py`, one for each protocol of `port.py`.
 """
 
 from tidegate.sessions.hearing import Hearing, Notice
+from tidegate.sessions.redis_budgets import RedisBudgets
 from tidegate.sessions.redis_bus import RedisBus
 from tidegate.sessions.redis_clients import RedisClientSessions
 from tidegate.sessions.redis_leases import RedisLeases
 from tidegate.sessions.redis_link import Link
 from tidegate.sessions.redis_streams import RedisKeptStreams
+from tidegate.sessions.redis_taints import RedisTaints
 from tidegate.sessions.redis_upstreams import RedisUpstreamSessions
 from tidegate.sessions.redis_windows import RedisWindows
 
@@ -25,7 +27,7 @@ class RedisSessions:
             publish=self._link.publish,
             on_notice=self._heard,
             on_loss=self._lost,
-            on_regained=lambda: self._clients.regained(),
+            on_regained=self._regained,
         )
         channels = self._hearing.channels
         self._clients = clients = RedisClientSessions(self._link, self._hearing, per_subject_max)
@@ -33,7 +35,8 @@ class RedisSessions:
         self._windows = windows = RedisWindows(self._link)
         self._bus = bus = RedisBus(self._link, self._hearing, f"{channels}bus|")
         self._streams = streams = RedisKeptStreams(self._link, self._hearing, f"{channels}wake|")
-        leases = RedisLeases(self._link)
+        self._taints = taints = RedisTaints(self._link, self._hearing, f"{channels}taint")
+        leases, budgets = RedisLeases(self._link), RedisBudgets(self._link)
         # The port, method by method: bound once, so that the hot path goes through no further call.
         self.open, self.get, self.touch, self.end = clients.open, clients.get, clients.touch, clients.end
         self.amend, self.on_amended = clients.amend, clients.on_amended
@@ -45,7 +48,9 @@ class RedisSessions:
         self.window, self.known_window = windows.window, windows.known_window
         self.address, self.post, self.tell_all, self.on_message = bus.address, bus.post, bus.tell_all, bus.on_message
         self.take, self.renew, self.give_up = leases.take, leases.renew, leases.give_up
+        self.draw, self.standings = budgets.draw, budgets.standings
         self.keep, self.kept_after, self.finish = streams.keep, streams.kept_after, streams.finish
+        self.taint, self.taint_of, self.known_taint = taints.taint, taints.taint_of, taints.known_taint
 
     @property
     def awaiting(self) -> frozenset[str]:
@@ -68,3 +73,8 @@ class RedisSessions:
         self._upstreams.lost()
         self._windows.lost()
         self._streams.lost()
+        self._taints.doubt()
+
+    def _regained(self) -> None:
+        self._taints.doubt()
+        self._clients.regained()

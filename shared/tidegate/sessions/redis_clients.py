@@ -16,7 +16,7 @@ from tidegate.sessions.expiring import Expiring
 from tidegate.sessions.hearing import Hearing, Notice
 from tidegate.sessions.port import SessionRecord, SessionsUnavailable
 from tidegate.sessions.records import amended, record_as_stored
-from tidegate.sessions.redis_link import Link, milliseconds, read, session_key, session_of, subject_key
+from tidegate.sessions.redis_link import Link, milliseconds, read, session_key, session_of, subject_key, taint_key
 from tidegate.sessions.takers import tell
 
 # KEYS session, subject. ARGV session id, record, ttl ms, cap.
@@ -30,8 +30,10 @@ redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
 return 1
 """
+# KEYS session, subject, taint. ARGV session id, ttl ms.
 _TOUCH: Final = """
 if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 0 then return 0 end
+redis.call('PEXPIRE', KEYS[3], ARGV[2])
 local t = redis.call('TIME')
 redis.call('ZADD', KEYS[2], t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[2], ARGV[1])
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[2], ARGV[2]) end
@@ -89,7 +91,7 @@ class RedisClientSessions:
             return False
         key, began = session_key(tenant, session_id), time.monotonic()
         async with self._link.asked():
-            keys = [key, subject_key(tenant, record.subject_id)]
+            keys = [key, subject_key(tenant, record.subject_id), taint_key(tenant, session_id)]
             touched = await self._touch(keys, [session_id, milliseconds(ttl_s)])
         if touched:
             self._keep(key, record, began + ttl_s, before)
@@ -107,8 +109,9 @@ class RedisClientSessions:
                 pipeline = self._link.redis.pipeline()
                 pipeline.get(key)
                 pipeline.delete(key)
+                pipeline.delete(taint_key(tenant, session_id))
                 pipeline.publish(self._hearing.channel, msgspec.json.encode(notice))
-                stored, _, receivers = await pipeline.execute()
+                stored, _, _, receivers = await pipeline.execute()
                 if stored is not None:
                     owner = read(_records, stored).subject_id
                     await self._link.redis.zrem(subject_key(tenant, owner), session_id)

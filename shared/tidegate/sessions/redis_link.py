@@ -117,6 +117,11 @@ def subject_key(tenant: str, subject_id: str) -> str:
     return f"{_prefix(tenant)}subject|{subject_id}"
 
 
+def taint_key(tenant: str, session_id: str) -> str:
+    """`""`: what the keys of the tenant's sessions begin with."""
+    return f"{_prefix(tenant)}taint|{session_id}"
+
+
 @lru_cache(maxsize=SESSIONS_CACHED_MAX)
 def entry_key(tenant: str, kind: str, *parts: str) -> str:
     """Parts of any length and content (an agent's name may be a URL) become one digest."""

@@ -7,12 +7,17 @@ from tidegate.ids import uuid7
 from tidegate.limits import SESSIONS_CACHED_MAX
 from tidegate.sessions.expiring import Expiring
 from tidegate.sessions.port import RENEWED_AFTER
-from tidegate.sessions.redis_link import Link, entry_key, milliseconds
+from tidegate.sessions.redis_link import Argument, Link, entry_key, milliseconds, taint_key
 
-# KEYS entry. ARGV proposal, ttl ms. Answers what stands, and lets it live on.
+# KEYS entry. ARGV proposal, ttl ms, what names of taints begin with. Answers what stands, and lets it live on, taint
+# included.
 _STANDING: Final = """
 local standing = redis.call('GET', KEYS[1])
-if standing then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return standing end
+if standing then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  redis.call('PEXPIRE', ARGV[3] .. standing, ARGV[2])
+  return standing
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
@@ -30,7 +35,8 @@ class RedisWindows:
             return known
         entry, before, began = entry_key(tenant, "window", subject_id, agent, sid), self._losses, time.monotonic()
         async with self._link.asked():
-            standing = await self._standing([entry], [uuid7(now_us), milliseconds(idle_s)])
+            arguments: list[Argument] = [uuid7(now_us), milliseconds(idle_s), taint_key(tenant, "")]
+            standing = await self._standing([entry], arguments)
         session_id = str(standing, "ascii")
         if before == self._losses:
             self._copies.put((tenant, subject_id, agent, sid), session_id, began + idle_s * RENEWED_AFTER)
