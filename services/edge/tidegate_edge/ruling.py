@@ -1,8 +1,8 @@
 """decide: what the ruling bundle says. A `Ruling` is swapped whole when a release or the catalogue changes; calls read
 it once.
 
-Decisions that hold whatever the arguments are, are kept per (principal facts, server, action); all others are made each
-time.
+Decisions that hold whatever the arguments and circumstances are, are kept per (principal facts, server, action); all
+others are made each time.
 """
 
 from typing import Any, Final
@@ -13,6 +13,7 @@ from tidegate.claims import Principal
 from tidegate.events import Direction
 from tidegate.inspection.scanner import Scanner
 from tidegate.policy.engine import Engine, Verdict
+from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate_edge.catalog import Catalog, Item
 from tidegate_edge.cursors import Pages
 
@@ -32,6 +33,7 @@ class Ruling:
         self.number = number
         self.digest = digest
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
+        self._needs: dict[tuple[str, str, str], frozenset[str]] = {}
         # Rendered lists, by principal facts, door, kind, era and whether a server of theirs is in trouble.
         self.lists: dict[tuple[str, str, str, bool, bool], Pages] = {}
         self.servers: dict[tuple[str, str], frozenset[str]] = {}  # those of use to a principal, by its facts and door
@@ -48,9 +50,23 @@ class Ruling:
             self._standing[key] = verdict
             return verdict
 
-    def decide(self, principal: Principal, item: Item, arguments: dict[str, Any]) -> Verdict:
-        """allow, deny or ask. Total: an error in evaluation is a denial that says so."""
-        return self.standing(principal, item) or self.engine.evaluate(principal, item.server, item.action, arguments)
+    def needs(self, principal: Principal, item: Item) -> frozenset[str]:
+        """The circumstances that rules look at for this target: of "now", "time", "network", "taint", "protocol"."""
+        key = (principal.key, item.server, item.action)
+        try:
+            return self._needs[key]
+        except KeyError:
+            needs = self.engine.needs_facts(principal, item.server, item.action)
+            if len(self._needs) >= STANDING_MAX:
+                self._needs.clear()
+            self._needs[key] = needs
+            return needs
+
+    def decide(self, principal: Principal, item: Item, arguments: dict[str, Any], facts: Facts = NO_FACTS) -> Verdict:
+        """allow, deny or ask. Total: an error in evaluation is a denial that says so. `facts` hold what `needs` names."""
+        return self.standing(principal, item) or self.engine.evaluate(
+            principal, item.server, item.action, arguments, facts
+        )
 
     def is_visible(self, principal: Principal, item: Item) -> bool:
         """Listed, and by that callable, argument conditions aside."""
