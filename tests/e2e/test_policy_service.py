@@ -36,6 +36,7 @@ from tidegate.privacy.ring import load_ring
 from tidegate.secrets import open_secrets
 from tidegate.serving import health_routes, open_server
 from tidegate.settings import Settings
+from tidegate_policy.publish import Terms
 from tidegate_policy.service import create_policy, writer_id
 from tidegate_policy.wiring import Opened, open_policy
 
@@ -542,6 +543,7 @@ import msgspec
 from tidegate.log.sqlite import SqliteLog
 from tidegate.policy.bundle import bundle_of
 from tidegate.settings import Settings
+from tidegate_policy.publish import Terms
 from tidegate_policy.service import create_policy
 
 async def main(root):
@@ -556,7 +558,7 @@ async def main(root):
             number += 1
             policy = '@id("a") permit (principal, action, resource);//' + "x" * 900_000 + str(number)
             files = {"manifest.json": b'{"v": 1, "name": "n"}', "policies/p.cedar": policy.encode()}
-            done = await service.publisher.publish(bundle_of(files), "main", "test")
+            done = await service.publisher.publish(bundle_of(files), Terms(), "test")
             print(done.release.number, flush=True)
 
 asyncio.run(main(sys.argv[1]))
@@ -612,15 +614,15 @@ async def test_a_second_service_of_a_tenant_takes_over_and_the_first_can_release
     try:
         async with create_policy(settings, logs[0], Nobody()) as first:
             await until(lambda: not first.awaiting(), 60)
-            assert (await first.publisher.publish(one(variant("one")), "main", "a")).release.number == 1
+            assert (await first.publisher.publish(one(variant("one")), Terms(), "a")).release.number == 1
             await logs[1].prepare()
             async with create_policy(settings, logs[1], Nobody()) as second:
                 await until(lambda: not second.awaiting(), 60)
                 with pytest.raises(LogUnavailable) as fault:
-                    await first.publisher.publish(one(variant("stale")), "main", "a")
+                    await first.publisher.publish(one(variant("stale")), Terms(), "a")
                 assert fault.value.code == "writer-fenced"
                 assert (first.awaiting(), second.awaiting()) == ({"writer"}, set())
-                assert (await second.publisher.publish(one(variant("two")), "main", "b")).release.number == 2
+                assert (await second.publisher.publish(one(variant("two")), Terms(), "b")).release.number == 2
                 onlooker = PolicyState("acme", "main", trusted_keys([second.public_key]))
                 subscription = await logs[1].follow(("policy-state",))
                 while onlooker.ruling is None or onlooker.ruling.release.number < 2:

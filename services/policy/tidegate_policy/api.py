@@ -8,32 +8,33 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPBearer
 
 from tidegate.errors import BundleFault
-from tidegate.events import BundleReleased
 from tidegate.limits import BUNDLE_BYTES_MAX
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate_policy.access import Access
 from tidegate_policy.erasure import Eraser
 from tidegate_policy.models import (
-    BundleContent,
-    BundleView,
-    EdgeView,
     Erase,
     ErasureView,
     Impose,
     Imposed,
-    Published,
     QuarantineView,
-    ReleaseView,
-    RollBack,
-    bundle_content,
-    edge_view,
     erasure_view,
     quarantine_view,
-    release_view,
 )
 from tidegate_policy.problems import REFUSALS, ApiFault, ProblemRoute, not_found, shown
-from tidegate_policy.publish import Publisher
+from tidegate_policy.publish import Publisher, Terms, check_ring
 from tidegate_policy.quarantine import Warden
+from tidegate_policy.release_models import (
+    BundleContent,
+    BundleView,
+    EdgeView,
+    Published,
+    ReleaseView,
+    StatusView,
+    bundle_content,
+)
+from tidegate_policy.release_requests import Promote, PublishOptions, RollBack
+from tidegate_policy.rings import bundle_views, edge_view, release_view, status_view
 from tidegate_policy.state import ControlPlane
 
 
@@ -85,6 +86,7 @@ def management_router(
     )
     _add_bundles(router, state, publisher)
     _add_releases(router, state, publisher)
+    _add_reports(router, state, clock)
     _add_quarantines(router, state, warden, eraser, clock)
     _add_erasures(router, state, eraser)
     return router
@@ -98,19 +100,26 @@ def _add_bundles(router: APIRouter, state: ControlPlane, publisher: Publisher) -
         summary="Check, sign and release a bundle",
         openapi_extra=_BUNDLE_BODY,
     )
-    async def post_bundle(request: Request, response: Response, actor: Actor, ring: str = "main") -> Published:
-        """The files as JSON, or canonical bytes. 200 where the bundle rules the ring already, 201 for a new release."""
+    async def post_bundle(
+        request: Request, response: Response, actor: Actor, options: Annotated[PublishOptions, Query()]
+    ) -> Published:
+        """The files as JSON, or canonical bytes. 200 where that is in force in the ring already, 201 for a new release.
+
+        A canary rules for whom its percent, regions, groups and edge labels all fit; a shadow is evaluated beside what
+        rules and decides nothing. A release whose guard finds it too bad is taken back by itself.
+        """
+        terms = options.terms()
         bundle = _read_bundle(await _body(request), request.headers.get("content-type", ""))
-        done = await publisher.publish(bundle, ring, actor)
+        done = await publisher.publish(bundle, terms, actor)
         response.status_code = 201 if done.created else 200
-        view = release_view(done.release, state.current(ring))
+        view = release_view(done.release, state)
         return Published(
             **view.model_dump(), created=done.created, problems=[shown(problem) for problem in done.problems]
         )
 
     @router.get("/bundles", tags=["bundles"], summary="Every bundle that was released")
     async def get_bundles(limit: _PAGE = 100) -> list[BundleView]:
-        return _bundles(state)[:limit]
+        return bundle_views(state)[:limit]
 
     @router.get(
         "/bundles/{digest}",
@@ -120,28 +129,52 @@ def _add_bundles(router: APIRouter, state: ControlPlane, publisher: Publisher) -
     )
     async def get_bundle(digest: str) -> BundleContent:
         bundle = await publisher.bundle(digest)
-        return bundle_content(bundle, next(view for view in _bundles(state) if view.digest == digest))
+        return bundle_content(bundle, next(view for view in bundle_views(state) if view.digest == digest))
 
 
 def _add_releases(router: APIRouter, state: ControlPlane, publisher: Publisher) -> None:
     @router.post(
+        "/promote",
+        status_code=201,
+        tags=["releases"],
+        summary="Let the canary, or what rules another ring, rule",
+        responses=not_found("Nothing to promote"),
+    )
+    async def post_promote(actor: Actor, wanted: Promote) -> ReleaseView:
+        """The canary ends with it."""
+        terms = Terms(wanted.ring, guard=wanted.guard.guard() if wanted.guard else None)
+        return release_view(await publisher.promote(terms, wanted.source, actor), state)
+
+    @router.post(
         "/rollback",
         status_code=201,
         tags=["releases"],
-        summary="Release an earlier bundle again",
+        summary="Release an earlier bundle again, or end a canary or shadow",
         responses=not_found("No such release"),
     )
     async def post_rollback(actor: Actor, wanted: RollBack) -> ReleaseView:
-        release = await publisher.roll_back(wanted.ring, wanted.to, actor)
-        return release_view(release, state.current(wanted.ring))
+        if wanted.role is not None and wanted.to is None:
+            return release_view(await publisher.withdraw(wanted.ring, wanted.role, actor), state)
+        if wanted.to is None or wanted.role is not None:
+            raise ApiFault(422, "request-malformed", "say either `to`, the release to return to, or `role`, what ends")
+        return release_view(await publisher.roll_back(wanted.ring, wanted.to, actor), state)
 
-    @router.get("/releases", tags=["releases"], summary="Releases, newest first")
+    @router.get("/releases", tags=["releases"], summary="Releases of every role, newest first")
     async def get_releases(ring: str = "", limit: _PAGE = 100) -> list[ReleaseView]:
-        return [release_view(release, state.current(release.ring)) for release in state.listed(ring)[:limit]]
+        return [release_view(release, state) for release in state.listed(ring)[:limit]]
 
+
+def _add_reports(router: APIRouter, state: ControlPlane, clock: Callable[[], int]) -> None:
     @router.get("/edges", tags=["edges"], summary="Which edge runs which bundle since when")
     async def get_edges() -> list[EdgeView]:
-        return [edge_view(state.edges[name], state.current(state.edges[name].ring)) for name in sorted(state.edges)]
+        now_us = clock()
+        return [edge_view(edge, state, now_us) for _, edge in sorted(state.edges.items())]
+
+    @router.get("/status", tags=["releases"], summary="By ring: what rules, canary and shadow, counts, guards, edges")
+    async def get_status(ring: str = "") -> StatusView:
+        if ring:
+            check_ring(ring)
+        return status_view(state, ring, clock())
 
 
 def _add_quarantines(
@@ -196,21 +229,6 @@ def _add_erasures(router: APIRouter, state: ControlPlane, eraser: Eraser) -> Non
             erased_us=0,
             keys=len(done.kids),
         )
-
-
-def _bundles(state: ControlPlane) -> list[BundleView]:
-    """By the time of the latest release, newest first."""
-    by_digest: dict[str, list[BundleReleased]] = {}
-    for release in state.listed():
-        by_digest.setdefault(release.digest, []).append(release)
-    return [
-        BundleView(
-            digest=digest,
-            first_released_us=releases[-1].time_us,
-            releases=[release_view(release, state.current(release.ring)) for release in releases],
-        )
-        for digest, releases in by_digest.items()
-    ]
 
 
 async def _body(request: Request) -> bytes:

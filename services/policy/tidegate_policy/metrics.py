@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tidegate_policy.erasure import Eraser
-from tidegate_policy.state import ControlPlane
+from tidegate_policy.guarding import ACTOR
+from tidegate_policy.state import ROLES, ControlPlane
 
 
 class PolicyCollector(Collector):
@@ -27,8 +28,20 @@ class PolicyCollector(Collector):
             if (current := state.current(ring)) is not None:
                 releases.add_metric([ring], current.number)
         yield releases
+        staged = GaugeMetricFamily(
+            "tidegate_policy_staged_release", "Number of a canary or shadow in force", labels=["ring", "role"]
+        )
+        for ring in state.releases:
+            for role in ROLES[1:]:
+                if (current := state.current(ring, role)) is not None:
+                    staged.add_metric([ring, role], current.number)
+        yield staged
+        taken_back = sum(release.actor == ACTOR for release in state.listed())
+        yield CounterMetricFamily(
+            "tidegate_policy_taken_back", "Releases that a guard made to take another one back", value=taken_back
+        )
         counts = Counter(
-            "current" if (now := state.current(edge.ring)) and now.number == edge.number else "behind"
+            "current" if (now := state.current(edge.ring)) and now.number == edge.role("ruling").number else "behind"
             for edge in state.edges.values()
         )
         edges = GaugeMetricFamily("tidegate_policy_edges", "Edges heard of, by what they run", labels=["runs"])

@@ -1,13 +1,13 @@
-"""What the management API says and takes, in JSON. Times are microseconds since the epoch, UTC."""
+"""What the management API says and takes, in JSON. Times are microseconds since the epoch, UTC.
+
+What it says and takes about releases is in `release_models.py` and `release_requests.py`.
+"""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tidegate.events import BundleReleased, QuarantineImposed, SubjectErased
-from tidegate.policy.bundle import Bundle
-from tidegate_policy.problems import BundleProblem
-from tidegate_policy.state import EdgeStatus
+from tidegate.events import QuarantineImposed, SubjectErased
 
 Scope = Literal["session", "subject", "agent", "server", "tool"]
 
@@ -16,64 +16,6 @@ class Strict(BaseModel):
     """A request body: unknown members are refused, as slips."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class ReleaseView(BaseModel):
-    """A release of a bundle to a ring. `current`: it rules now."""
-
-    ring: str
-    number: int
-    digest: str
-    previous: str = Field(description="Digest of the bundle that ruled before; empty for the first")
-    cause: Literal["published", "rolled-back", "promoted", "withdrawn"]
-    actor: str = Field(description="Subject id of who released it, or 'policy-service' at a local start")
-    released_us: int
-    current: bool
-
-
-class Published(ReleaseView):
-    """`created` is false where the bundle ruled already. `problems` holds what is worth a look and not fatal."""
-
-    created: bool
-    problems: list[BundleProblem] = []
-
-
-class BundleView(BaseModel):
-    digest: str
-    first_released_us: int
-    releases: list[ReleaseView]
-
-
-class BundleContent(BundleView):
-    """A bundle with its files as text."""
-
-    files: dict[str, str]
-
-
-class RollBack(Strict):
-    ring: str = "main"
-    to: int | str = Field(description="The number of an earlier release of the ring, or a bundle's digest")
-
-
-class RejectedView(BaseModel):
-    number: int
-    digest: str
-    reason: str
-    at_us: int
-
-
-class EdgeView(BaseModel):
-    """What an edge runs. `behind`: its ring's current release is another one."""
-
-    edge: str
-    ring: str
-    number: int
-    digest: str
-    since_us: int
-    behind: bool
-    rejected: RejectedView | None = Field(
-        None, description="The last release that it refused and has not replaced since"
-    )
 
 
 class Impose(Strict):
@@ -134,36 +76,6 @@ def erasure_view(event: SubjectErased) -> ErasureView:
     )
 
 
-def release_view(release: BundleReleased, current: BundleReleased | None) -> ReleaseView:
-    return ReleaseView(
-        ring=release.ring,
-        number=release.number,
-        digest=release.digest,
-        previous=release.previous,
-        cause=release.cause,
-        actor=release.actor,
-        released_us=release.time_us,
-        current=current is not None and current.number == release.number,
-    )
-
-
-def edge_view(status: EdgeStatus, current: BundleReleased | None) -> EdgeView:
-    rejected = status.rejected
-    return EdgeView(
-        edge=status.edge,
-        ring=status.ring,
-        number=status.number,
-        digest=status.digest,
-        since_us=status.since_us,
-        behind=current is not None and current.number != status.number,
-        rejected=None
-        if rejected is None
-        else RejectedView(
-            number=rejected.number, digest=rejected.digest, reason=rejected.reason, at_us=rejected.time_us
-        ),
-    )
-
-
 def quarantine_view(event: QuarantineImposed) -> QuarantineView:
     return QuarantineView(
         quarantine_id=event.quarantine_id,
@@ -175,8 +87,3 @@ def quarantine_view(event: QuarantineImposed) -> QuarantineView:
         expires_us=event.expires_us,
         finding_id=event.finding_id,
     )
-
-
-def bundle_content(bundle: Bundle, view: BundleView) -> BundleContent:
-    files = {path: content.decode() for path, content in bundle.files.items()}
-    return BundleContent(**view.model_dump(), files=files)

@@ -1,4 +1,4 @@
-"""Releasing bundles: check, sign, append; roll back; and find a bundle's bytes in the log again.
+"""Releasing bundles: check, sign, append; promote, withdraw, roll back; and find a bundle's bytes in the log again.
 
 One writer per tenant: with Kafka the log fences an earlier one. A release whose append has an unknown outcome may
 exist, so its number is never used again.
@@ -8,27 +8,46 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+from tidegate.chain import Chain
 from tidegate.errors import BundleFault, LogUnavailable, Problem
-from tidegate.events import BundleReleased
-from tidegate.log.port import EventLog
+from tidegate.events import BundleReleased, Role
+from tidegate.log.port import EventLog, Record
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.check import check_bundle
-from tidegate.policy.release import RING, STATE_TOPIC, Chunks, records_for_release
-from tidegate.policy.signing import Release, SigningKey
+from tidegate.policy.release import RING, STATE_TOPIC, Cause, Chunks, records_for_release
+from tidegate.policy.signing import POINTER_BYTES_MAX, Guard, Release, SigningKey, Stage
 from tidegate_policy.journal import Journal
 from tidegate_policy.problems import ApiFault
-from tidegate_policy.state import ControlPlane
+from tidegate_policy.state import ControlPlane, terms_of
 
-Cause = Literal["published", "rolled-back"]
 _READ_BATCH = 64
 _READ_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
+class Terms:
+    """In which role of which ring a bundle is released, for whom, and who watches it."""
+
+    ring: str = "main"
+    role: Role = "ruling"
+    stage: Stage | None = None
+    guard: Guard | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A release to be made. `bundle` None ends the role."""
+
+    terms: Terms
+    bundle: Bundle | None
+    cause: Cause
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Published:
-    """The release that rules now, whether it was made now, and what is worth a look in the bundle."""
+    """The release that is in force now, whether it was made now, and what is worth a look in the bundle."""
 
     release: BundleReleased
     created: bool
@@ -61,15 +80,16 @@ class Publisher:
         return self._state.current(ring)
 
     def was_released(self, ring: str, digest: str) -> bool:
-        """Whether some release of the ring had this bundle, ruling or not."""
+        """Whether some release of the ring had this bundle, in any role, in force or not."""
         return any(release.digest == digest for release in self._state.listed(ring))
 
-    async def publish(self, bundle: Bundle, ring: str, actor: str) -> Published:
-        """Point the ring at this bundle; what rules already is not released again.
+    async def publish(self, bundle: Bundle, terms: Terms, actor: str) -> Published:
+        """Release the bundle in a role of a ring; what is in force there on the same terms is not released again.
 
-        Raises BundleFault with the problems of a bundle that may not rule, LogUnavailable where it could not be stored.
+        A canary of the same bundle ends with it. Raises BundleFault with the problems of a bundle that may not rule,
+        ApiFault where the role makes no sense now, LogUnavailable where it could not be stored.
         """
-        check_ring(ring)
+        check_ring(terms.ring)
         problems = await asyncio.to_thread(check_bundle, bundle, self._state.tool_facts())
         if fatal := [problem for problem in problems if problem.fatal]:
             raise BundleFault(
@@ -77,29 +97,75 @@ class Publisher:
                 problems=problems,
             )
         async with self._journal.turn:
-            current = self._state.current(ring)
-            if current is not None and current.digest == bundle.digest:
+            current = self._state.current(terms.ring, terms.role)
+            if current is not None and self._is_same(current, bundle, terms):
                 return Published(current, False, problems)
-            return Published(await self._release(bundle, ring, actor, "published"), True, problems)
+            self._require_ruling(bundle, terms)
+            made = await self._release([Draft(terms, bundle, "published"), *self._ends_of(bundle, terms)], actor)
+            return Published(made[0], True, problems)
+
+    async def promote(self, terms: Terms, source: str, actor: str) -> BundleReleased:
+        """Let the canary's bundle rule its ring, and end the canary; or let what rules the ring `source` rule `terms`'.
+
+        Raises ApiFault where there is nothing to promote, or it rules already.
+        """
+        check_ring(terms.ring)
+        check_ring(source)
+        from_canary = source == "canary"
+        while True:
+            found = self._promoted(terms.ring, source)
+            bundle = await self.bundle(found.digest)
+            async with self._journal.turn:
+                if self._promoted(terms.ring, source).digest != found.digest:
+                    continue
+                current = self._state.current(terms.ring)
+                if current is not None and current.digest == found.digest:
+                    raise _already(found.digest, terms.ring)
+                said = f"release {found.number}, the canary" if from_canary else f"release {found.number} of {source}"
+                draft = Draft(terms, bundle, "promoted", f"It was {said}.")
+                return (await self._release([draft, *self._ends_of(bundle, terms)], actor))[0]
+
+    async def withdraw(self, ring: str, role: Role, actor: str) -> BundleReleased:
+        """End a ring's canary or shadow: a release of no bundle. Raises ApiFault where there is none."""
+        check_ring(ring)
+        async with self._journal.turn:
+            if self._state.current(ring, role) is None:
+                raise ApiFault(404, "nothing-to-withdraw", f"the ring '{ring}' has no {role} now")
+            return await self._end(ring, role, actor, "")
 
     async def roll_back(self, ring: str, to: int | str, actor: str) -> BundleReleased:
-        """A new release of the bundle that release `to` (a number, or a digest) of this ring had."""
+        """A new release of the bundle that release `to` (a number, or a digest) of this ring had when it ruled."""
         check_ring(ring)
         target = self._find(ring, to)
         bundle = await self.bundle(target.digest)
         async with self._journal.turn:
             current = self._state.current(ring)
             if current is not None and current.digest == target.digest:
-                raise ApiFault(
-                    409, "already-current", f"the bundle {target.digest[:12]} rules the ring '{ring}' already"
-                )
-            return await self._release(bundle, ring, actor, "rolled-back")
+                raise _already(target.digest, ring)
+            drafts = [Draft(Terms(ring), bundle, "rolled-back"), *self._ends_of(bundle, Terms(ring))]
+            return (await self._release(drafts, actor))[0]
+
+    async def take_back(self, release: BundleReleased, actor: str, reason: str) -> BundleReleased | None:
+        """End a canary; let what ruled before a ruling release rule again. None where the release is not in force any
+        more, or nothing ruled before it.
+        """
+        before = self._state.before(release) if release.role == "ruling" else None
+        bundle = await self.bundle(before.digest) if before is not None else None
+        async with self._journal.turn:
+            current = self._state.current(release.ring, release.role)
+            if current is None or current.number != release.number:
+                return None
+            if release.role != "ruling":
+                return await self._end(release.ring, release.role, actor, reason)
+            if bundle is None:
+                return None
+            return (await self._release([Draft(Terms(release.ring), bundle, "rolled-back", reason)], actor))[0]
 
     async def bundle(self, digest: str) -> Bundle:
         """A bundle that was released, read from the log and checked against its digest."""
         if self._recent is not None and self._recent.digest == digest:
             return self._recent
-        if not any(release.digest == digest for release in self._state.listed()):
+        if not digest or not any(release.digest == digest for release in self._state.listed()):
             raise ApiFault(
                 404,
                 "bundle-unknown",
@@ -114,31 +180,99 @@ class Publisher:
         self._recent = bundle
         return bundle
 
-    async def _release(self, bundle: Bundle, ring: str, actor: str, cause: Cause) -> BundleReleased:
-        current = self._state.current(ring)
-        number = max(current.number if current else 0, self._spent.get(ring, 0)) + 1
-        self._spent[ring] = number
+    async def _end(self, ring: str, role: Role, actor: str, reason: str) -> BundleReleased:
+        return (await self._release([Draft(Terms(ring, role), None, "withdrawn", reason)], actor))[0]
+
+    async def _release(self, drafts: list[Draft], actor: str) -> list[BundleReleased]:
+        """All of them in one append, in their order; hold the journal's turn."""
+        now_us = self._clock()
+        signed = [self._signed(draft) for draft in drafts]
+        if any(len(one) > POINTER_BYTES_MAX for _, one in signed):
+            raise ApiFault(422, "stage-too-large", "the regions, groups and labels are too many for one release")
+
+        def compose(chain: Chain) -> list[Record]:
+            return [
+                record
+                for draft, (_, one) in zip(drafts, signed, strict=True)
+                for record in records_for_release(
+                    chain,
+                    one,
+                    draft.bundle,
+                    region=self._region,
+                    actor=actor,
+                    cause=draft.cause,
+                    reason=draft.reason,
+                    now_us=now_us,
+                )
+            ]
+
+        await self._journal.append(compose)
+        self._recent = drafts[0].bundle or self._recent
+        return [
+            self._state.releases[draft.terms.ring][number] for draft, (number, _) in zip(drafts, signed, strict=True)
+        ]
+
+    def _signed(self, draft: Draft) -> tuple[int, bytes]:
+        """Under a number that no other release of the ring has, or may have."""
+        terms = draft.terms
+        current = self._state.current(terms.ring, terms.role)
+        number = max(self._state.number_of(terms.ring), self._spent.get(terms.ring, 0)) + 1
+        self._spent[terms.ring] = number
         release = Release(
             tenant=self._state.tenant,
-            ring=ring,
+            ring=terms.ring,
             number=number,
-            digest=bundle.digest,
+            digest=draft.bundle.digest if draft.bundle else "",
             previous=current.digest if current else "",
+            role=terms.role,
+            stage=terms.stage,
+            guard=terms.guard,
         )
-        signed = self._key.sign(release)
-        now_us = self._clock()
-        await self._journal.append(
-            lambda chain: records_for_release(
-                chain, signed, bundle, region=self._region, actor=actor, cause=cause, now_us=now_us
-            )
-        )
-        self._recent = bundle
-        return self._state.releases[ring][number]
+        return number, self._key.sign(release)
+
+    def _is_same(self, current: BundleReleased, bundle: Bundle, terms: Terms) -> bool:
+        if current.digest != bundle.digest:
+            return False
+        if terms.role == "ruling":
+            return True  # a guard for what rules already has nothing to return to
+        signed = terms_of(current)
+        return signed is not None and (signed.stage, signed.guard) == (terms.stage, terms.guard)
+
+    def _require_ruling(self, bundle: Bundle, terms: Terms) -> None:
+        if terms.role == "ruling":
+            return
+        ruling = self._state.current(terms.ring)
+        if ruling is None:
+            raise ApiFault(409, "nothing-rules", f"no bundle rules the ring '{terms.ring}' yet; let one rule it first")
+        if ruling.digest == bundle.digest:
+            raise _already(bundle.digest, terms.ring)
+
+    def _ends_of(self, bundle: Bundle, terms: Terms) -> list[Draft]:
+        """What ends when the bundle rules: a canary or shadow of the very same one."""
+        if terms.role != "ruling":
+            return []
+        roles: tuple[Role, ...] = ("canary", "shadow")
+        standing = {role: self._state.current(terms.ring, role) for role in roles}
+        return [
+            Draft(Terms(terms.ring, role), None, "withdrawn", "Its bundle rules the ring.")
+            for role, release in standing.items()
+            if release is not None and release.digest == bundle.digest
+        ]
+
+    def _promoted(self, ring: str, source: str) -> BundleReleased:
+        found = self._state.current(ring, "canary") if source == "canary" else self._state.current(source)
+        if found is None:
+            what = f"the ring '{ring}' has no canary" if source == "canary" else f"nothing rules the ring '{source}'"
+            raise ApiFault(404, "nothing-to-promote", f"{what}; `tidegate bundle status` shows what there is")
+        return found
 
     def _find(self, ring: str, to: int | str) -> BundleReleased:
-        for release in self._state.listed(ring):
-            if to in (release.number, release.digest):
+        found = [release for release in self._state.listed(ring) if to in (release.number, release.digest)]
+        for release in found:
+            if release.role == "ruling":
                 return release
+        if found:
+            raise ApiFault(409, "never-ruled", f"release {to} never ruled the ring '{ring}': publish or promote it")
         raise ApiFault(
             404, "release-unknown", f"the ring '{ring}' has no release {to}; `tidegate bundle list` shows them"
         )
@@ -167,3 +301,7 @@ class Publisher:
 def check_ring(ring: str) -> None:
     if not RING.fullmatch(ring):
         raise ApiFault(422, "ring-malformed", "a ring's name is 1 to 64 of a-z, 0-9 and '-', for example 'main'")
+
+
+def _already(digest: str, ring: str) -> ApiFault:
+    return ApiFault(409, "already-current", f"the bundle {digest[:12]} rules the ring '{ring}' already")

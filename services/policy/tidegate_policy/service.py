@@ -23,8 +23,9 @@ from tidegate.settings import Settings
 from tidegate_policy.access import Access, Verifier
 from tidegate_policy.api import management_router
 from tidegate_policy.erasure import Eraser
+from tidegate_policy.guarding import Guardian
 from tidegate_policy.journal import Journal
-from tidegate_policy.publish import Publisher
+from tidegate_policy.publish import Publisher, Terms
 from tidegate_policy.quarantine import Warden
 from tidegate_policy.state import HISTORIES, ControlPlane
 
@@ -88,6 +89,7 @@ async def create_policy(
         await _publish_configured(settings, publisher)
     async with background() as tasks:
         tasks.start(_follow(log, service, caught_up), "policy: follow the log")
+        tasks.start(Guardian(state, publisher, journal, clock).run(caught_up), "policy: watch guarded releases")
         tasks.start(_watch_keys(eraser, caught_up), "policy: watch for keys of erased subjects")
         yield service
 
@@ -110,7 +112,7 @@ async def _publish_configured(settings: Settings, publisher: Publisher) -> None:
             settings.policy,
         )
         return
-    done = await publisher.publish(bundle, ring, ACTOR)
+    done = await publisher.publish(bundle, Terms(ring), ACTOR)
     for problem in done.problems:
         _log.warning("policy: %s", problem)
     _log.info("bundle %.12s rules the ring '%s' as release %d", bundle.digest, done.release.ring, done.release.number)

@@ -3,19 +3,23 @@
 Counterpart: `journal.py` appends. What is appended here is folded at once and again when it is read back.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import msgspec
 
 from tidegate.chain import open_event
 from tidegate.events import (
     BundleActivated,
+    BundleObserved,
     BundleRejected,
     BundleReleased,
     OfferDefined,
     OfferWithdrawn,
     QuarantineImposed,
     QuarantineLifted,
+    Role,
     ServerRegistered,
     SubjectErased,
     ToolDefined,
@@ -23,17 +27,20 @@ from tidegate.events import (
 )
 from tidegate.policy.control import Quarantines
 from tidegate.policy.entities import ToolFacts
+from tidegate.policy.signing import Release, SignedRelease
+from tidegate_policy.observed import Observations
 
+ROLES: Final[tuple[Role, ...]] = ("ruling", "canary", "shadow")
 HISTORIES = ("policy", "control", "catalog")
 EDGES_MAX = 10_000
 
 
 @dataclass(frozen=True)
-class EdgeStatus:
-    """What an edge runs since when, and the last release that it refused, if it has not run a later one since."""
+class RoleStatus:
+    """What an edge runs in one role since when, and the last release that it refused, if it has not run a later one
+    since. `digest` "": nothing any more.
+    """
 
-    edge: str
-    ring: str
     number: int = 0
     digest: str = ""
     since_us: int = 0
@@ -41,12 +48,28 @@ class EdgeStatus:
     rejected: BundleRejected | None = None
 
 
+@dataclass(frozen=True)
+class EdgeStatus:
+    """One edge, by what it last said."""
+
+    edge: str
+    ring: str
+    roles: Mapping[Role, RoleStatus] = field(default_factory=dict)
+
+    def role(self, role: Role) -> RoleStatus:
+        return self.roles.get(role, _NOTHING)
+
+
+_NOTHING: Final = RoleStatus()
+
+
 @dataclass
 class ControlPlane:
     """The state of one tenant's control plane."""
 
     tenant: str
-    releases: dict[str, dict[int, BundleReleased]] = field(default_factory=dict)  # by ring, by number
+    releases: dict[str, dict[int, BundleReleased]] = field(default_factory=dict)  # by ring, by number, of any role
+    observations: Observations = field(default_factory=Observations)
     edges: dict[str, EdgeStatus] = field(default_factory=dict)
     quarantines: Quarantines = field(default_factory=Quarantines)
     erasures: dict[str, SubjectErased] = field(default_factory=dict)  # by their id, oldest first
@@ -54,6 +77,7 @@ class ControlPlane:
     tools: dict[tuple[str, str], str] = field(default_factory=dict)  # (server, tool) → digest of its definition
     offers: dict[tuple[str, str, str], None] = field(default_factory=dict)  # (server, kind, name or URI)
     servers: dict[str, ServerRegistered] = field(default_factory=dict)
+    _newest: dict[tuple[str, Role], BundleReleased] = field(default_factory=dict)  # by ring and role
 
     def apply(self, value: bytes) -> None:
         """Fold one stored event in. What cannot be read is a newer version's fact and changes nothing here."""
@@ -65,9 +89,12 @@ class ControlPlane:
             return
         match event:
             case BundleReleased():
-                self.releases.setdefault(event.ring, {}).setdefault(event.number, event)
+                self._released(event)
             case BundleActivated():
                 self._activated(event)
+                self.observations.activated(event)
+            case BundleObserved():
+                self.observations.observed(event)
             case BundleRejected():
                 self._rejected(event)
             case QuarantineImposed() | QuarantineLifted():
@@ -86,10 +113,23 @@ class ControlPlane:
             case ServerRegistered():
                 self.servers[event.server] = event
 
-    def current(self, ring: str) -> BundleReleased | None:
-        """The release that rules a ring."""
-        numbers = self.releases.get(ring)
-        return numbers[max(numbers)] if numbers else None
+    def newest(self, ring: str, role: Role) -> BundleReleased | None:
+        """The latest release of a role, which may be one that ends it."""
+        return self._newest.get((ring, role))
+
+    def current(self, ring: str, role: Role = "ruling") -> BundleReleased | None:
+        """The release that is in force in a role of a ring: by default, the one that rules it."""
+        newest = self.newest(ring, role)
+        return newest if newest is not None and newest.digest else None
+
+    def before(self, release: BundleReleased) -> BundleReleased | None:
+        """The release that ruled the ring before this one did."""
+        ruled = [one for one in self.listed(release.ring) if one.role == "ruling" and one.number < release.number]
+        return max(ruled, key=lambda one: one.number, default=None)
+
+    def number_of(self, ring: str) -> int:
+        """The highest number that the ring has had, in any role."""
+        return max(self.releases.get(ring, ()), default=0)
 
     def listed(self, ring: str = "") -> list[BundleReleased]:
         """Releases, newest first, of one ring or of all."""
@@ -114,25 +154,51 @@ class ControlPlane:
             return True
         return None if "://" in target else False  # a URI may be one that a template makes
 
+    def _released(self, event: BundleReleased) -> None:
+        self.releases.setdefault(event.ring, {}).setdefault(event.number, event)
+        newest = self.newest(event.ring, event.role)
+        if newest is None or event.number > newest.number:
+            self._newest[event.ring, event.role] = event
+
     def _activated(self, event: BundleActivated) -> None:
-        before = self.edges.get(event.edge) or EdgeStatus(event.edge, event.ring)
-        if event.time_us < before.seen_us:
+        before = self._edge(event).role(event.role)
+        if self._is_past(event):
             return
-        same = (before.ring, before.number, before.digest) == (event.ring, event.number, event.digest)
+        same = (before.number, before.digest) == (event.number, event.digest)
         since_us = before.since_us if same else event.time_us
-        self._see(EdgeStatus(event.edge, event.ring, event.number, event.digest, since_us, event.time_us))
+        self._see(event, RoleStatus(event.number, event.digest, since_us, event.time_us))
 
     def _rejected(self, event: BundleRejected) -> None:
-        before = self.edges.get(event.edge) or EdgeStatus(event.edge, event.ring)
-        if event.time_us < before.seen_us:
-            return
-        self._see(
-            EdgeStatus(event.edge, before.ring, before.number, before.digest, before.since_us, event.time_us, event)
-        )
+        before = self._edge(event).role(event.role)
+        if not self._is_past(event):
+            self._see(event, replace(before, seen_us=event.time_us, rejected=event))
 
-    def _see(self, status: EdgeStatus) -> None:
+    def _edge(self, event: BundleActivated | BundleRejected) -> EdgeStatus:
+        """As it is known; in another ring than before it has nothing of the old one."""
+        known = self.edges.get(event.edge)
+        return known if known is not None and known.ring == event.ring else EdgeStatus(event.edge, event.ring)
+
+    def _is_past(self, event: BundleActivated | BundleRejected) -> bool:
+        known = self.edges.get(event.edge)
+        if known is None:
+            return False
+        if known.ring != event.ring:
+            return event.time_us < max(role.seen_us for role in known.roles.values())
+        return event.time_us < known.role(event.role).seen_us
+
+    def _see(self, event: BundleActivated | BundleRejected, status: RoleStatus) -> None:
         """Edges come and go: past the bound the one unheard of for longest is forgotten."""
-        self.edges.pop(status.edge, None)
-        self.edges[status.edge] = status
+        edge = self._edge(event)
+        self.edges.pop(edge.edge, None)
+        self.edges[edge.edge] = replace(edge, roles={**edge.roles, event.role: status})
         if len(self.edges) > EDGES_MAX:
             del self.edges[next(iter(self.edges))]
+
+
+def terms_of(event: BundleReleased) -> Release | None:
+    """What was signed, its stage and guard included; None where a newer version wrote what this one cannot read."""
+    try:
+        signed = msgspec.json.decode(bytes(event.release), type=SignedRelease)
+        return msgspec.json.decode(bytes(signed.release), type=Release)
+    except msgspec.DecodeError:
+        return None
