@@ -42,7 +42,7 @@ class Draw(NamedTuple):
     """What a holder asks of one counter, and what it tells of its lease."""
 
     counter: Counter
-    need: int = 0  # refused where there is less
+    need: int = 0  # refused where there is less; counts as used at once, places aside
     want: int = 0  # taken where there is plenty
     rest: int = 0  # what the holder has of it after this, without what it gets now; below zero: a debt, to be counted
     back: int = 0  # what it gives back unused

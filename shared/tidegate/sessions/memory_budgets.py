@@ -124,7 +124,8 @@ def _share(state: _State, draw: Draw, holder: str, now_ms: int, left: int, short
         state.used += got
     elif counter.kind == "bucket":
         state.free = max(0.0, state.free - got)
-    units = max(draw.rest, 0) + got
+    spent = 0 if counter.kind == "places" else draw.need
+    units = max(draw.rest, 0) + max(got - spent, 0)
     state.leases = {who: lease for who, lease in state.leases.items() if lease[1] > now_ms and who != holder}
     held = sum(units for units, _ in state.leases.values())
     if units:

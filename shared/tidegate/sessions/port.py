@@ -261,7 +261,7 @@ class KeptStreams(Protocol):
         ...
 
 
-class SessionStore(ClientSessions, UpstreamSessions, Windows, Taints, Bus, Leases, KeptStreams, Protocol):
+class SessionStore(ClientSessions, UpstreamSessions, Windows, Taints, Bus, Leases, Budgets, KeptStreams, Protocol):
     """All of it, with a life: `start`, then use, then `stop`."""
 
     @property

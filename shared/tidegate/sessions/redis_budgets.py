@@ -99,7 +99,7 @@ for _, d in ipairs(draws) do
   if d.kind == 'day' then d.used = d.used + got end
   if d.kind == 'bucket' then d.free = math.max(0, d.free - got) end
   if #d.gone > 0 then redis.call('HDEL', d.hash, unpack(d.gone)) end
-  local units = math.max(d.rest, 0) + got
+  local units = math.max(d.rest, 0) + math.max(0, d.kind == 'places' and got or got - d.need)
   redis.call('HSET', d.hash, 'n', d.name, 'k', d.kind, 'm', d.most, 'r', d.refill, 'v', d.every, 'f', d.ends,
     'u', string.format('%.0f', d.used), 't', string.format('%.17g', d.free or 0), 'a', now)
   if units > 0 then redis.call('HSET', d.hash, 'e:' .. holder, string.format('%.0f %.0f', units, now + lease))
@@ -172,7 +172,7 @@ class RedisBudgets:
         for _ in range(_SCANS_MAX):
             async with self._link.asked():
                 cursor, keys = await self._link.redis.scan(cursor, f"{_escaped(_root(tenant))}counter|*", _SCANNED)
-                hashes = [await self._link.redis.hgetall(key) for key in keys]  # type: ignore[misc]
+                hashes: list[Any] = [await self._link.redis.hgetall(key) for key in keys]
                 clock = await self._link.redis.time()
             now = int(clock[0]) * 1000 + int(clock[1]) // 1000
             found += _standings(hashes, now)
