@@ -15,7 +15,7 @@ AGREES: Final = "agrees"
 _BLANK: Final = {
     "elsewhere": "not by a rule, so there is nothing to decide again",
     "erased": "cannot be decided again: who asked was erased, or the key is not here",
-    "not-kept": "cannot be decided again: it depends on arguments that were not kept whole",
+    "not-kept": "cannot be decided again: it depends on arguments or circumstances that were not kept",
 }
 
 
@@ -52,5 +52,6 @@ def _sealed(call: Seen) -> Sealed | None:
         subject=str(part.get("subject", "")),
         user=str(part.get("user", "")),
         login=str(part.get("login", "")),
+        address=str(part.get("address", "")),
         arguments=msgspec.Raw(b"null" if arguments is None else msgspec.json.encode(arguments)),
     )

@@ -110,8 +110,9 @@ def _show(found: Replayed, span: Span, unreadable: int) -> None:
     if found.not_kept:
         tools = ", ".join(f"{plain(tool)} ({count:,})" for tool, count in found.not_kept_tools)
         say(
-            f"[yellow]{found.not_kept:>9,}[/]  depend on arguments that were not kept whole: {tools}; "
-            "`capture: full` keeps them (masked arguments are not those that were decided on)"
+            f"[yellow]{found.not_kept:>9,}[/]  depend on arguments or circumstances that were not kept: {tools}; "
+            "`capture: full` keeps arguments (masked ones are not those that were decided on); an address or a taint "
+            "is kept where the bundle of then looked at it"
         )
     if not found.calls:
         say("[yellow]no call was recorded then[/]; `tidegate log tail` shows the latest")

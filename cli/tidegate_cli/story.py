@@ -36,14 +36,25 @@ def _decided(call: Seen) -> list[tuple[str, str]]:
     inputs = call.fields.get("inputs") or {}
     decision = call.text("decision")
     style = DECISION_STYLES.get(decision, "white")
-    release = f"release {inputs.get('release', 0)}, bundle {plain(call.text('bundle')[:12])}"
+    role = "" if inputs.get("role", "ruling") == "ruling" else f"{plain(str(inputs['role']))} "
+    release = f"{role}release {inputs.get('release', 0)}, bundle {plain(call.text('bundle')[:12])}"
     return [
         ("decision", f"[bold {style}]{plain(decision)}[/]  {plain(call.text('reason'))}"),
         ("stage", f"{plain(call.text('stage') or 'policy')}  [dim]{release}[/]"),
         ("rules", plain(", ".join(call.fields.get("rules", ())))),
         ("says", plain(call.text("message"))),
         ("found", _findings(call)),
+        *(("shadow", _shadowed(one, call.text("bundle"))) for one in call.fields.get("shadows", ())),
     ]
+
+
+def _shadowed(one: dict[str, Any], ruling: str) -> str:
+    """What rules that do not rule would have said."""
+    bundle = str(one.get("bundle", ""))
+    whose = "its own rules in shadow mode" if bundle == ruling else f"the bundle {bundle[:12]}"
+    rules = ", ".join(one.get("rules", ()))
+    said = f"{one.get('decision', '')}  {one.get('reason', '')}{f' by {rules}' if rules else ''}"
+    return f"{plain(said)}  [dim]by {plain(whose)}, which did not rule[/]"
 
 
 def _again(told: str) -> str:
@@ -66,10 +77,24 @@ def _asked(call: Seen) -> list[tuple[str, str]]:
         ("who", f"{plain(login)}  [dim]{plain(call.text('subject_id'))}[/]{named}"),
         ("agent", f"{plain(call.text('agent'))}{said}"),
         ("session", plain(call.text("session_id"))),
+        ("facts", _facts(call)),
         ("tool", f"[cyan]{plain(call.text('server'))}__{plain(call.text('target'))}[/]  [dim]{labels}[/]"),
         ("arguments", call.shut or _captured(sealed.get("arguments"))),
         ("answered", _captured(sealed.get("inputs"))),
     ]
+
+
+def _facts(call: Seen) -> str:
+    """The circumstances that the rules were told, beside the moment."""
+    inputs = call.fields.get("inputs") or {}
+    taint = ", ".join(inputs.get("taint", ()))
+    told = (
+        ("a service account" if inputs.get("kind") == "service" else ""),
+        (f"from {call.sealed['address']}" if call.sealed.get("address") else ""),
+        (f"session tainted: {taint}" if taint else ""),
+        (f"MCP {call.text('protocol')}" if call.text("protocol") else ""),
+    )
+    return plain("; ".join(part for part in told if part))
 
 
 def _ending(ended: Seen | None, decision: str) -> list[tuple[str, str]]:

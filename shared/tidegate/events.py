@@ -87,6 +87,7 @@ class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     kind: Literal["user", "service"] = "user"  # what the principal is to the rules
     role: Role = "ruling"  # of the release among those of its ring
     taint: tuple[str, ...] = ()  # of the session, as the rules were told
+    facts: tuple[str, ...] = ()  # circumstances that mattered ("network", "taint", ...), sorted; others need not be here
     arguments_kept: bool = False  # the values decided on are in `sealed.arguments`, unmasked and whole
 
 

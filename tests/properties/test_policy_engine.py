@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import cedarpy
@@ -114,7 +115,7 @@ class Principal:
     user: str
     agent: str
     groups: tuple[str, ...]
-    kind: str = "user"
+    kind: Literal["user", "service"] = "user"
 
 
 @st.composite

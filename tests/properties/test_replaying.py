@@ -6,44 +6,80 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.parts.audit_events import requested
-from tests.properties.test_policy_engine import ARGUMENTS, ENTITIES, PRINCIPALS, SERVERS, TOOLS, Principal, policies
+from tests.properties.test_policy_engine import (
+    ARGUMENTS,
+    ENTITIES,
+    FACTS,
+    PRINCIPALS,
+    SERVERS,
+    TOOLS,
+    ZONE,
+    Principal,
+    policies,
+)
 
 from tidegate.chain import Chain, open_event
 from tidegate.events import CallRequested, DecisionInputs, Sealed
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.engine import Engine, ToolFacts
+from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate.policy.replaying import Past, Replayer, differs, past_of
 from tidegate.policy.tally import Tally
 from tidegate.policy.verdict import Verdict
 
-CALLS = st.lists(st.tuples(PRINCIPALS, st.sampled_from(TOOLS), ARGUMENTS), min_size=1, max_size=6)
+CALLS = st.lists(st.tuples(PRINCIPALS, st.sampled_from(TOOLS), ARGUMENTS, FACTS), min_size=1, max_size=6)
+Calls = list[tuple[Principal, ToolFacts, dict[str, object], Facts]]
 
 
 def bundle(text: str) -> Bundle:
     return bundle_of(
         {
-            "manifest.json": b'{"v":1,"name":"t"}',
+            "manifest.json": json.dumps({"v": 1, "name": "t", "timezone": ZONE}).encode(),
             "policies/p.cedar": text.encode(),
             "entities.json": json.dumps(ENTITIES).encode(),
         }
     )
 
 
-def recorded(ruling: Bundle, who: Principal, facts: ToolFacts, arguments: dict[str, object], kept: bool = True) -> Past:
-    """As an edge records it, written and read."""
+def recorded(
+    ruling: Bundle,
+    who: Principal,
+    tool: ToolFacts,
+    arguments: dict[str, object],
+    facts: Facts = NO_FACTS,
+    *,
+    kept: bool = True,
+    named: bool = True,
+) -> Past:
+    """As an edge records it, written and read: circumstances where they matter. `named`: and which these are."""
     engine = Engine.build(ruling, TOOLS, SERVERS)
-    verdict = engine.evaluate(who, facts.server, facts.tool, arguments)
-    own = SERVERS[facts.server]
+    needs = engine.needs_facts(who, tool.server, tool.tool)
+    verdict = engine.evaluate(who, tool.server, tool.tool, arguments, facts)
+    own = SERVERS[tool.server]
     event = requested(
         agent=who.agent,
-        server=facts.server,
-        target=facts.tool,
+        server=tool.server,
+        target=tool.tool,
+        protocol=facts.protocol,
         decision=verdict.effect,
         reason=verdict.reason,
         rules=verdict.rules,
-        labels=tuple(sorted({*own, *facts.labels})),
-        inputs=DecisionInputs(bundle=ruling.digest, groups=who.groups, server_labels=own, arguments_kept=kept),
-        sealed=Sealed(subject=who.user, arguments=msgspec.Raw(msgspec.json.encode(arguments if kept else {}))),
+        labels=tuple(sorted({*own, *tool.labels})),
+        inputs=DecisionInputs(
+            bundle=ruling.digest,
+            groups=who.groups,
+            server_labels=own,
+            now_us=facts.now_us,
+            kind=who.kind,
+            taint=facts.taint if "taint" in needs else (),
+            facts=tuple(sorted(needs)) if named else (),
+            arguments_kept=kept,
+        ),
+        sealed=Sealed(
+            subject=who.user,
+            address=facts.address if "network" in needs else "",
+            arguments=msgspec.Raw(msgspec.json.encode(arguments if kept else {})),
+        ),
     )
     read = open_event(Chain("w").seal(event).value or b"")
     assert isinstance(read, CallRequested)
@@ -52,12 +88,12 @@ def recorded(ruling: Bundle, who: Principal, facts: ToolFacts, arguments: dict[s
 
 @settings(max_examples=60, deadline=None)
 @given(policies(), CALLS)
-def test_the_same_bundle_decides_the_same_again(text: str, calls: list[tuple[Principal, ToolFacts, dict]]) -> None:  # type: ignore[type-arg]
+def test_the_same_bundle_decides_the_same_again(text: str, calls: Calls) -> None:
     ruling = bundle(text)
     replayer = Replayer(ruling)
     tally = Tally(replayer)
-    for who, facts, arguments in calls:
-        past = recorded(ruling, who, facts, arguments)
+    for who, tool, arguments, facts in calls:
+        past = recorded(ruling, who, tool, arguments, facts)
         verdict = replayer.decide(past)
         assert isinstance(verdict, Verdict)
         assert differs(past, verdict) == ""
@@ -71,35 +107,86 @@ def test_the_same_bundle_decides_the_same_again(text: str, calls: list[tuple[Pri
 def test_a_candidate_changes_what_its_own_engine_decides_otherwise(
     before: str,
     after: str,
-    calls: list[tuple[Principal, ToolFacts, dict]],  # type: ignore[type-arg]
+    calls: Calls,
 ) -> None:
     ruling, candidate = bundle(before), bundle(after)
     tally = Tally(Replayer(candidate))
-    expected = 0
-    for who, facts, arguments in calls:
-        past = recorded(ruling, who, facts, arguments)
-        now = Engine.build(candidate, TOOLS, SERVERS).evaluate(who, facts.server, facts.tool, arguments)
-        expected += now.effect != past.decision
+    engine = Engine.build(candidate, TOOLS, SERVERS)
+    expected = lacking = 0
+    for who, tool, arguments, facts in calls:
+        past = recorded(ruling, who, tool, arguments, facts)
+        if engine.needs_facts(who, tool.server, tool.tool) <= past.known:
+            now = engine.evaluate(who, tool.server, tool.tool, arguments, facts)
+            expected += now.effect != past.decision
+        else:
+            lacking += 1
         tally.add(past)
     found = tally.replayed()
     assert found.changed == expected == sum(change.calls for change in found.changes)
-    assert found.calls == found.same + found.changed
+    assert (found.calls, found.not_kept) == (found.same + found.changed + lacking, lacking)
 
 
 @settings(max_examples=60, deadline=None)
 @given(policies(), CALLS)
 def test_without_the_arguments_only_what_does_not_depend_on_them_is_decided(
     text: str,
-    calls: list[tuple[Principal, ToolFacts, dict]],  # type: ignore[type-arg]
+    calls: Calls,
 ) -> None:
     ruling = bundle(text)
     replayer = Replayer(ruling)
-    for who, facts, arguments in calls:
-        past = recorded(ruling, who, facts, arguments, kept=False)
+    for who, tool, arguments, facts in calls:
+        past = recorded(ruling, who, tool, arguments, facts, kept=False)
         verdict = replayer.decide(past)
-        standing = Engine.build(ruling, TOOLS, SERVERS).standing(who, facts.server, facts.tool)
-        assert verdict == (standing or "not-kept")
-        assert standing is None or differs(past, standing) == ""
+        engine = Engine.build(ruling, TOOLS, SERVERS)
+        if engine.needs_arguments(who, tool.server, tool.tool):
+            assert verdict == "not-kept"
+        else:
+            assert isinstance(verdict, Verdict)
+            assert differs(past, verdict) == ""
+
+
+def test_an_event_that_tells_no_circumstances_is_decided_again_where_no_rule_needs_them() -> None:
+    at_home = bundle(
+        '@id("home") permit (principal, action in Action::"read", resource)\n'
+        'when { context.network.ip.isInRange(ip("10.0.0.0/8")) };\n'
+        '@id("clean") permit (principal, action == Action::"fs/write", resource)\n'
+        'when { !context.taint.contains("sensitive") };\n'
+    )
+    replayer = Replayer(at_home)
+    who, (read, write, _) = Principal("alice", "cursor", ()), TOOLS
+    inside = Facts(now_us=1, address="10.0.0.9")
+    assert replayer.decide(recorded(at_home, who, read, {}, named=False)) == "not-kept"
+    assert replayer.decide(recorded(at_home, who, write, {}, named=False)) == "not-kept"
+    told = recorded(at_home, who, read, {}, inside, named=False)
+    verdict = replayer.decide(told)
+    assert isinstance(verdict, Verdict)
+    assert verdict.effect == "allow"
+    assert differs(told, verdict) == ""
+    older = Replayer(bundle('@id("all") permit (principal, action, resource);'))
+    assert isinstance(older.decide(recorded(at_home, who, write, {}, named=False)), Verdict)
+
+
+def test_what_came_of_a_question_is_compared_with_the_asking() -> None:
+    asking = bundle(
+        '@id("all") permit (principal, action, resource);\n'
+        '@id("ask") @effect("ask") @approver("other") forbid (principal, action, resource);'
+    )
+    event = requested(
+        server="fs",
+        target="read",
+        decision="allow",
+        reason="approved",
+        rules=("ask",),
+        approval_id="a1",
+        inputs=DecisionInputs(bundle=asking.digest, arguments_kept=True),
+        sealed=Sealed(subject="alice", arguments=msgspec.Raw(b"{}")),
+    )
+    past = past_of(event, event.sealed)
+    verdict = Replayer(asking).decide(past)
+    assert isinstance(verdict, Verdict)
+    assert differs(past, verdict) == ""
+    assert isinstance(lax := Replayer(bundle('@id("all") permit (principal, action, resource);')).decide(past), Verdict)
+    assert "decision: recorded ask, now allow" in differs(past, lax)
 
 
 def test_what_no_rule_decided_and_whom_nobody_knows_any_more_are_told_apart() -> None:

@@ -128,6 +128,11 @@ class Engine:
         """The circumstances that matter for calls of this tool: of "now", "time", "network", "taint", "protocol"."""
         return self._route(principal, server, tool).looked_at
 
+    def needs_arguments(self, principal: PolicyPrincipal, server: str, tool: str) -> bool:
+        """Whether the verdict on calls of this tool depends on their arguments."""
+        route = self._route(principal, server, tool)
+        return route.standing is None and (route.args.whole or bool(route.args.parts))
+
     def evaluate(
         self,
         principal: PolicyPrincipal,

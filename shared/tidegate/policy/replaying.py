@@ -1,9 +1,10 @@
 """Past decisions made again, from the facts that their events keep: by the bundle that made them, which must agree, or
 by another one, to see what it would change. Pure.
 
-An event keeps what Cedar saw: user, groups, agent, the tool and its labels, and the arguments, where the capture
-policy kept them whole. What was stopped before or after the rules (a quarantine, a limit, an inspection) is told apart:
-no bundle decided it. Counterparts: `engine.py` decides, `tidegate_cli.replaying` reads the events.
+An event keeps what Cedar saw: user, groups, agent, the tool and its labels, the circumstances that mattered, and the
+arguments, where the capture policy kept them whole. What was stopped before or after the rules (a quarantine, a limit,
+an inspection) is told apart: no bundle decided it. What came of a question for approval is none of the rules' either:
+they asked. Counterparts: `engine.py` decides, `tidegate_cli.replaying` reads the events.
 """
 
 from collections import OrderedDict
@@ -12,19 +13,23 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from tidegate.events import CallRequested, Decided, Sealed
+from tidegate.events import CallRequested, Decided, DecisionInputs, Sealed
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.engine import Engine, ToolFacts
+from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate.policy.verdict import Verdict
 
 ENGINES_MAX: Final = 20_000  # tools, each with the labels that it had; engines of a bundle share its parsed rules
 PROMPTS_GET: Final = "prompts/get"
 RESOURCES_READ: Final = "resources/read"
-_RULED_OUT: Final = frozenset({"unknown-tool", "unknown-prompt", "unknown-resource"})
+_RULED_OUT: Final = frozenset(
+    {"unknown-tool", "unknown-prompt", "unknown-resource", "definition-held", "facts-unavailable"}
+)
+_ALWAYS_KNOWN: Final = frozenset({"protocol"})
 
 Blank = Literal["erased", "not-kept", "elsewhere"]
-"""Why a decision is not made again: who asked was erased; the arguments matter and were not kept; it was not made by
-rules.
+"""Why a decision is not made again: who asked was erased; the arguments or circumstances matter and were not kept; it
+was not made by rules.
 """
 
 _decode_arguments: Final = msgspec.json.Decoder(dict[str, Any]).decode
@@ -32,7 +37,9 @@ _NO_ARGUMENTS: Final = frozenset({b"null", b""})
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):
-    """A recorded decision and its facts. `arguments` are as the rules saw them; None where they were not kept whole."""
+    """A recorded decision and its facts. `arguments` are as the rules saw them; None where they were not kept whole.
+    `known` names the circumstances that `facts` tells: the others may have been anything.
+    """
 
     call_id: str
     time_us: int
@@ -53,12 +60,16 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[str, ...]
     bundle: str
     release: int
+    kind: Literal["user", "service"] = "user"
+    facts: Facts = NO_FACTS
+    known: frozenset[str] = _ALWAYS_KNOWN
 
 
 def past_of(event: CallRequested, sealed: Sealed | None) -> Past:
     """`sealed` is the event's personal part, opened; None where its key is gone."""
     inputs = event.inputs
     action = action_of(event.method, event.target, event.labels)
+    asked = bool(event.approval_id)
     return Past(
         call_id=event.call_id,
         time_us=event.requested_us,
@@ -73,13 +84,28 @@ def past_of(event: CallRequested, sealed: Sealed | None) -> Past:
         labels=event.labels,
         server_labels=inputs.server_labels,
         arguments=_decided_on(event, action, sealed),
-        decision=event.decision,
+        decision="ask" if asked else event.decision,
         stage=event.stage,
-        reason=event.reason,
+        reason="approval-required" if asked else event.reason,
         rules=event.rules,
         bundle=inputs.bundle or event.bundle,
         release=inputs.release,
+        kind=inputs.kind,
+        facts=Facts(inputs.now_us, sealed.address if sealed else "", inputs.taint, event.protocol),
+        known=_known(inputs, sealed),
     )
+
+
+def _known(inputs: DecisionInputs, sealed: Sealed | None) -> frozenset[str]:
+    """What was told to the rules is known though it be empty; what was not, where it was kept all the same."""
+    found = {*_ALWAYS_KNOWN, *inputs.facts}
+    if inputs.now_us:
+        found |= {"now", "time"}
+    if inputs.taint:
+        found.add("taint")
+    if sealed is not None and sealed.address:
+        found.add("network")
+    return frozenset(found)
 
 
 def action_of(method: str, target: str, labels: tuple[str, ...]) -> str:
@@ -111,6 +137,7 @@ class _Person(msgspec.Struct, frozen=True):
     user: str
     agent: str
     groups: tuple[str, ...]
+    kind: str
 
 
 class Replayer:
@@ -128,13 +155,15 @@ class Replayer:
         if not past.user:
             return "erased"
         engine = self._engine(past)
-        person = _Person(past.user, past.agent, past.groups)
+        person = _Person(past.user, past.agent, past.groups, past.kind)
         standing = engine.standing(person, past.server, past.action)
         if standing is not None:
             return standing
-        return (
-            "not-kept" if past.arguments is None else engine.evaluate(person, past.server, past.action, past.arguments)
-        )
+        call = (person, past.server, past.action)
+        is_lacking = past.arguments is None and engine.needs_arguments(*call)
+        if is_lacking or not engine.needs_facts(*call) <= past.known:
+            return "not-kept"
+        return engine.evaluate(*call, past.arguments or {}, past.facts)
 
     def _engine(self, past: Past) -> Engine:
         key = (past.server, past.action, past.labels, past.server_labels)
