@@ -21,9 +21,9 @@ from tidegate_edge import lists
 from tidegate_edge.catalog import Catalog, Item, Plan, Shelf, shelve
 from tidegate_edge.cursors import BadCursor
 from tidegate_edge.messages import encode
+from tidegate_edge.releases import facts_of
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Definitions
-from tidegate_edge.watch import facts_of
 
 OBJECT = {"type": "object"}
 EVERYTHING = '@id("all") permit (principal, action, resource);'

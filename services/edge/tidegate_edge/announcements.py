@@ -5,10 +5,13 @@ has changed.
 """
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Literal, Self
 
 import msgspec
+
+from tidegate.claims import Principal
 
 HEARD_MAX: Final = 1_000  # kinds of changes that wait for one listener
 ChangeKind = Literal["tools", "prompts", "resources", "updated"]
@@ -21,6 +24,7 @@ class Announcement(msgspec.Struct, frozen=True):
     server: str
     kind: ChangeKind
     uri: str = ""  # of `updated`: the upstream's own
+    touches: Callable[[Principal], bool] | None = None  # whom it concerns; None: everybody of the tenant
 
 
 class Hearing:

@@ -13,6 +13,7 @@ from tidegate.sealing import Sealer
 from tidegate.secrets import ClusterSecrets
 from tidegate.sessions.port import RENEWED_AFTER, SessionStore
 from tidegate.settings import Settings
+from tidegate_edge.addresses import Proxies
 from tidegate_edge.announcements import Announcements
 from tidegate_edge.asks import Asks
 from tidegate_edge.calls import Place, Terms
@@ -22,6 +23,7 @@ from tidegate_edge.inflight import InFlight
 from tidegate_edge.open_streams import OpenStreams
 from tidegate_edge.recorder import Recorder
 from tidegate_edge.renewals import Renewals
+from tidegate_edge.rings import Rings
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.terms import terms_for
 from tidegate_edge.upstream.port import Upstream
@@ -56,9 +58,12 @@ class Edge:
         self.upstreams = upstreams
         self.sealer: Sealer = secrets.sealer()
         self.counters = Counters()
-        self.rulings: dict[str, Ruling] = {}  # by tenant
+        self.rulings: dict[str, Ruling] = {}  # by tenant: of the ruling release
+        self.rings: dict[str, Rings] = {}  # by tenant: who is decided for by what
         self.quarantines: dict[str, Quarantines] = {}  # by tenant
         self.renewals = Renewals(settings.limits.session_idle_s * RENEWED_AFTER)
+        self.proxies = Proxies(settings.trusted_proxies, settings.forwarded_header)
+        self.taint_labels = frozenset(settings.taint_labels)
         self.calls_in_flight = 0
         self.calls_waiting = 0  # between two rounds, for their clients
         self.asks = Asks(sessions)
@@ -89,7 +94,8 @@ class Edge:
 
     def ruling_of(self, principal: Principal) -> Ruling | None:
         """What decides for this principal now; None before any bundle rules. Read it once a request."""
-        return self.rulings.get(principal.tenant)
+        rings = self.rings.get(principal.tenant)
+        return rings.of(principal) if rings is not None else None
 
     def timeout_of(self, server: str) -> float:
         """Seconds that a call of this server may take."""

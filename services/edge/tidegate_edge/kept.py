@@ -1,11 +1,15 @@
-"""The last good release of each tenant, on the edge's disk: it decides from there before the log has answered."""
+"""The last good release of each tenant and role, on the edge's disk: it decides from there before the log has answered.
+
+The ruling one has the file that it always had, so that an edge of an older version reads it, too. An ended role is kept
+as well: its number is what an older release of that role is refused by.
+"""
 
 import os
 from pathlib import Path
 
 import msgspec
 
-from tidegate.policy.release import Activation
+from tidegate.events import Role
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -14,11 +18,11 @@ class _Kept(msgspec.Struct, frozen=True):
     canonical: bytes
 
 
-def keep(directory: Path, tenant: str, activation: Activation) -> None:
-    """Replace what was kept, atomically and durably."""
+def keep(directory: Path, tenant: str, role: Role, signed: bytes, canonical: bytes) -> None:
+    """Replace what was kept, atomically and durably. `canonical` is empty for a role that has ended. Blocks."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = _path(directory, tenant)
-    content = msgspec.json.encode(_Kept(1, activation.signed, activation.bundle.canonical))
+    path = _path(directory, tenant, role)
+    content = msgspec.json.encode(_Kept(1, signed, canonical))
     draft = path.with_suffix(".new")
     with open(draft, "wb") as file:
         file.write(content)
@@ -27,16 +31,17 @@ def keep(directory: Path, tenant: str, activation: Activation) -> None:
     draft.replace(path)
 
 
-def kept_release(directory: Path, tenant: str) -> tuple[bytes, bytes] | None:
+def kept_release(directory: Path, tenant: str, role: Role) -> tuple[bytes, bytes] | None:
     """(signed release, canonical bundle) as kept; both are verified again by whoever uses them. None where nothing
     readable is there.
     """
     try:
-        kept = msgspec.json.decode(_path(directory, tenant).read_bytes(), type=_Kept)
+        kept = msgspec.json.decode(_path(directory, tenant, role).read_bytes(), type=_Kept)
     except (OSError, msgspec.DecodeError):
         return None
     return kept.signed, kept.canonical
 
 
-def _path(directory: Path, tenant: str) -> Path:
-    return directory / f"{tenant.encode().hex()}.json"
+def _path(directory: Path, tenant: str, role: Role) -> Path:
+    name = tenant.encode().hex()
+    return directory / (f"{name}.json" if role == "ruling" else f"{name}.{role}.json")

@@ -164,8 +164,12 @@ def changes(edge: Edge, visit: Visit, heard: Collection[Announcement]) -> list[C
     if ruling is None:
         return []
     servers = lists.visible_servers(ruling, principal, visit.door)
-    kinds = {one.kind for one in heard if one.tenant == principal.tenant and one.server in servers}
+    kinds = {one.kind for one in heard if one.server in servers and _concerns(one, principal)}
     return [kind for kind in CHANGED if kind in kinds]
+
+
+def _concerns(one: Announcement, principal: Principal) -> bool:
+    return one.tenant == principal.tenant and (one.touches is None or one.touches(principal))
 
 
 def updated_uri(params: bytes) -> str | None:

@@ -10,12 +10,13 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.claims import Principal
-from tidegate.events import Direction
+from tidegate.events import Direction, Role
 from tidegate.inspection.scanner import Scanner
 from tidegate.policy.engine import Engine, Verdict
 from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate_edge.catalog import Catalog, Item
 from tidegate_edge.cursors import Pages
+from tidegate_edge.tallies import Shadow, Tally
 
 STANDING_MAX: Final = 200_000
 
@@ -26,12 +27,26 @@ _decode_text: Final = msgspec.json.Decoder(str).decode
 class Ruling:
     """One bundle over one catalogue."""
 
-    def __init__(self, engine: Engine, scanner: Scanner, catalog: Catalog, *, number: int, digest: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        scanner: Scanner,
+        catalog: Catalog,
+        *,
+        number: int,
+        digest: str,
+        role: Role = "ruling",
+        shadows: tuple[Shadow, ...] = (),
+        tally: Tally | None = None,
+    ) -> None:
         self.engine = engine
         self.scanner = scanner
         self.catalog = catalog
         self.number = number
         self.digest = digest
+        self.role = role
+        self.shadows = shadows  # evaluated beside it
+        self.tally = tally or Tally(0)
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
         self._needs: dict[tuple[str, str, str], frozenset[str]] = {}
         # Rendered lists, by principal facts, door, kind, era and whether a server of theirs is in trouble.
@@ -63,7 +78,7 @@ class Ruling:
             return needs
 
     def decide(self, principal: Principal, item: Item, arguments: dict[str, Any], facts: Facts = NO_FACTS) -> Verdict:
-        """allow, deny or ask. Total: an error in evaluation is a denial that says so. `facts` hold what `needs` names."""
+        """allow, deny or ask. Total: an error in evaluation is a denial that says so. `facts`: what `needs` names."""
         return self.standing(principal, item) or self.engine.evaluate(
             principal, item.server, item.action, arguments, facts
         )

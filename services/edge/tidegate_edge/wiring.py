@@ -97,7 +97,7 @@ async def open_edge(
         edge.peers, edge.vault = peering.peers, vault
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants)
-        await watch.restore()
+        await watch.releases.restore()
 
         def tell(server: str, kind: ListChange) -> None:
             for tenant in tenants:  # one catalogue serves them all
@@ -118,7 +118,7 @@ def _start(edge: Edge, watch: Watch, log: EventLog) -> None:
     tasks, discovery, vault = edge.tasks, edge.discovery, edge.vault
 
     def on_catalog(catalog: Catalog) -> None:
-        watch.catalog_changed(catalog, discovery.server_labels)
+        watch.releases.catalog_changed(catalog, discovery.server_labels)
 
     async def discover() -> None:
         await watch.caught_up.wait()
@@ -134,7 +134,9 @@ def _start(edge: Edge, watch: Watch, log: EventLog) -> None:
         for owned in owned_in(upstream):
             tasks.start(owned.hand_over(edge.draining), f"hand over {owned.name}")
     tasks.start(watch.run(), "watch the log")
-    tasks.start(watch.advance(), "activate what is due")
+    tasks.start(watch.releases.run(), "let releases rule")
+    tasks.start(watch.releases.advance(), "activate what is due")
+    tasks.start(watch.releases.observe(), "tell what releases decide")
     tasks.start(discover(), "discover tools")
     idle_s = edge.limits.upstream_session_idle_s
     tasks.start(reap(edge.sessions, edge.upstreams, idle_s), "end idle upstream sessions")

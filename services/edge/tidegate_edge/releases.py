@@ -1,0 +1,338 @@
+"""The releases of each tenant's ring on this edge: from records of `policy-state` to what decides.
+
+Counterparts: `watch.py` brings the records, `tidegate/policy/release.py` folds them, `preparing.py` makes bundles
+ready, `rings.py` chooses. A release has its role once its bundle is ready; a broken one leaves what was, and says so as
+an event. Bundles are made ready one after another beside the log's other records: a quarantine does not wait for them.
+"""
+
+import asyncio
+import copy
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tidegate.claims import Principal
+from tidegate.errors import BundleFault, Fault, LogUnavailable
+from tidegate.events import BundleActivated, BundleRejected, Role
+from tidegate.ids import now_us
+from tidegate.log.port import Delivered
+from tidegate.policy.engine import ToolFacts
+from tidegate.policy.release import ROLES, Activation, PolicyState, Rejection, Withdrawal, pointer_key
+from tidegate.policy.signing import Guard, Release, Trust
+from tidegate_edge.announcements import Announcement, ChangeKind
+from tidegate_edge.catalog import Catalog
+from tidegate_edge.edge import Edge
+from tidegate_edge.kept import keep, kept_release
+from tidegate_edge.observing import LOOK_S, Make, Observer, Watched
+from tidegate_edge.preparing import Prepared, prepared
+from tidegate_edge.rings import Rings, is_here
+from tidegate_edge.ruling import Ruling
+from tidegate_edge.tallies import Shadow, Tally
+
+ADVANCE_S: Final = 1.0
+WAITING_MAX: Final = 64  # outcomes that wait for their turn; past it the log is read no further
+READY_MAX: Final = 4  # bundles that are kept ready: those with a role, and one to roll back to
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """What has a role, over the catalogue as it stands."""
+
+    release: Release
+    prepared: Prepared
+    ruling: Ruling  # of a shadow: what it would be if it ruled
+
+    @property
+    def tally(self) -> Tally:
+        return self.ruling.tally
+
+
+class Releases:
+    """Folds releases into the edge's rings."""
+
+    def __init__(self, edge: Edge, trust: Trust, tenants: Iterable[str]) -> None:
+        self._edge = edge
+        self._ring = edge.settings.edge.ring
+        self._kept = edge.settings.data_dir / "releases"
+        self._states = {tenant: PolicyState(tenant, self._ring, trust) for tenant in tenants}
+        self._running: dict[str, dict[Role, Running]] = {tenant: {} for tenant in self._states}
+        self._ready: OrderedDict[str, Prepared] = OrderedDict()  # by digest
+        self._catalog = Catalog()
+        self._server_labels: dict[str, tuple[str, ...]] = {}
+        self._waiting: asyncio.Queue[tuple[str, Activation | Withdrawal | Rejection]] = asyncio.Queue(WAITING_MAX)
+        self._behind = True  # reading what was in the log before this subscription
+        self._last_rejected: dict[tuple[str, Role], Rejection] = {}  # while behind
+        self._observer = Observer(edge, self._tell)
+
+    async def restore(self) -> None:
+        """Begin with what had its role last, from this edge's disk."""
+        for tenant, state in self._states.items():
+            for role in ROLES:
+                kept = kept_release(self._kept, tenant, role)
+                outcome = state.restore(*kept, now_us(), role) if kept else None
+                if isinstance(outcome, Rejection):
+                    _log.warning("the %s release kept on disk is not used: %s", role, outcome.sentence)
+                elif outcome is not None:
+                    await self._settle(tenant, outcome)
+
+    def follow(self) -> None:
+        """From now on the log is read from its start."""
+        self._behind = True
+        self._last_rejected.clear()
+
+    async def apply(self, record: Delivered) -> None:
+        """One record of `policy-state`."""
+        tenant = record.key.split(b"|", 1)[0].decode(errors="replace")
+        state = self._states.get(tenant)
+        if state is None:
+            return  # a tenant that no issuer of ours names
+        outcome = state.apply(record, now_us())
+        if self._behind and outcome is None:
+            self._passed(tenant, record.key)
+        while outcome is not None:
+            await self._take(tenant, outcome)
+            outcome = state.advance(now_us())
+
+    def _passed(self, tenant: str, key: bytes) -> None:
+        """A release that is as it should be follows the refused ones."""
+        for role in ROLES:
+            if key == pointer_key(tenant, self._ring, role):
+                self._last_rejected.pop((tenant, role), None)
+
+    async def _take(self, tenant: str, outcome: Activation | Withdrawal | Rejection) -> None:
+        if self._behind and isinstance(outcome, Rejection):
+            self._last_rejected[tenant, outcome.role] = outcome
+            return
+        if not isinstance(outcome, Rejection):
+            self._last_rejected.pop((tenant, outcome.release.role), None)
+        await self._waiting.put((tenant, outcome))
+
+    async def catch_up(self) -> None:
+        """What the log holds from before is history: of its refused releases only those that stand are reported.
+        Returns once all that was there has its role.
+        """
+        self._behind = False
+        for (tenant, _), rejection in self._last_rejected.items():
+            await self._waiting.put((tenant, rejection))
+        await self._waiting.join()
+
+    async def run(self) -> None:
+        """Give what waits its role, one after another. Until cancelled."""
+        while True:
+            tenant, outcome = await self._waiting.get()
+            await self._settle(tenant, outcome, keeps=True)
+            self._waiting.task_done()
+
+    async def advance(self) -> None:
+        """Take up what was held back until its time (`not_before`). Until cancelled."""
+        while True:
+            await asyncio.sleep(ADVANCE_S)
+            for tenant, state in self._states.items():
+                while state.awaited and (outcome := state.advance(now_us())) is not None:
+                    await self._take(tenant, outcome)
+
+    async def observe(self) -> None:
+        """Tell the log what releases decide. Until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for tenant in self._running:
+                await self._observer.look(tenant, self._watched(tenant))
+
+    async def _settle(self, tenant: str, outcome: Activation | Withdrawal | Rejection, *, keeps: bool = False) -> None:
+        if isinstance(outcome, Rejection):
+            await self._reject(tenant, outcome)
+            return
+        before = self._running[tenant].get("ruling")
+        if isinstance(outcome, Activation) and not await self._activate(tenant, outcome):
+            return
+        if isinstance(outcome, Withdrawal):
+            self._end(tenant, outcome.release.role)
+        release = outcome.release
+        canonical = outcome.canonical if isinstance(outcome, Activation) else b""
+        _log.info(
+            "release %d of tenant %s: %s is bundle %s",
+            release.number,
+            tenant,
+            release.role,
+            release.digest[:12] or "none any more",
+        )
+        await self._tell(
+            tenant,
+            lambda common: BundleActivated(
+                **common,
+                edge=self._edge.place.edge,
+                ring=release.ring,
+                number=release.number,
+                digest=release.digest,
+                role=release.role,
+            ),
+        )
+        await self._mark(tenant, release, before)
+        if keeps:
+            await asyncio.to_thread(keep, self._kept, tenant, release.role, outcome.signed, canonical)
+
+    async def _activate(self, tenant: str, activation: Activation) -> bool:
+        """Swap what the tenant's ring is. False where no engine can be made of the bundle: all stays as it was."""
+        release = activation.release
+        try:
+            ready = await self._prepared(activation)
+            ruling = self._made(ready, release)
+        except Exception as error:  # whatever is wrong with a bundle, the edge goes on with what it has
+            if rejection := self._rejected(tenant, activation, error):
+                await self._reject(tenant, rejection)
+            return False
+        self._swap(tenant, {**self._running[tenant], release.role: Running(release, ready, ruling)})
+        return True
+
+    def _rejected(self, tenant: str, activation: Activation, error: Exception) -> Rejection | None:
+        """What to say of a bundle that cannot be made ready; None where it was said before."""
+        release = activation.release
+        if isinstance(error, BundleFault) and error.code == "digest-mismatch":
+            return self._states[tenant].doubt(activation)
+        reason = error.code if isinstance(error, Fault) else "bundle-unusable"
+        return Rejection(reason, str(error), tenant, release.ring, release.number, release.digest, release.role)
+
+    def _end(self, tenant: str, role: Role) -> None:
+        self._swap(tenant, {other: one for other, one in self._running[tenant].items() if other != role})
+
+    async def _prepared(self, activation: Activation) -> Prepared:
+        """Made in a thread, where it is not at hand: promoted, rolled back, or restored and read again."""
+        digest = activation.release.digest
+        ready = self._ready.get(digest)
+        if ready is None:
+            ready = await asyncio.to_thread(lambda: prepared(activation.bundle))
+        self._ready[digest] = ready
+        self._ready.move_to_end(digest)
+        while len(self._ready) > READY_MAX:
+            self._ready.popitem(last=False)
+        return ready
+
+    def _made(self, ready: Prepared, release: Release) -> Ruling:
+        """The bundle over the catalogue as it stands."""
+        engine = ready.engine.with_tools(facts_of(self._catalog), self._server_labels)
+        slow_us = (release.guard or Guard()).slow_us
+        number, digest = release.number, release.digest
+        own = (Shadow(engine.unshadowed(), digest, number, Tally(now_us())),) if engine.shadowing else ()
+        return Ruling(
+            engine,
+            ready.scanner,
+            self._catalog,
+            number=number,
+            digest=digest,
+            role=release.role,
+            shadows=own,
+            tally=Tally(now_us(), slow_us),
+        )
+
+    def _swap(self, tenant: str, running: dict[Role, Running]) -> None:
+        """Whole: what decides, for whom, and what is evaluated beside it."""
+        edge, place = self._edge, self._edge.settings
+        shadow = running.get("shadow")
+        running = {role: one if role == "shadow" else _beside(one, shadow) for role, one in running.items()}
+        self._running[tenant] = running
+        before = edge.rings.get(tenant) or Rings(None)
+        ruling, canary = running.get("ruling"), running.get("canary")
+        stage = canary.release.stage if canary else None
+        here = canary is not None and is_here(stage, place.region, place.edge.labels)
+        after = Rings(ruling.ruling if ruling else None, canary.ruling if canary and here else None, stage)
+        edge.rings[tenant] = after
+        if ruling is not None:
+            edge.rulings[tenant] = ruling.ruling
+        if before.ruling is not None and before.digests != after.digests:
+            self._tell_clients(tenant, lambda principal: not before.decides_as(after, principal))
+
+    def _tell_clients(self, tenant: str, touches: Callable[[Principal], bool]) -> None:
+        """Other rules may show other lists."""
+        kinds: tuple[ChangeKind, ...] = ("tools", "prompts", "resources")
+        for server in self._catalog.shelves:
+            for kind in kinds:
+                self._edge.announcements.tell(Announcement(tenant, server, kind, touches=touches))
+
+    def catalog_changed(self, catalog: Catalog, server_labels: dict[str, tuple[str, ...]]) -> None:
+        """The same bundles over another catalogue, swapped whole."""
+        self._catalog, self._server_labels = catalog, server_labels
+        for tenant, running in self._running.items():
+            self._swap(tenant, {role: self._over_catalog(one) for role, one in running.items()})
+
+    def _over_catalog(self, running: Running) -> Running:
+        made = self._made(running.prepared, running.release)
+        made.tally = running.tally
+        return replace(running, ruling=made)
+
+    def _watched(self, tenant: str) -> list[Watched]:
+        """Whose decisions are told: what a guard watches, what rules beside a guarded canary, and shadows."""
+        running, rings = self._running[tenant], self._edge.rings.get(tenant)
+        listed = []
+        ruling, canary, shadow = running.get("ruling"), running.get("canary"), running.get("shadow")
+        beside = False
+        if canary is not None and rings is not None and rings.canary is not None:
+            beside = canary.release.guard is not None
+            listed.append(Watched(canary.release, canary.tally, beside))
+        if ruling is not None and (beside or _is_watched(ruling)):
+            listed.append(Watched(ruling.release, ruling.tally, closely=True))
+        if shadow is not None:
+            listed.append(Watched(shadow.release, shadow.tally, closely=False))
+        return listed
+
+    async def _mark(self, tenant: str, release: Release, before: Running | None) -> None:
+        """What a release that a guard watches will be compared with, as it stands when that begins."""
+        listed = {one.release.role: one for one in self._watched(tenant)}
+        if release.digest and release.role != "shadow" and _is_guarded(listed.get("canary")) and "ruling" in listed:
+            await self._observer.say(tenant, listed["ruling"])
+        if release.role == "ruling" and release.guard is not None and before is not None:
+            await self._observer.say(tenant, Watched(before.release, before.tally, closely=True))
+
+    async def _reject(self, tenant: str, rejection: Rejection) -> None:
+        _log.error("release %d (%s) is refused: %s", rejection.number, rejection.role, rejection.sentence)
+        await self._tell(
+            tenant,
+            lambda common: BundleRejected(
+                **common,
+                edge=self._edge.place.edge,
+                ring=rejection.ring,
+                number=rejection.number,
+                digest=rejection.digest,
+                reason=f"{rejection.reason}: {rejection.sentence}",
+                role=rejection.role,
+            ),
+        )
+
+    async def _tell(self, tenant: str, make: Make) -> None:
+        try:
+            await self._edge.recorder.record(make(self._edge.place.stamp(tenant)), "spool")
+        except LogUnavailable as fault:
+            _log.error("could not record what a release does: %s", fault.sentence)
+
+
+def _is_guarded(watched: Watched | None) -> bool:
+    return watched is not None and watched.closely
+
+
+def _is_watched(ruling: Running) -> bool:
+    guard = ruling.release.guard
+    return guard is not None and now_us() - ruling.tally.since_us < guard.watch_s * 1e6
+
+
+def _beside(running: Running, shadow: Running | None) -> Running:
+    """The same with this shadow release evaluated beside it. Decisions and lists that are kept stay."""
+    own = tuple(one for one in running.ruling.shadows if one.number == running.release.number)
+    other = shadow and Shadow(shadow.ruling.engine, shadow.release.digest, shadow.release.number, shadow.tally)
+    wanted = (*own, other) if other else own
+    if [one.engine for one in wanted] == [one.engine for one in running.ruling.shadows]:
+        return running
+    ruling = copy.copy(running.ruling)
+    ruling.shadows = wanted
+    return replace(running, ruling=ruling)
+
+
+def facts_of(catalog: Catalog) -> list[ToolFacts]:
+    """One per tool; one for all prompts of a server, and one for all its resources."""
+    items = list(catalog.tools)
+    for shelf in catalog.shelves.values():
+        items += [shelf.any_prompt] if shelf.prompting else []
+        items += [shelf.any_resource] if shelf.readable else []
+    return [ToolFacts(item.server, item.action, item.labels) for item in items]
