@@ -12,6 +12,7 @@ from cedarpy import _internal as cedar
 
 from tidegate.errors import BundleFault, ConfigFault, Problem
 from tidegate.inspection.rules import load_inspection
+from tidegate.policy.budgeting import check_limits
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA, Bundle, Manifest
 from tidegate.policy.cases import run_cases
 from tidegate.policy.entities import ToolFacts, open_entities
@@ -42,6 +43,7 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
     problems += _manifest(bundle)
     problems += _entities(bundle)
     problems += _inspection(bundle)
+    problems += check_limits(bundle)
     problems += [] if broken else _schema(bundle, texts, rules)
     problems += [] if tools is None else _unknown_tools(rules, tools)
     if not any(problem.fatal for problem in problems):
