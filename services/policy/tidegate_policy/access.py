@@ -1,4 +1,7 @@
-"""Who may manage: a bearer token for this API, of this tenant, from a member of an admin group."""
+"""Who may manage: a bearer token for this API, of this tenant, from a member of an admin group.
+
+Deciding approvals is open to others, too (`Access.member`): there each route looks at who asks.
+"""
 
 from typing import Protocol
 
@@ -30,6 +33,23 @@ class Access:
         self._verifier = verifier
 
     async def __call__(self, request: Request) -> None:
+        found = await self._verified(request)
+        if not self._is_admin(found):
+            groups = ", ".join(sorted(self._admin_groups))
+            raise ApiFault(403, "not-an-administrator", f"managing this tenant takes a member of one of: {groups}")
+        request.state.principal = found
+
+    async def member(self, request: Request) -> None:
+        """The same for anybody of the tenant; `request.state.is_admin` says whether they are an administrator."""
+        found = await self._verified(request)
+        if found.tenant != self._tenant:
+            raise ApiFault(403, "tenant-foreign", f"your token is not one of the tenant '{self._tenant}'")
+        request.state.principal, request.state.is_admin = found, self._is_admin(found)
+
+    def _is_admin(self, found: Principal) -> bool:
+        return found.tenant == self._tenant and not self._admin_groups.isdisjoint(found.groups)
+
+    async def _verified(self, request: Request) -> Principal:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise self._challenge(f"send a bearer token whose audience is {self._audience}", "")
@@ -38,10 +58,7 @@ class Access:
             if found.status == 401:
                 raise self._challenge(found.message, found.error, found.reason)
             raise ApiFault(found.status, found.reason, found.message)
-        if found.tenant != self._tenant or self._admin_groups.isdisjoint(found.groups):
-            groups = ", ".join(sorted(self._admin_groups))
-            raise ApiFault(403, "not-an-administrator", f"managing this tenant takes a member of one of: {groups}")
-        request.state.principal = found
+        return found
 
     def _challenge(self, sentence: str, error: str, code: str = "token-missing") -> ApiFault:
         value = f'Bearer error="{error}"' if error else "Bearer"

@@ -62,6 +62,7 @@ class Eraser:
         clock: Callable[[], int],
         secrets: ClusterSecrets | None = None,
         issuers: Collection[str] = (),
+        on_key: Callable[[Delivered], None] = lambda record: None,
     ) -> None:
         self._state = state
         self._journal = journal
@@ -70,6 +71,7 @@ class Eraser:
         self._clock = clock
         self._secrets = secrets
         self._issuers = issuers  # of the tenant; (): not known
+        self._on_key = on_key  # is told of each record of the topic
         self._busy = asyncio.Lock()
         self._undone: dict[str, bytes] = {}  # by subject: the last erasure as stored, until its state record is done
         self._gone: OrderedDict[str, None] = OrderedDict()  # kids that were destroyed
@@ -146,6 +148,7 @@ class Eraser:
             while True:
                 for record in await subscription.poll(AT_ONCE, 1.0):
                     rolling.note(record)
+                    self._on_key(record)
                     self._judge(record, late)
                 if not subscription.caught_up or self._journal.is_fenced:
                     continue

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tidegate_policy.approvals import Approver
 from tidegate_policy.erasure import Eraser
 from tidegate_policy.guarding import ACTOR
 from tidegate_policy.state import ROLES, ControlPlane
@@ -14,9 +15,10 @@ from tidegate_policy.state import ROLES, ControlPlane
 class PolicyCollector(Collector):
     """Every metric of the policy service."""
 
-    def __init__(self, state: ControlPlane, clock: Callable[[], int], eraser: Eraser) -> None:
+    def __init__(self, state: ControlPlane, clock: Callable[[], int], eraser: Eraser, approver: Approver) -> None:
         self._state = state
         self._eraser = eraser
+        self._approver = approver
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
@@ -50,6 +52,13 @@ class PolicyCollector(Collector):
         yield edges
         in_force = len(state.quarantines.current(self._clock()))
         yield GaugeMetricFamily("tidegate_policy_quarantines", "Quarantines in force", value=in_force)
+        standing = Counter(one.state for one in self._approver.approvals.current(self._clock()))
+        approvals = GaugeMetricFamily(
+            "tidegate_policy_approvals", "Approvals within their time, by what became of them", labels=["state"]
+        )
+        for word in ("pending", "granted", "denied", "consumed"):
+            approvals.add_metric([word], standing[word])
+        yield approvals
         unfinished = self._eraser.unfinished
         erasures = GaugeMetricFamily(
             "tidegate_policy_erasures", "Erasures of subjects, by whether every key is off the log", labels=["state"]

@@ -10,6 +10,7 @@ from tidegate.chain import Chain
 from tidegate.events import QuarantineImposed, QuarantineLifted
 from tidegate.ids import uuid7
 from tidegate.log.port import Delivered, Record
+from tidegate.policy.approvals import approval_in
 from tidegate.privacy.erasure import is_erasure
 from tidegate_policy.journal import Journal
 from tidegate_policy.problems import ApiFault
@@ -79,7 +80,9 @@ class Warden:
     def note(self, record: Delivered) -> None:
         """See a record of `control` or `control-state` pass by; `reconcile` then acts on what differs."""
         tenant, _, quarantine_id = record.key.decode("utf-8", "replace").partition("|")
-        if tenant != self._state.tenant or (record.topic == STATE_TOPIC and is_erasure(record.key)):
+        if tenant != self._state.tenant:
+            return
+        if record.topic == STATE_TOPIC and (is_erasure(record.key) or approval_in(record.key)):
             return
         if record.topic == "control":
             if record.value is not None and b'"type":"quarantine.imposed' in record.value:

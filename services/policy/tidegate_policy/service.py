@@ -18,13 +18,17 @@ from tidegate.local_issuer import issuer_name
 from tidegate.log.port import Delivered, EventLog
 from tidegate.policy.bundle import load_bundle
 from tidegate.policy.signing import open_signing_key
+from tidegate.privacy.master import open_wrapping
 from tidegate.secrets import ClusterSecrets
 from tidegate.settings import Settings
 from tidegate_policy.access import Access, Verifier
 from tidegate_policy.api import management_router
+from tidegate_policy.approvals import Approver
+from tidegate_policy.approvals_api import approvals_router
 from tidegate_policy.erasure import Eraser
 from tidegate_policy.guarding import Guardian
 from tidegate_policy.journal import Journal
+from tidegate_policy.opening import Opener
 from tidegate_policy.publish import Publisher, Terms
 from tidegate_policy.quarantine import Warden
 from tidegate_policy.state import HISTORIES, ControlPlane
@@ -46,6 +50,7 @@ class PolicyService:
     publisher: Publisher
     warden: Warden
     eraser: Eraser
+    approver: Approver
     router: APIRouter
     public_key: str
     awaiting: Callable[[], set[str]]
@@ -68,7 +73,9 @@ async def create_policy(
     journal = Journal(log, state, settings.edge.id or settings.tenant)
     publisher = Publisher(state, journal, log, key, settings.region, clock)
     warden = Warden(state, journal, settings.region, clock)
-    eraser = Eraser(state, journal, log, settings.region, clock, secrets, _issuers(settings))
+    opener = Opener(state, lambda: open_wrapping(settings))
+    eraser = Eraser(state, journal, log, settings.region, clock, secrets, _issuers(settings), opener.note)
+    approver = Approver(state, journal, settings.region, clock)
     caught_up = asyncio.Event()
 
     async def require_ready() -> None:
@@ -80,8 +87,10 @@ async def create_policy(
         return waits | ({"writer"} if journal.is_fenced else set())
 
     access = Access(settings, verifier)
-    router = management_router(access, state, publisher, warden, eraser, require_ready, clock)
-    service = PolicyService(state, publisher, warden, eraser, router, key.public, awaiting)
+    router = APIRouter()
+    router.include_router(management_router(access, state, publisher, warden, eraser, require_ready, clock))
+    router.include_router(approvals_router(access, approver, opener, require_ready, clock))
+    service = PolicyService(state, publisher, warden, eraser, approver, router, key.public, awaiting)
     if (
         settings.is_local and settings.policy
     ):  # before any task runs, so that a broken bundle's fault surfaces as itself
@@ -148,10 +157,13 @@ async def _fold(
                 caught_up.set()
                 await service.warden.reconcile()
                 await service.eraser.reconcile()
+                await service.approver.reconcile()
                 if until_caught_up:
                     return
             for record in await subscription.poll(_BATCH_MAX, _POLL_S):
                 _apply(record, service)
+            if not subscription.caught_up:
+                service.approver.prune()
     finally:
         await subscription.close()
 
@@ -160,6 +172,7 @@ def _apply(record: Delivered, service: PolicyService) -> None:
     if record.topic in ("control", "control-state"):
         service.warden.note(record)
         service.eraser.note(record)
+        service.approver.note(record)
     if record.value is not None:  # on `control-state` it is the imposing event again, perhaps before its history
         service.state.apply(record.value)
 

@@ -41,5 +41,5 @@ async def open_policy(
     async with IssuerKeys(issuers, Path(settings.root)) as keys:
         verifier = open_verifier(settings, secrets, keys, issuers, audiences=(management_audience(settings),))
         async with create_policy(settings, log, verifier, secrets=secrets) as service:
-            registry.register(PolicyCollector(service.state, now_us, service.eraser))
+            registry.register(PolicyCollector(service.state, now_us, service.eraser, service.approver))
             yield Opened(service, policy_routes(service, issuer), service.public_key, service.awaiting)
