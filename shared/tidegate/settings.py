@@ -49,6 +49,7 @@ class Issuer(Part, frozen=True, kw_only=True):
     algorithms: tuple[str, ...] = ("RS256", "ES256", "PS256", "EdDSA")
     agent_claims: tuple[str, ...] = ("client_id", "cid", "azp", "appid")  # first one present names the agent
     groups_claim: str = "groups"
+    service_claim: str = ""  # CLAIM or CLAIM=VALUE: what marks a service account's token; default: the known marks
     login_claims: tuple[str, ...] = ("email", "preferred_username", "upn", "login")
     user_prefix: str = (
         ""  # in front of `sub` in Cedar's User ids; needed when two issuers of a tenant could share a sub
@@ -242,6 +243,9 @@ class Settings(Part, frozen=True, kw_only=True):
     region: str = "local"
     servers: dict[str, Server] = {}
     rules: tuple[Rule, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()  # networks or addresses whose word on a caller's address counts
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"  # in which they say it
+    taint_labels: tuple[str, ...] = ("sensitive", "read-private", "returns-untrusted")  # that a session takes on
     naming: Naming = Naming()
     sets: dict[str, Toolset] = {}
     identity: Identity = Identity()

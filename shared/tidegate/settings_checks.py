@@ -5,6 +5,7 @@ Each fault names the key's path, what was expected and, where one is near, what 
 
 import difflib
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ SERVER_NAME = re.compile(r"[a-z][a-z0-9-]{0,11}")
 SET_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 SHOWN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+LABEL_CHARS_MAX = 64
+TAINT_LABELS_MAX = 16
 RESERVED_SERVER_NAMES = frozenset({"sets"})
 
 
@@ -58,6 +61,7 @@ def check_settings(settings: Settings, file: Path) -> Settings:
                 f"{where}.user_prefix: two issuers of tenant '{pair[0]}' share it; equal subjects would meet"
             )
         prefixes.add(pair)
+    _check_facts(settings, file)
     _check_durability(settings, file)
     _check_naming(settings, file)
     for name, toolset in settings.sets.items():
@@ -78,6 +82,25 @@ def _check_tenant(tenant: str, where: str) -> None:
     """It is the first part of every key, and ends there at the first bar."""
     if not _TENANT.fullmatch(tenant):
         raise ConfigFault(f"{where}: '{tenant[:80]}' is not 1 to 64 of letters, digits, '.', '_' and '-'")
+
+
+def _check_facts(settings: Settings, file: Path) -> None:
+    """Who is believed about addresses, and what a session takes on."""
+    for index, given in enumerate(settings.trusted_proxies):
+        where = f"{file}: $.trusted_proxies[{index}]"
+        try:
+            network = ip_network(given)
+        except ValueError as error:
+            raise ConfigFault(
+                f"{where}: expected an address or a network, for example 10.1.2.3 or 10.1.2.0/24; {error}"
+            ) from None
+        if network.prefixlen == 0:
+            raise ConfigFault(f"{where}: '{given}' is everybody, who could then claim any address; name your proxies")
+    for index, label in enumerate(settings.taint_labels):
+        if not 0 < len(label) <= LABEL_CHARS_MAX or "/" in label:
+            raise ConfigFault(f"{file}: $.taint_labels[{index}]: expected a label without '/', got '{label:.80}'")
+    if len(settings.taint_labels) > TAINT_LABELS_MAX:
+        raise ConfigFault(f"{file}: $.taint_labels: at most {TAINT_LABELS_MAX} labels")
 
 
 def _check_server(name: str, server: Server, file: Path) -> None:

@@ -18,6 +18,7 @@ from tidegate_edge.abilities import ASKED_WITH
 from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, RpcError, encode
+from tidegate_edge.tainting import Tainting
 from tidegate_edge.upstream.port import Answer
 from tidegate_edge.visit import Visit
 
@@ -47,14 +48,15 @@ async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
         return _refused(INTERNAL_ERROR, f"the question could not be recorded, so it was not put: {fault.sentence}")
     if question.decision != "allow":
         return _refused(INVALID_REQUEST, question.message)
-    return await _put(edge, question)
+    return await _put(edge, question, call.tainting)
 
 
 def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
     """The question as a call: what was permitted for the tool is permitted for what it asks, content apart."""
     question = Ongoing(call.visit, call.request, call.item, call.target, call.terms, now_us())
     question.method, question.root = method, call.root
-    for fact in ("ruling", "rules", "bundle", "release", "catalog", "control_epoch", "abilities", "target_captured"):
+    inherited = ("ruling", "rules", "bundle", "release", "catalog", "control_epoch", "abilities", "target_captured")
+    for fact in (*inherited, "facts"):
         setattr(question, fact, getattr(call, fact))
     question.decision, question.stage, question.reason = "allow", "policy", call.reason
     assert call.ruling is not None
@@ -87,14 +89,16 @@ async def _not_put(edge: Edge, call: Ongoing, method: str, code: int, reason: st
     return _refused(code, message)
 
 
-async def _put(edge: Edge, question: Ongoing) -> Answer:
+async def _put(edge: Edge, question: Ongoing, tainting: Tainting | None) -> Answer:
     visit = question.visit
     question.forwarded_us = question.now_us()
     try:
+        if tainting is not None:
+            await tainting.note()
         asking = edge.asks.ask(
             visit.outlet, visit.protocol_session, question.method, question.arguments, ANSWERED_WITHIN_S
         )
-        answer = await _while_the_session_stands(edge, visit, asking)
+        answer = await while_the_session_stands(edge, visit, asking)
         ended, answer = _inspected(question, answer)
     except Fault as fault:
         answer = _refused(INTERNAL_ERROR, fault.sentence)
@@ -109,7 +113,7 @@ async def _put(edge: Edge, question: Ongoing) -> Answer:
     return answer
 
 
-async def _while_the_session_stands(edge: Edge, visit: Visit, asking: Coroutine[Any, Any, Answer]) -> Answer:
+async def while_the_session_stands(edge: Edge, visit: Visit, asking: Coroutine[Any, Any, Answer]) -> Answer:
     """Nobody can answer once the session has ended. Raises CallerFault `client-unreachable`."""
     task = asyncio.create_task(asking, name="ask")
     try:

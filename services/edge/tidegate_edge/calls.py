@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -10,6 +10,7 @@ from tidegate.events import (
     CallCompleted,
     CallRequested,
     Capture,
+    Channel,
     Decided,
     DecisionInputs,
     Finding,
@@ -19,12 +20,17 @@ from tidegate.events import (
     Stage,
 )
 from tidegate.ids import now_us, uuid7
+from tidegate.policy.approvals import Approval
+from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate_edge.abilities import NONE, Abilities
 from tidegate_edge.accept import Request
 from tidegate_edge.catalog import Item
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Asked
 from tidegate_edge.visit import Visit
+
+if TYPE_CHECKING:
+    from tidegate_edge.tainting import Tainting
 
 NULL: Final = msgspec.Raw(b"null")
 EMPTY_OBJECT: Final = b"{}"
@@ -52,6 +58,14 @@ class Terms(msgspec.Struct, frozen=True):
     capture: Capture = "masked"
 
 
+class Approved(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Under which approval a call goes on, and what that was asked for. It travels in sealed states."""
+
+    approval_id: str
+    approver: str = ""
+    rules: tuple[str, ...] = ()
+
+
 class Inputs(msgspec.Struct, frozen=True):
     """What a further round of a logical call brings along: the client's answers, and what they answer."""
 
@@ -62,6 +76,9 @@ class Inputs(msgspec.Struct, frozen=True):
     asked: dict[str, Asked] = {}  # what a paused legacy upstream waits for
     ticket: bytes = b""  # of the pause
     held_by: str = ""  # the bus address of the edge that holds it; "": any
+    approval: str = ""  # the gateway's own question, which `responses` answer
+    asked_by: Channel = "form"
+    approved: Approved | None = None  # the rounds before went on by this approval
 
 
 class Ongoing:
@@ -71,9 +88,13 @@ class Ongoing:
 
     __slots__ = (
         "abilities",
+        "approval",
+        "approved",
+        "approver",
         "arguments",
         "arguments_captured",
         "arguments_masked",
+        "asked_for_s",
         "begun_ns",
         "bundle",
         "call_id",
@@ -81,6 +102,8 @@ class Ongoing:
         "control_epoch",
         "decision",
         "dimensions",
+        "dismissed",
+        "facts",
         "findings",
         "fingerprints",
         "forwarded_us",
@@ -104,6 +127,7 @@ class Ongoing:
         "ruling",
         "server",
         "stage",
+        "tainting",
         "target",
         "target_captured",
         "terms",
@@ -140,11 +164,18 @@ class Ongoing:
         self.reason = ""
         self.message = ""
         self.rules: tuple[str, ...] = ()
+        self.approver = ""  # of an ask, as the rules say
+        self.asked_for_s = 0  # of an ask: how long it may stand; 0: as long as any
+        self.approval: Approval | None = None  # that waits for a person, or lets the call pass
+        self.approved: Approved | None = None  # the call has taken it: nobody else goes on by it
+        self.dismissed = False  # the question was put, and put away
         self.bundle = ""
         self.release = 0
         self.ruling: Ruling | None = None  # read once: what decides also inspects, whatever is released meanwhile
         self.catalog = ""
         self.control_epoch = 0
+        self.facts: Facts = NO_FACTS  # the circumstances that the rules were told
+        self.tainting: Tainting | None = None  # what must be noted before the client hears of the content
         self.findings: tuple[Finding, ...] = ()
         self.fingerprints: tuple[str, ...] = ()
         self.dimensions: dict[str, Any] = {}  # what both events of the call say; fixed with the first
@@ -165,6 +196,11 @@ class Ongoing:
     def server_labels(self) -> tuple[str, ...]:
         shelf = self.ruling.catalog.shelves.get(self.server) if self.ruling and self.item else None
         return shelf.labels if shelf else ()
+
+    @property
+    def approval_held(self) -> Approved | None:
+        """By which its further rounds go on."""
+        return self.approved or (self.inputs.approved if self.inputs else None)
 
     @property
     def is_tool_call(self) -> bool:
@@ -196,21 +232,30 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             server_labels=call.server_labels,
             now_us=call.requested_us,
             control_epoch=call.control_epoch,
+            taint=call.facts.taint,
             arguments_kept=_are_kept(call, arguments),
         ),
         findings=call.findings,
         arguments_digest=digest(call.arguments, capture),
         fingerprints=call.fingerprints,
+        approval_id=_approval_id(call),
         sealed=Sealed(
             issuer=principal.issuer,
             subject=principal.subject,
             user="" if principal.user == principal.subject else principal.user,
             login=principal.login,
             claimed_client=_claimed_client(call),
+            address=call.facts.address,
             arguments=arguments,
             inputs=_answers(call, bytes_max=capture_bytes_max),
         ),
     )
+
+
+def _approval_id(call: Ongoing) -> str:
+    if call.approved is not None:
+        return call.approved.approval_id
+    return call.approval.approval_id if call.approval is not None else ""
 
 
 def _are_kept(call: Ongoing, arguments: msgspec.Raw) -> bool:

@@ -138,13 +138,13 @@ class Desk:
     async def _post(self, exchange: Exchange, headers: dict[bytes, bytes], principal: Principal, server: str) -> Reply:
         accepted = accept(headers, exchange.body)
         if isinstance(accepted, Batch):
-            return await self._batch(principal, server, accepted)
+            return await self._batch(principal, server, accepted, exchange)
         if isinstance(accepted, Request):
             exchange.cancel_on_disconnect = accepted.modern
         return await self._answer(principal, server, accepted, exchange)
 
-    async def _batch(self, principal: Principal, server: str, batch: Batch) -> Reply:
-        replies = await asyncio.gather(*[self._answer(principal, server, one, None) for one in batch.members])
+    async def _batch(self, principal: Principal, server: str, batch: Batch, exchange: Exchange) -> Reply:
+        replies = await asyncio.gather(*[self._answer(principal, server, one, exchange) for one in batch.members])
         refused = next((reply for reply in replies if reply.status == 404), None)  # the session they share is gone
         if refused is not None:
             return refused
@@ -152,7 +152,7 @@ class Desk:
         return Reply(200, b"[%b]" % b",".join(bodies)) if bodies else Reply(202)
 
     async def _answer(
-        self, principal: Principal, server: str, accepted: Request | Response | Reply, exchange: Exchange | None
+        self, principal: Principal, server: str, accepted: Request | Response | Reply, exchange: Exchange
     ) -> Reply:
         if isinstance(accepted, Reply):
             reply = accepted

@@ -15,6 +15,7 @@ from tidegate.sessions.port import RENEWED_AFTER, SessionStore
 from tidegate.settings import Settings
 from tidegate_edge.addresses import Proxies
 from tidegate_edge.announcements import Announcements
+from tidegate_edge.approval_book import ApprovalBook
 from tidegate_edge.asks import Asks
 from tidegate_edge.calls import Place, Terms
 from tidegate_edge.catalog import Item
@@ -67,6 +68,7 @@ class Edge:
         self.calls_in_flight = 0
         self.calls_waiting = 0  # between two rounds, for their clients
         self.asks = Asks(sessions)
+        self.approvals = ApprovalBook(sessions, self.sealer)
         self.inflight = InFlight(sessions)
         self.streams = OpenStreams(sessions, settings.limits.streams_per_subject_max)
         self.announcements = Announcements()

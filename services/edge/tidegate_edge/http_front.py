@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidegate.limits import HEADERS_BYTES_MAX, HEADERS_COUNT_MAX, Limits
 from tidegate_edge.accept import PARAM_HEADER, SINGLE_HEADERS
+from tidegate_edge.addresses import FORWARDING
 from tidegate_edge.exchange import Exchange as Exchange
 from tidegate_edge.exchange import fault
 from tidegate_edge.messages import Reply
@@ -161,6 +162,9 @@ class McpProtocol(HttpToolsProtocol):
                 if name in seen and (name in SINGLE_HEADERS or name.startswith(PARAM_HEADER)):
                     exchange.fault = fault(400, f"the header {name.decode('latin-1')} is given twice")
                 seen.add(name)
+            for name in FORWARDING:  # each proxy may have added a line of its own: together they are one list
+                if name in seen:
+                    headers[name] = b", ".join(value for key, value in pairs if key == name)
         length = headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self.limits.body_bytes_max):
             exchange.fault = fault(413, f"the body is larger than {self.limits.body_bytes_max} bytes")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.ids import now_us, uuid7
-from tidegate_edge import steps
+from tidegate_edge import facts, steps
 from tidegate_edge.accept import Request, refuse
 from tidegate_edge.announcements import Announcement, Hearing
 from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
@@ -113,6 +113,8 @@ class Subscription:
         one = Request(_SUBSCRIBE, request.id, params, encode(params), True, request.version)
         call = steps.begin(edge, self._visit, one)
         steps.admit(edge, call)
+        if call.decision == "allow":
+            await facts.gather(edge, call)
         if call.decision == "allow":
             steps.decide(edge, call)
         if call.decision == "allow":

@@ -28,8 +28,8 @@ MODERN: Final = frozenset({"server/discover", "subscriptions/listen", *LISTS, *_
 LEGACY: Final = frozenset({"initialize", "ping", "logging/setLevel", *LISTS, *targets.GOVERNED})
 
 
-async def serve(edge: Edge, principal: Principal, door: str, request: Request, exchange: Exchange | None) -> Reply:
-    """One request or notification of a known principal; `exchange` is none for a member of a batch."""
+async def serve(edge: Edge, principal: Principal, door: str, request: Request, exchange: Exchange) -> Reply:
+    """One request or notification of a known principal; the members of a batch share an exchange."""
     method, request_id = request.method, request.id
     if request_id is not None and method not in (MODERN if request.modern else LEGACY):
         status = 404 if request.modern else 200

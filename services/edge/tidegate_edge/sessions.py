@@ -38,19 +38,22 @@ async def admit(
     edge: Edge, principal: Principal, door: str, request: Request, exchange: Exchange | None
 ) -> Visit | Reply:
     """The session of a request. 404: initialize again."""
+    source = exchange
+    if request.in_batch:
+        exchange = None
     if request.modern:
         whose = (principal.tenant, principal.subject_id, principal.agent, principal.sid)
         session_id = edge.sessions.known_window(*whose)
         if session_id is None:
             session_id = await edge.sessions.window(*whose, edge.limits.session_window_s, now_us())
-        return Visit(principal, door, session_id, protocol=request.version, exchange=exchange, request_id=request.id)
+        return Visit(principal, door, session_id, "", request.version, None, exchange, request.id, source)
     record = await standing(edge, principal, request.session)
     if record is None:
         return refuse(404, INVALID_REQUEST, GONE, request.id)
     if request.in_batch and record.protocol != BATCH_VERSION:
         return refuse(400, INVALID_REQUEST, f"batches exist on revision {BATCH_VERSION} only", request.id)
     session_id = record.session_id
-    return Visit(principal, door, session_id, session_id, record.protocol, record, exchange, request.id)
+    return Visit(principal, door, session_id, session_id, record.protocol, record, exchange, request.id, source)
 
 
 async def standing(edge: Edge, principal: Principal, sealed: str) -> SessionRecord | None:

@@ -10,7 +10,7 @@ legacy client for input is answered in a further round of the same call, decided
 import asyncio
 
 from tidegate.errors import Fault, LogUnavailable
-from tidegate_edge import bridge, reply, rounds, steps
+from tidegate_edge import approvals, bridge, facts, reply, rounds, steps, tainting
 from tidegate_edge.accept import Request
 from tidegate_edge.calls import Ended, Inputs, Ongoing, completed_event, requested_event
 from tidegate_edge.edge import Edge
@@ -31,6 +31,9 @@ async def call(edge: Edge, visit: Visit, request: Request) -> Reply:
         answer = await _round(edge, ongoing)
         if isinstance(answer, Reply):
             return answer
+        if isinstance(answer, Inputs):  # a person was asked whether the call may go on
+            inputs = answer
+            continue
         if not rounds.is_asked_live(ongoing, answer):
             return reply.answer(edge, ongoing, answer)
         further = await rounds.ask_client(edge, ongoing, answer)
@@ -39,24 +42,32 @@ async def call(edge: Edge, visit: Visit, request: Request) -> Reply:
         inputs = further
 
 
-async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
+async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply | Inputs:
     steps.admit(edge, call)
     if call.decision == "allow":
-        steps.decide(edge, call)
+        await facts.gather(edge, call)
     if call.decision == "allow":
+        steps.decide(edge, call)
+    if call.decision in ("allow", "ask"):
         steps.inspect_arguments(edge, call)
     else:
         steps.inspect_refused(edge, call)
     try:
+        if call.decision == "ask":
+            await approvals.settle(edge, call)
+        if call.decision == "allow" and call.approval is not None:
+            await approvals.consume(edge, call)
         await edge.recorder.record(requested_event(call, edge.place, edge.limits.capture_bytes_max), call.terms.mode)
     except LogUnavailable as fault:
         edge.counters.unrecorded += 1
         return reply.unavailable(call, fault)
     except asyncio.CancelledError:
-        if call.decision == "allow":  # permitted, perhaps recorded, and never sent
+        if call.decision == "allow" and call.dimensions:  # permitted, perhaps recorded, and never sent
             await asyncio.shield(_settle(edge, call, steps.cancelled(call)))
         raise
     edge.counters.decided(call.decision)
+    if call.decision == "ask":
+        return await approvals.ask(edge, call)
     if call.decision != "allow":
         return reply.refusal(call)
     return await _carry_out(edge, call)
@@ -65,10 +76,13 @@ async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
 async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
     """From the durable permit to the durable answer."""
     call.forwarded_us = call.now_us()
+    call.tainting = tainting.of(edge, call)
     edge.calls_in_flight += 1
     try:
         answer = await steps.forward(edge, call)
         ended, answered = steps.inspect_result(edge, call, answer)
+        if call.tainting is not None:
+            ended, answered = await call.tainting.before(ended, answered)
     except Fault as fault:
         ended, answered = steps.failed(edge, call, fault)
     except asyncio.CancelledError:
@@ -79,6 +93,8 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
         raise
     finally:
         edge.calls_in_flight -= 1
+        if call.tainting is not None:
+            call.tainting.close()
     try:
         await _settle(edge, call, ended)
     except LogUnavailable as fault:

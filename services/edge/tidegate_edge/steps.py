@@ -108,10 +108,12 @@ def decide(edge: Edge, call: Ongoing) -> None:
         call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
         call.hidden = not ruling.is_visible(call.principal, call.item)
     else:
-        verdict = ruling.decide(call.principal, call.item, arguments)
+        verdict = ruling.decide(call.principal, call.item, arguments, call.facts)
         call.decision, call.rules = verdict.effect, verdict.rules
         call.reason, call.message = verdict.reason, verdict.told
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
+        if verdict.effect == "ask":
+            call.approver, call.asked_for_s = verdict.approver, verdict.expires_s
         if call.item.input_schema is not None and not call.hidden:
             _compare_param_headers(call, arguments)
     call.policy_us = call.now_us() - call.requested_us
@@ -141,7 +143,13 @@ def inspect_arguments(edge: Edge, call: Ongoing) -> None:
     scanner = call.ruling.scanner
     if scanner.scan(call.request.raw_params, "arguments") is not EMPTY:
         _settle_findings(scanner, call)
-    if call.decision == "allow" and "egress" in call.item.labels:
+    if call.decision == "allow":
+        fingerprint_arguments(edge, call)
+
+
+def fingerprint_arguments(edge: Edge, call: Ongoing) -> None:
+    """Of what leaves the house; for a call that is made."""
+    if "egress" in call.labels:
         call.fingerprints = fingerprints(call.arguments, edge.fingerprint_key(call.principal.tenant))
 
 

@@ -143,7 +143,7 @@ async def _stand(edge: Edge, principal: Principal, door: str, exchange: Exchange
     with edge.streams.standing(principal.tenant, session) as standing, edge.announcements.hearing() as hearing:
         out.open()
         await edge.streams.replace_elsewhere(principal.tenant, session, standing)
-        visit = Visit(principal, door, session, session, record.protocol, record, exchange)
+        visit = Visit(principal, door, session, session, record.protocol, record, exchange, source=exchange)
         stream = GetStream(edge, visit, out)
         async with asyncio.TaskGroup() as group:
             ears = Ears(edge, group, visit.caller(visit.declared), False, lambda server: FromServer(stream, server))

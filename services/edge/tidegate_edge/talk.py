@@ -56,7 +56,11 @@ class Conversation:
         else:
             shown = params
         if shown is not None and (clean := self._inspected(method, shown)) is not None:
-            call.visit.outlet.send(notification(method, clean))
+            message = notification(method, clean)
+            if call.tainting is not None:
+                call.tainting.say(message)
+            else:
+                call.visit.outlet.send(message)
 
     def _progress(self, params: bytes) -> bytes | None:
         """Under the token that the client gave; None where it gave none or the token is another's."""

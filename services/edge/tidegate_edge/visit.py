@@ -42,6 +42,7 @@ class Visit(msgspec.Struct, frozen=True):
     record: SessionRecord | None = None  # of a legacy session
     exchange: "Exchange | None" = None  # none for a member of a batch, which cannot be spoken to
     request_id: RequestId | None = None
+    source: "Exchange | None" = None  # the connection that it came by, of a batch's member, too
 
     @property
     def outlet(self) -> "Outlet":

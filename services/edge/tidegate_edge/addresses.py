@@ -1,0 +1,98 @@
+"""The caller's network address: the connection's peer or, behind proxies that are trusted, the one that they vouch for.
+Pure, total, fuzzed.
+
+A forwarding header is read from its end, where the nearest proxy wrote, for as long as whoever wrote is trusted; what
+stands further left was sent by a stranger. What cannot be read is unknown (""), never a guess: a proxy's own address
+would often be one that rules let in. Sources: RFC 7239; X-Forwarded-For as proxies write it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+HOPS_MAX: Final = 32
+FORWARDING: Final = (b"x-forwarded-for", b"forwarded")
+
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED: Final = rb'"(?:[^"\\]|\\.)*"'
+_PAIR: Final = re.compile(rb"(%b)=(%b|%b)" % (_TOKEN, _TOKEN, _QUOTED))
+_BETWEEN: Final = re.compile(rb"[ \t]*([,;])[ \t]*")
+_NODE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15}))(?::[0-9]{1,5})?")
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+class Proxies:
+    """Whose word about addresses counts, and the header that they say it in."""
+
+    def __init__(self, trusted: Iterable[str], header: str) -> None:
+        self._trusted: tuple[Network, ...] = tuple(ip_network(one) for one in trusted)
+        self._header = header.encode()
+        self._read = _forwarded if self._header == b"forwarded" else _x_forwarded_for
+
+    def address(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
+        """Of the caller, in its shortest textual form; "" where it is not known. `peer`: of the connection."""
+        at = read_address(peer)
+        given = headers.get(self._header)
+        if at is None or given is None or not self._trusts(at):
+            return "" if at is None else str(at)
+        hops = self._read(given)
+        if hops is None:
+            return ""
+        for hop in reversed(hops[-HOPS_MAX:]):
+            if (at := read_address(hop)) is None:
+                return ""
+            if not self._trusts(at):
+                return str(at)
+        return "" if len(hops) > HOPS_MAX else str(at)
+
+    def _trusts(self, address: Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+
+def read_address(text: str) -> Address | None:
+    """An address as a socket or a proxy writes it, with or without a port; None where it is none. An IPv4 address in
+    IPv6's clothes is the IPv4 address; the zone of a link-local one is of the machine that names it.
+    """
+    node = _NODE.fullmatch(text)
+    try:
+        found = ip_address((node[1] or node[2]) if node else text.partition("%")[0])
+    except ValueError:
+        return None
+    return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found
+
+
+def _x_forwarded_for(value: bytes) -> list[str] | None:
+    return [part.strip(b" \t").decode("latin-1") for part in value.split(b",")]
+
+
+def _forwarded(value: bytes) -> list[str] | None:
+    """The `for` of each element; None where the value is not RFC 7239's, for nobody can tell then where a stranger's
+    part ends.
+    """
+    hops: list[str] = []
+    node, at = "", 0
+    while True:
+        pair = _PAIR.match(value, at)
+        if pair is None:
+            return None
+        if pair[1].lower() == b"for":
+            if node:  # twice in one element
+                return None
+            node = _unquoted(pair[2]).decode("latin-1") or " "
+        at = pair.end()
+        if at == len(value):
+            return [*hops, node]
+        between = _BETWEEN.match(value, at)
+        if between is None:
+            return None
+        if between[1] == b",":
+            hops.append(node)
+            node = ""
+        at = between.end()
+
+
+def _unquoted(value: bytes) -> bytes:
+    return re.sub(rb"\\(.)", rb"\1", value[1:-1]) if value[:1] == b'"' else value
