@@ -10,9 +10,12 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate.events import Channel
+from tidegate.policy.approvals import Approval
+from tidegate_edge import approval_question
 from tidegate_edge.abilities import ASKED_WITH, missing
 from tidegate_edge.accept import Request
-from tidegate_edge.calls import Inputs, Ongoing
+from tidegate_edge.calls import Approved, Inputs, Ongoing
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import (
     INVALID_PARAMS,
@@ -47,6 +50,9 @@ class _State(msgspec.Struct, frozen=True, omit_defaults=True):
     ticket: bytes = b""
     held_by: str = ""
     asked: dict[str, Asked] = {}
+    approval: str = ""  # the gateway's own question
+    asked_by: Channel = "form"
+    approved: Approved | None = None
 
 
 class InputRequest(msgspec.Struct, frozen=True):
@@ -90,7 +96,19 @@ def inputs_of(edge: Edge, visit: Visit, call: Ongoing) -> Inputs | None:
     state = _decode_state(opened)
     if state.expires_s < time.time() or (state.server, state.target) != (call.server, call.target):
         raise StateRefused
-    return Inputs(state.root, state.rounds, state.state, responses, state.asked, state.ticket, state.held_by)
+    if state.approval:  # the answers are for the gateway: no server sees them
+        members.pop("inputResponses", None)
+        return Inputs(state.root, state.rounds, responses=responses, approval=state.approval, asked_by=state.asked_by)
+    return Inputs(
+        state.root,
+        state.rounds,
+        state.state,
+        responses,
+        state.asked,
+        state.ticket,
+        state.held_by,
+        approved=state.approved,
+    )
 
 
 def _responses_in(members: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
@@ -112,16 +130,25 @@ def binding(visit: Visit, request: Request) -> bytes:
     ).encode()
 
 
-def _sealed(edge: Edge, call: Ongoing, **parts: Any) -> str:
+def _sealed(edge: Edge, call: Ongoing, *, expires_s: int = 0, **parts: Any) -> str:
     state = _State(
-        expires_s=int(time.time()) + STATE_TTL_S,
+        expires_s=expires_s or int(time.time()) + STATE_TTL_S,
         root=call.root,
         rounds=call.inputs.rounds + 1 if call.inputs else 1,
         server=call.server,
         target=call.target,
+        approved=call.approval_held,
         **parts,
     )
     return edge.sealer.seal(PURPOSE, encode(state), binding(call.visit, call.request))
+
+
+def approval_result(edge: Edge, call: Ongoing, approval: Approval, way: Channel, params: msgspec.Raw) -> bytes:
+    """The gateway's own question as `input_required`. Raises ValueError: too large."""
+    expires_s = -(-approval.expires_us // 1_000_000)
+    state = _sealed(edge, call, expires_s=expires_s, approval=approval.approval_id, asked_by=way)
+    requests = {approval_question.KEY: InputRequest("elicitation/create", params)}
+    return encode({"resultType": "input_required", "inputRequests": requests, "requestState": state})
 
 
 def seal_state(edge: Edge, call: Ongoing, result: bytes) -> bytes:

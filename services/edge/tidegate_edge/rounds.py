@@ -68,7 +68,7 @@ async def _ask_client(edge: Edge, call: Ongoing, answer: Answer | Paused) -> Inp
             return _unanswerable(call, question.method, given)
     if not questions or all(_is_by_url(question) for question in questions.values()):
         await asyncio.sleep(WAITS_S[min(rounds, len(WAITS_S)) - 1])  # what happens elsewhere takes its time
-    return Inputs(call.root, rounds, state, responses)
+    return Inputs(call.root, rounds, state, responses, approved=call.approval_held)
 
 
 async def _put(edge: Edge, call: Ongoing, question: InputRequest) -> Answer:

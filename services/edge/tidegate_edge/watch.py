@@ -19,6 +19,7 @@ from tidegate.events import (
     ToolWithdrawn,
 )
 from tidegate.log.port import Delivered, EventLog
+from tidegate.policy.approvals import ApprovalEvent, approval_in
 from tidegate.policy.signing import Trust
 from tidegate.privacy.erasure import is_erasure, read_erasure
 from tidegate_edge.edge import Edge
@@ -26,6 +27,7 @@ from tidegate_edge.offers import Key
 from tidegate_edge.releases import Releases
 
 TOPICS: Final = ("policy-state", "control-state", "catalog")
+LOCAL_TOPICS: Final = (*TOPICS, "control")  # where leases end with the process, the history says what was used
 RETRY_S: Final = 1.0
 ADVANCE_S: Final = 1.0
 BATCH_MAX: Final = 1_000
@@ -55,7 +57,7 @@ class Watch:
                 await asyncio.sleep(RETRY_S)
 
     async def _follow(self) -> None:
-        subscription = await self._log.follow(TOPICS)
+        subscription = await self._log.follow(LOCAL_TOPICS if self._edge.settings.is_local else TOPICS)
         self._behind = True
         self.releases.follow()
         try:
@@ -70,6 +72,7 @@ class Watch:
     async def _catch_up(self) -> None:
         self._behind = False
         await self.releases.catch_up()
+        self._edge.approvals.is_current = True
         self.caught_up.set()
 
     async def _apply(self, record: Delivered) -> None:
@@ -79,6 +82,8 @@ class Watch:
             await self._apply_erasure(record)
         elif record.topic == "control-state":
             self._apply_control(record)
+        elif record.topic == "control":
+            self._apply_approval(record)
         elif record.value is not None:
             self._apply_catalog(record.value)
 
@@ -100,6 +105,9 @@ class Watch:
 
     def _apply_control(self, record: Delivered) -> None:
         tenant, _, quarantine_id = record.key.decode(errors="replace").partition("|")
+        if approval_id := approval_in(record.key):
+            self._edge.approvals.restore(tenant, approval_id, record.value)
+            return
         quarantines = self._edge.quarantines_of(tenant)
         if record.value is None:
             quarantines.drop(quarantine_id)
@@ -111,6 +119,14 @@ class Watch:
             return
         if isinstance(event, QuarantineImposed):
             quarantines.apply(event)
+
+    def _apply_approval(self, record: Delivered) -> None:
+        try:
+            event = open_event(record.value or b"")
+        except msgspec.DecodeError:
+            return
+        if isinstance(event, ApprovalEvent):
+            self._edge.approvals.apply(event)
 
     async def _apply_erasure(self, record: Delivered) -> None:
         """A subject's keys of this edge are destroyed. Raises LogUnavailable: then it is read, and tried, again."""

@@ -26,6 +26,7 @@ from tidegate.sessions.port import SessionStore
 from tidegate.settings import Settings, host_port
 from tidegate_edge.announcements import Announcement
 from tidegate_edge.app import well_known_routes
+from tidegate_edge.approval_page import approval_routes
 from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.counters import EdgeCollector
@@ -177,6 +178,7 @@ def _service(
         return discovery.degraded
 
     router = well_known_routes(settings, issuers)
+    router.include_router(approval_routes(edge))
     if peering.owners is not None:
         room = settings.limits.body_bytes_max + PEER_BYTES_BESIDE
         door = PeerDoor(peering.seal, sessions.address, edge.upstreams, body_bytes_max=room, draining=edge.draining)

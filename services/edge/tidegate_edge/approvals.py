@@ -1,0 +1,235 @@
+"""ask: a rule wants a person to approve a call. Who is asked, what an answer does, and the one use of a yes.
+
+    settle → consume → record → ask
+
+`settle` finds, opens or answers the question of a call that the rules decided to ask about. Where somebody said yes the
+call goes on, and `consume` is its right to: a lease by the approval's name, then `approval.consumed`, durable, then the
+rest. The rules have decided anew each time, so a yes turns `ask` into `allow` and nothing else into anything.
+Counterparts: `tidegate/policy/approvals.py` (the fold), `approval_book.py`, `approval_page.py`, the policy service.
+"""
+
+from typing import Final
+
+from tidegate.events import (
+    ApprovalConsumed,
+    ApprovalRequested,
+    Sealed,
+)
+from tidegate.ids import now_us, uuid7
+from tidegate.limits import APPROVAL_TTL_S, APPROVALS_PENDING_MAX
+from tidegate.policy.approvals import ANYBODY, SOMEBODY_ELSE, Approval, binding_of
+from tidegate.sessions.port import SessionsUnavailable
+from tidegate_edge import approval_question, reply, steps, targets
+from tidegate_edge.approval_asking import ask_live, ask_modern
+from tidegate_edge.approval_records import decide, mode_of, say
+from tidegate_edge.calls import TARGET_CHARS_MAX, Approved, Inputs, Ongoing, captured
+from tidegate_edge.edge import Edge
+from tidegate_edge.messages import Reply
+
+APPROVABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read", "resources/subscribe"})
+"""A completion is asked for with each key that is pressed: nobody is asked about it."""
+LEASED_BEYOND_S: Final = 86_400.0  # after a grant has expired, its lease stands so much longer: clocks differ
+PAGE_WAIT_S: Final = 20.0  # for a decision on the page, before the client is asked again
+DISMISSED: Final = "The question was put away without an answer, so the call was not made. Call again to be asked."
+
+
+async def settle(edge: Edge, call: Ongoing) -> None:
+    """What is known of such a call decides how it goes on: `allow` where it was approved, `deny` where somebody said
+    no, else `ask` with `call.approval`, which waits. Raises LogUnavailable.
+    """
+    if call.method not in APPROVABLE:
+        return
+    if not edge.approvals.is_current:
+        call.refuse("policy", "approvals-unknown", "Which approvals were used is not known yet. Try again shortly.")
+        return
+    if call.inputs is not None and call.inputs.approved is not None:
+        await _continue(edge, call, call.inputs.approved)
+        return
+    binding = _binding(edge, call)
+    edge.approvals.tidy()
+    if call.inputs is not None and call.inputs.approval:
+        await _take_answer(edge, call, call.inputs, binding)
+    await _find(edge, call, binding)
+    if call.decision == "allow":
+        steps.fingerprint_arguments(edge, call)
+
+
+def _binding(edge: Edge, call: Ongoing) -> str:
+    """Over what was decided on, before anything was masked in it."""
+    principal = call.principal
+    return binding_of(
+        edge.fingerprint_key(principal.tenant),
+        tenant=principal.tenant,
+        subject_id=principal.subject_id,
+        agent=principal.agent,
+        method=call.method,
+        server=call.server,
+        target=call.target,
+        arguments=targets.decided_on(call) or {},
+    )
+
+
+async def _continue(edge: Edge, call: Ongoing, approved: Approved) -> None:
+    """A further round of a call that was approved: its server asked something. Each round goes on once."""
+    assert call.inputs is not None
+    if call.approver not in (ANYBODY, approved.approver) or not set(call.rules) <= set(approved.rules):
+        call.refuse("policy", "approval-required", f"The rules changed meanwhile. {call.message} Call again from anew.")
+        return
+    name = f"{call.principal.tenant}|approval|{approved.approval_id}|{call.inputs.rounds}"
+    if await _takes(edge, call, name, LEASED_BEYOND_S):
+        call.approved = approved
+        _permit(call)
+
+
+def _permit(call: Ongoing) -> None:
+    call.decision, call.stage, call.reason, call.message = "allow", "policy", "approved", ""
+
+
+async def _find(edge: Edge, call: Ongoing, binding: str) -> None:
+    approvals = edge.approvals.of(call.principal.tenant)
+    found = approvals.find(binding, now_us(), call.approver, call.rules)
+    if found is None:
+        if approvals.pending_of(call.principal.subject_id, now_us()) >= APPROVALS_PENDING_MAX:
+            told = f"{APPROVALS_PENDING_MAX} calls of yours wait for approval already. Try again when some are decided."
+            call.refuse("limit", "approvals-too-many", told, "limited")
+            return
+        found = await _open(edge, call, binding)
+    call.approval = found
+    if found.state == "denied":
+        call.refuse("policy", "approval-denied", _denied(found))
+    elif found.state == "granted":
+        _permit(call)
+
+
+async def _open(edge: Edge, call: Ongoing, binding: str) -> Approval:
+    at_us, principal = now_us(), call.principal
+    event = ApprovalRequested(
+        **edge.place.stamp(principal.tenant, at_us),
+        approval_id=uuid7(at_us),
+        binding=binding,
+        subject_id=principal.subject_id,
+        agent=principal.agent,
+        session_id=call.visit.session_id,
+        method=call.method,
+        server=call.server,
+        target=(call.target_captured or call.target)[:TARGET_CHARS_MAX],
+        call_id=call.call_id,
+        root_call_id=call.root,
+        rules=call.rules,
+        message=call.message,
+        bundle=call.bundle,
+        approver=call.approver,
+        expires_us=at_us + (call.asked_for_s or APPROVAL_TTL_S) * 1_000_000,
+        edge=edge.place.edge,
+        sealed=Sealed(
+            issuer=principal.issuer,
+            subject=principal.subject,
+            login=principal.login,
+            arguments=captured(
+                call.arguments, call.arguments_captured, call.terms.capture, edge.limits.capture_bytes_max
+            ),
+        ),
+    )
+    return await say(edge, event, mode_of(call))
+
+
+async def _take_answer(edge: Edge, call: Ongoing, inputs: Inputs, binding: str) -> None:
+    """The client brings back what its person said. What it says of another call, or of what is over, says nothing."""
+    approval = edge.approvals.of(call.principal.tenant).get(inputs.approval)
+    if approval is None or approval.binding != binding or not approval.is_open(now_us()):
+        return
+    if approval.approver != ANYBODY or not approval.serves(call.approver, call.rules):
+        return
+    if approval_question.KEY not in inputs.responses:
+        return  # a request that came again without the answer: it is asked again
+    meaning, reason = approval_question.meant(inputs.responses[approval_question.KEY], inputs.asked_by)
+    if meaning == "opened":
+        await edge.approvals.decided(approval, PAGE_WAIT_S)
+    elif meaning == "nothing":
+        call.dismissed = True
+    elif approval.state == "pending":
+        assert call.ruling is not None
+        told = call.ruling.told(reason, "arguments")[: approval_question.REASON_CHARS_MAX]
+        await decide(edge, approval, inputs.asked_by, meaning == "grant", told, mode_of(call))
+
+
+async def consume(edge: Edge, call: Ongoing) -> None:
+    """The approval's one use. Where another call was faster, this one is refused. Raises LogUnavailable."""
+    approval = call.approval
+    assert approval is not None
+    left_s = max(0.0, (approval.expires_us - now_us()) / 1e6)
+    if not await _takes(edge, call, lease_of(approval), left_s + LEASED_BEYOND_S):
+        return
+    event = ApprovalConsumed(
+        **edge.place.stamp(approval.tenant),
+        approval_id=approval.approval_id,
+        call_id=call.call_id,
+        edge=edge.place.edge,
+    )
+    await say(edge, event, mode_of(call))
+    call.approved = Approved(approval.approval_id, approval.approver, approval.rules)
+
+
+def lease_of(approval: Approval) -> str:
+    return f"{approval.tenant}|approval|{approval.approval_id}"
+
+
+async def _takes(edge: Edge, call: Ongoing, name: str, ttl_s: float) -> bool:
+    """Whether this call, of all calls at all edges, may go on by that approval. False: it is refused."""
+    try:
+        standing = await edge.sessions.take(name, call.call_id, ttl_s)
+    except SessionsUnavailable:
+        told = "Whether the approval was used cannot be known now, so the call was not made. Try again shortly."
+        call.refuse("policy", "approvals-unknown", told)
+        return False
+    if standing != call.call_id:
+        told = "The approval of this call was used already; it is for one call. Call again to ask for another."
+        call.refuse("policy", "approval-used", told)
+        if call.approval is not None:
+            edge.approvals.used(call.approval, standing)
+    return standing == call.call_id
+
+
+async def ask(edge: Edge, call: Ongoing) -> Reply | Inputs:
+    """Put the question to the client, where it may be asked; else say who can approve, and how. `Inputs`: a legacy
+    client has answered, and the call is decided anew.
+    """
+    approval = call.approval
+    if approval is None:
+        return reply.refusal(call)
+    if call.dismissed:
+        return refused(call, approval, DISMISSED)
+    if approval.approver == ANYBODY:
+        asked = await (ask_modern if call.request.modern else ask_live)(edge, call, approval)
+        if asked is not None:
+            return asked
+    return refused(call, approval, _how(call, approval))
+
+
+def refused(call: Ongoing, approval: Approval, sentence: str) -> Reply:
+    """Not made now: what waits, for whom and until when."""
+    about = {"id": approval.approval_id, "expires_us": approval.expires_us, "approver": approval.approver}
+    return reply.refused(call, sentence, decision=call.decision, approval=about)
+
+
+def _how(call: Ongoing, approval: Approval) -> str:
+    who = {ANYBODY: "somebody who may approve", SOMEBODY_ELSE: "somebody else than you"}.get(
+        approval.approver, f"a member of '{approval.approver}' other than you"
+    )
+    return (
+        f"{call.message} The call was not made: it waits for {who}, as approval {approval.approval_id}, until "
+        f"{approval_question.clock(approval.expires_us)}. To approve: `tidegate approvals approve "
+        f"{approval.approval_id}`, or POST /api/v1/approvals/{approval.approval_id} of the policy service. "
+        "Then call again with the same arguments."
+    )
+
+
+def _denied(approval: Approval) -> str:
+    denied = approval.denied
+    assert denied is not None
+    who = "you, at your client" if denied.actor == approval.subject_id else "somebody who may approve it"
+    because = f": {denied.reason}" if denied.reason else ""
+    return (
+        f"This call was denied by {who}{because}. The same call can be asked for again after "
+        f"{approval_question.clock(approval.expires_us)}."
+    )
