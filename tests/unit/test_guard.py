@@ -1,0 +1,106 @@
+"""The guard: what is too bad, what chance explains, and what is too little to tell."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.policy.signing import Guard
+from tidegate_policy.guard import Counts, is_judged_by, judge
+
+DENIALS = Guard(denials=0.05)
+ERRORS = Guard(errors=0.0)
+SLOW = Guard(slow=0.01)
+
+
+@pytest.mark.parametrize(
+    ("guard", "own", "other", "fails"),
+    [
+        (DENIALS, Counts(100, denied=100), Counts(1000, denied=10), True),
+        (DENIALS, Counts(100, denied=3), Counts(1000, denied=10), False),
+        (DENIALS, Counts(100, denied=60), Counts(1000, denied=600), False),  # both deny as much
+        (DENIALS, Counts(50, denied=5), Counts(1000, denied=0), False),  # 10 % of fifty may be chance
+        (DENIALS, Counts(5000, denied=500), Counts(5000, denied=0), True),  # 10 % of five thousand is not
+        (DENIALS, Counts(100, denied=100), Counts(), False),  # nothing to compare with
+        (DENIALS, Counts(100, denied=100), Counts(49), False),  # too little to compare with
+        (DENIALS, Counts(100, errors=100, denied=0), Counts(1000), False),  # not what it looks at
+        (ERRORS, Counts(50, denied=1, errors=1), Counts(1000), True),
+        (ERRORS, Counts(50, denied=1, errors=1), Counts(), True),
+        (ERRORS, Counts(50, denied=9), Counts(1000), False),
+        (ERRORS, Counts(100, errors=2), Counts(100, errors=2), False),
+        (Guard(errors=0.02), Counts(1000, errors=20), Counts(), False),
+        (Guard(errors=0.02), Counts(1000, errors=40), Counts(), True),
+        (SLOW, Counts(100, slow=60), Counts(1000, slow=900), True),  # whatever the other one does
+        (SLOW, Counts(100, slow=1), Counts(), False),
+        (Guard(slow=0.0), Counts(100, slow=1), Counts(), True),
+        (Guard(denials=1.0), Counts(100, denied=100), Counts(100), False),
+    ],
+)
+def test_a_release_is_taken_back_for_what_is_over_the_bound(
+    guard: Guard, own: Counts, other: Counts, fails: bool
+) -> None:
+    assert bool(judge(guard, own, other)) == fails
+
+
+@pytest.mark.parametrize("guard", [DENIALS, ERRORS, SLOW, Guard(denials=0.0, errors=0.0, slow=0.0, calls_min=50)])
+def test_nothing_is_concluded_from_too_few_calls(guard: Guard) -> None:
+    worst = Counts(49, denied=49, errors=49, slow=49)
+    assert judge(guard, worst, Counts(1_000_000)) == ""
+    assert judge(guard, Counts(50, denied=50, errors=50, slow=50), Counts(1_000_000)) != ""
+
+
+def test_the_sentence_says_what_was_counted() -> None:
+    told = judge(DENIALS, Counts(200, denied=150), Counts(1000, denied=10))
+    assert told == (
+        "150 of 200 calls (75.0%) were denied, 10 of 1000 (1.0%) by the release that it is compared with; "
+        "the guard allows 5.0% more"
+    )
+    told = judge(Guard(slow=0.1, slow_us=2_500), Counts(100, slow=50), Counts())
+    assert told == "50 of 100 calls (50.0%) took longer than 2.5 ms to decide; the guard allows 10.0%"
+
+
+counts = st.integers(0, 10_000).flatmap(
+    lambda n: st.tuples(st.just(n), *(st.integers(0, n) for _ in range(4))).map(lambda five: Counts(*five))
+)
+bounds = st.none() | st.floats(0, 1)
+
+
+@given(st.builds(Guard, denials=bounds, errors=bounds, slow=bounds, calls_min=st.integers(1, 500)), counts, counts)
+def test_a_release_that_fares_as_the_other_or_better_is_never_taken_back(
+    guard: Guard, own: Counts, other: Counts
+) -> None:
+    better = own._replace(denied=0, errors=0, slow=0)
+    assert judge(guard, better, other) == ""
+    assert judge(Guard(denials=guard.denials, calls_min=guard.calls_min), own, own) == ""
+
+
+@given(counts, counts, st.floats(0, 0.5), st.floats(0, 0.5))
+def test_a_wider_bound_takes_back_no_more(own: Counts, other: Counts, bound: float, more: float) -> None:
+    if judge(Guard(denials=bound + more), own, other):
+        assert judge(Guard(denials=bound), own, other)
+
+
+def test_chance_takes_back_few_that_are_no_worse_and_spares_few_that_are() -> None:
+    dice = random.Random(5)
+
+    def verdicts(rate: float) -> int:
+        """How many of 200 canaries at this rate, looked at every 20 calls up to 1,000, are taken back."""
+        taken = 0
+        for _ in range(200):
+            own = other = Counts()
+            for _ in range(50):
+                own = own.plus(Counts(20, denied=sum(dice.random() < rate for _ in range(20))))
+                other = other.plus(Counts(60, denied=sum(dice.random() < 0.2 for _ in range(60))))
+                if judge(DENIALS, own, other):
+                    taken += 1
+                    break
+        return taken
+
+    assert verdicts(0.20) <= 4
+    assert verdicts(0.40) >= 190
+
+
+def test_a_guard_without_any_bound_guards_nothing() -> None:
+    assert not is_judged_by(Guard())
+    assert is_judged_by(Guard(errors=0.0))
