@@ -17,6 +17,7 @@ from tidegate.events import (
     Mode,
     Outcome,
     Sealed,
+    Shadowed,
     Stage,
 )
 from tidegate.ids import now_us, uuid7
@@ -126,6 +127,7 @@ class Ongoing:
         "rules",
         "ruling",
         "server",
+        "shadows",
         "stage",
         "tainting",
         "target",
@@ -171,6 +173,7 @@ class Ongoing:
         self.dismissed = False  # the question was put, and put away
         self.bundle = ""
         self.release = 0
+        self.shadows: tuple[Shadowed, ...] = ()  # what rules that do not rule would have said otherwise
         self.ruling: Ruling | None = None  # read once: what decides also inspects, whatever is released meanwhile
         self.catalog = ""
         self.control_epoch = 0
@@ -232,12 +235,14 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             server_labels=call.server_labels,
             now_us=call.requested_us,
             control_epoch=call.control_epoch,
+            role=call.ruling.role if call.ruling is not None else "ruling",
             taint=call.facts.taint,
             arguments_kept=_are_kept(call, arguments),
         ),
         findings=call.findings,
         arguments_digest=digest(call.arguments, capture),
         fingerprints=call.fingerprints,
+        shadows=call.shadows,
         approval_id=_approval_id(call),
         sealed=Sealed(
             issuer=principal.issuer,

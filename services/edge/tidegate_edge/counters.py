@@ -25,6 +25,7 @@ _GAUGES = {
     "tidegate_spool_syncs": "Writes to the spool that were synced since the start",
     "tidegate_strict_batches": "Batches of strict records that the log acknowledged since the start",
     "tidegate_bundle_release": "Number of the ruling release; 0 before the first",
+    "tidegate_canary_release": "Number of the canary's release; 0 where none rules anybody on this edge",
     "tidegate_quarantines": "Quarantines in force",
 }
 
@@ -38,6 +39,7 @@ class Counters:
         self.refused_requests: Counter[str] = Counter()
         self.unrecorded = 0
         self.lost_async = 0
+        self.shadows_failed = 0
 
     def decided(self, decision: str) -> None:
         self.by_decision[decision] += 1
@@ -79,6 +81,11 @@ class EdgeCollector(Collector):
         )
         yield CounterMetricFamily(
             "tidegate_async_lost", "Records of async tools that failed to become durable", value=counters.lost_async
+        )
+        yield CounterMetricFamily(
+            "tidegate_shadows_failed",
+            "Times that rules beside the ruling ones could not be evaluated",
+            value=counters.shadows_failed,
         )
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(name, _GAUGES[name], value=value)

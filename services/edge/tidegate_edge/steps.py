@@ -1,5 +1,6 @@
 """The steps between accept and reply. Each takes the call, adds its facts to it, and says nothing to anybody."""
 
+import time
 from typing import Any, Final
 
 import msgspec
@@ -11,7 +12,7 @@ from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
 from tidegate.limits import FINDINGS_PER_CALL_MAX
-from tidegate_edge import bridge, reply, strict_json, targets, tasks, translate
+from tidegate_edge import bridge, reply, shadows, strict_json, targets, tasks, translate
 from tidegate_edge.accept import PARAM_HEADER, Request
 from tidegate_edge.calls import NULL, TARGET_CHARS_MAX, Ended, Inputs, Ongoing
 from tidegate_edge.catalog import Item
@@ -108,7 +109,11 @@ def decide(edge: Edge, call: Ongoing) -> None:
         call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
         call.hidden = not ruling.is_visible(call.principal, call.item)
     else:
+        began_ns = time.perf_counter_ns()
         verdict = ruling.decide(call.principal, call.item, arguments, call.facts)
+        ruling.tally.add(verdict, (time.perf_counter_ns() - began_ns) / 1_000)
+        if ruling.shadows:
+            shadows.ask(edge, call, arguments, verdict)
         call.decision, call.rules = verdict.effect, verdict.rules
         call.reason, call.message = verdict.reason, verdict.told
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)

@@ -1,18 +1,20 @@
 """What each release has decided on this edge, and what those that do not rule would have said. No I/O.
 
-Counterparts: `ruling.py` holds a release's tally and its shadows; `observing.py` tells the tallies to the log.
+Counterparts: `ruling.py` holds a release's tally and its shadows, `shadows.py` asks those; `observing.py` tells the
+tallies to the log.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from tidegate.events import Shadowed
-from tidegate.policy.engine import Engine
+from tidegate.policy.engine import Engine, PolicyPrincipal
+from tidegate.policy.facts import Facts
 from tidegate.policy.signing import Guard
 from tidegate.policy.verdict import Verdict
 
-ERRORS: Final = frozenset({"evaluation-error", "argument-not-representable", "facts-unavailable"})
+ERRORS: Final = frozenset({"evaluation-error", "argument-not-representable"})
 _SLOW_US: Final = Guard().slow_us
 
 
@@ -51,10 +53,18 @@ class Shadow:
         self.number = number
         self.tally = tally
 
-    def compare(self, verdict: Verdict, evaluate: Callable[[Engine], Verdict]) -> Shadowed | None:
-        """What would have been decided, where that is not what was. Raises what `evaluate` raises."""
+    def compare(
+        self,
+        verdict: Verdict,
+        principal: PolicyPrincipal,
+        server: str,
+        action: str,
+        arguments: Mapping[str, object],
+        facts: Facts,
+    ) -> Shadowed | None:
+        """What would have been decided, where that is not what was."""
         began_ns = time.perf_counter_ns()
-        would = evaluate(self.engine)
+        would = self.engine.evaluate(principal, server, action, arguments, facts)
         self.tally.add(would, (time.perf_counter_ns() - began_ns) / 1_000)
         if would.effect == verdict.effect:
             return None
@@ -62,19 +72,3 @@ class Shadow:
         return Shadowed(
             bundle=self.digest, release=self.number, decision=would.effect, reason=would.reason, rules=would.rules
         )
-
-
-def differences(
-    shadows: tuple[Shadow, ...], verdict: Verdict, evaluate: Callable[[Engine], Verdict], failed: Callable[[], Any]
-) -> tuple[Shadowed, ...]:
-    """Of all shadows. A fault in one is counted by `failed` and changes nothing."""
-    found = []
-    for shadow in shadows:
-        try:
-            other = shadow.compare(verdict, evaluate)
-        except Exception:  # whatever is wrong with rules that do not rule, the call goes its way
-            failed()
-            continue
-        if other is not None:
-            found.append(other)
-    return tuple(found)

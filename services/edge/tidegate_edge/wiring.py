@@ -296,7 +296,8 @@ async def _close_all(upstreams: dict[str, Upstream]) -> None:
 
 
 def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
-    ruling = edge.rulings.get(edge.settings.tenant)
+    ruling, rings = edge.rulings.get(edge.settings.tenant), edge.rings.get(edge.settings.tenant)
+    canary = rings.canary if rings else None
     at_us = now_us()
     return {
         "tidegate_calls_in_flight": edge.calls_in_flight,
@@ -306,5 +307,6 @@ def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
         **records.gauges(),
         "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
         "tidegate_bundle_release": ruling.number if ruling else 0,
+        "tidegate_canary_release": canary.number if canary else 0,
         "tidegate_quarantines": sum(len(quarantines.current(at_us)) for quarantines in edge.quarantines.values()),
     }
