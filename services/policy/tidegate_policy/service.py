@@ -48,6 +48,7 @@ class PolicyService:
 
     state: ControlPlane
     publisher: Publisher
+    guardian: Guardian
     warden: Warden
     eraser: Eraser
     approver: Approver
@@ -72,6 +73,7 @@ async def create_policy(
     state = ControlPlane(settings.tenant)
     journal = Journal(log, state, settings.edge.id or settings.tenant)
     publisher = Publisher(state, journal, log, key, settings.region, clock)
+    guardian = Guardian(state, publisher, journal, clock)
     warden = Warden(state, journal, settings.region, clock)
     opener = Opener(state, lambda: open_wrapping(settings))
     eraser = Eraser(state, journal, log, settings.region, clock, secrets, _issuers(settings), opener.note)
@@ -90,7 +92,7 @@ async def create_policy(
     router = APIRouter()
     router.include_router(management_router(access, state, publisher, warden, eraser, require_ready, clock))
     router.include_router(approvals_router(access, approver, opener, require_ready, clock))
-    service = PolicyService(state, publisher, warden, eraser, approver, router, key.public, awaiting)
+    service = PolicyService(state, publisher, guardian, warden, eraser, approver, router, key.public, awaiting)
     if (
         settings.is_local and settings.policy
     ):  # before any task runs, so that a broken bundle's fault surfaces as itself
@@ -98,7 +100,7 @@ async def create_policy(
         await _publish_configured(settings, publisher)
     async with background() as tasks:
         tasks.start(_follow(log, service, caught_up), "policy: follow the log")
-        tasks.start(Guardian(state, publisher, journal, clock).run(caught_up), "policy: watch guarded releases")
+        tasks.start(guardian.run(caught_up), "policy: watch guarded releases")
         tasks.start(_watch_keys(eraser, caught_up), "policy: watch for keys of erased subjects")
         yield service
 
