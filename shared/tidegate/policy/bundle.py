@@ -19,6 +19,7 @@ import msgspec
 from tidegate.errors import BundleFault, Problem
 from tidegate.limits import BUNDLE_BYTES_MAX
 from tidegate.policy.budgets import LIMITS
+from tidegate.policy.definition_rules import DEFINITIONS
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED, Compiled, compile_grants
 
@@ -28,7 +29,7 @@ ENTITIES = "entities.json"
 INSPECTION = "inspection.yaml"
 CASES = "cases.yaml"
 POLICY_PATH = re.compile(r"policies/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.cedar")
-KNOWN_FILES = frozenset({MANIFEST, GRANTS, LIMITS, SCHEMA, ENTITIES, INSPECTION, CASES})
+KNOWN_FILES = frozenset({MANIFEST, GRANTS, LIMITS, DEFINITIONS, SCHEMA, ENTITIES, INSPECTION, CASES})
 UNREAD_FILES = frozenset({"README.md"})
 FILES_MAX = 1_000
 

@@ -15,6 +15,8 @@ from tidegate.inspection.rules import load_inspection
 from tidegate.policy.budgeting import check_limits
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA, Bundle, Manifest
 from tidegate.policy.cases import run_cases
+from tidegate.policy.circumstances import CIRCUMSTANCES
+from tidegate.policy.definition_rules import DEFINITIONS, read_definition_rules
 from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
@@ -27,6 +29,8 @@ _NUMBERS = {
     "expected Long but saw decimal": "; the argument or the limit is a decimal: write 50.0 for a limit on a decimal",
     "expected decimal but saw Long": "; the argument is a whole number: write 50 for a limit on it",
 }
+_UNSAFE = re.compile(r"safety of access to optional attribute `([\w.]+)`")
+_UNKNOWN = re.compile(r"attribute `(\w+)` in context for .* not found")
 _ANGLES = str.maketrans("<>", "()")  # Set<Set<…>> nests as brackets do
 
 
@@ -44,6 +48,7 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
     problems += _entities(bundle)
     problems += _inspection(bundle)
     problems += check_limits(bundle)
+    problems += read_definition_rules(bundle.text(DEFINITIONS))[1] if DEFINITIONS in bundle.files else []
     problems += [] if broken else _schema(bundle, texts, rules)
     problems += [] if tools is None else _unknown_tools(rules, tools)
     if not any(problem.fatal for problem in problems):
@@ -99,8 +104,23 @@ def _is_about_names(problem: Problem) -> bool:
 
 
 def _invalid(rule: Rule | None, error: str) -> Problem:
-    sentence = f"against the schema: {_POLICY_PREFIX.sub('', error)}"
+    sentence = f"against the schema: {_POLICY_PREFIX.sub('', error)}{_advice(error)}"
     return Problem(SCHEMA, sentence) if rule is None else Problem(rule.path, sentence, rule.line, rule.id)
+
+
+def _advice(error: str) -> str:
+    """How to ask for what may not be there; and how an older schema learns of circumstances."""
+    if optional := _UNSAFE.search(error):
+        return f"; ask first whether it is there: `{_asking(optional[1])} && …`"
+    unknown = _UNKNOWN.search(error)
+    if unknown and unknown[1] in CIRCUMSTANCES:
+        return "; `tidegate bundle init DIR --schema-only` writes the schema with all that is known of a call"
+    return ""
+
+
+def _asking(path: str) -> str:
+    before, _, last = f"context.{path}".rpartition(".")
+    return f"{before} has {last}"
 
 
 def _typed_entities(bundle: Bundle, schema: cedar.Schema) -> list[Problem]:

@@ -1,0 +1,236 @@
+"""Which definition of each tool is trusted: the last one that was approved, else the first that was ever recorded. A
+fold of the history `catalog`, the same on every edge and in the policy service; and the judgement on what a server
+offers now. Pure; folding twice is folding once, for each tool's events come in one order.
+
+A tool that comes more than FIRST_LIST_US after its server's first one is not of the first list: it is `later`. What a
+withdrawn tool was trusted for stays, so that it cannot come back as something else. Counterparts: `definitions.py`
+compares, `definition_rules.py` says what follows.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal
+
+import msgspec
+
+from tidegate.events import AnyEvent, Rank, ToolApproved, ToolDefined, ToolHeld, ToolWithdrawn
+from tidegate.limits import TOOLS_PER_SERVER_MAX
+from tidegate.policy.definition_rules import Action, Rules, stricter
+from tidegate.policy.definitions import Change, Comparison, compare, graver
+
+FIRST_LIST_US: Final = 5_000_000  # edges that see a server for the first time record its list within this time
+KEPT_MAX: Final = 4  # definitions of a tool beside the trusted one
+TOLD_MAX: Final = 50_000
+COMPARED_MAX: Final = 10_000
+SENTENCES_MAX: Final = 20  # of a judgement, in an event
+
+State = Literal["trusted", "new", "changed", "held"]
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """One tool, as its events tell. Digests name definitions; `definitions` holds the trusted and the latest ones."""
+
+    server: str
+    tool: str
+    first: str  # digest of the first definition that was ever recorded
+    later: bool  # it came after its server's first list
+    current: str  # digest of the definition recorded last; "": withdrawn
+    since_us: int  # since when it is that, or withdrawn
+    approved: str = ""  # digest of the last definition that was approved
+    approval: ToolApproved | None = None
+    definitions: dict[str, bytes] = {}
+
+    @property
+    def trusted(self) -> str:
+        return self.approved or self.first
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows for a tool. `trusted`: digest of the definition compared with; "" where there is none."""
+
+    server: str
+    tool: str
+    digest: str
+    trusted: str
+    state: State
+    action: Action
+    rank: Rank | None
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return tuple(change.sentence for change in self.changes[:SENTENCES_MAX])
+
+    @property
+    def sentence(self) -> str:
+        """Why it is held, for the operator."""
+        what = "has changed" if self.trusted else "is new"
+        gravest = f" {self.changes[0].sentence}" if self.changes else ""
+        return (
+            f"The definition of {self.server}/{self.tool} {what} ({self.rank}) and is held until somebody approves it."
+            f"{gravest}"
+        )
+
+
+class Trusting:
+    """Of one tenant. Bounded: past its names a server's withdrawn tools are forgotten, the longest known first."""
+
+    def __init__(self, tenant: str) -> None:
+        self._tenant = tenant
+        self._tools: dict[str, OrderedDict[str, Known]] = {}
+        self._first_us: dict[str, int] = {}
+        self._told: OrderedDict[tuple[str, str, str, str, str], None] = OrderedDict()
+
+    def apply(self, event: AnyEvent) -> tuple[str, str] | None:
+        """Fold one event in. (server, tool) where what is trusted, or offered, may be another now."""
+        if isinstance(event, ToolHeld):
+            self._note(event)
+            return None
+        if not isinstance(event, ToolDefined | ToolWithdrawn | ToolApproved) or event.tenant != self._tenant:
+            return None
+        before = self.of(event.server, event.tool)
+        after = self._after(before, event)
+        if after is None or after == before:
+            return None
+        tools = self._tools.setdefault(event.server, OrderedDict())
+        tools[event.tool] = after
+        if before is None and len(tools) > 2 * TOOLS_PER_SERVER_MAX:
+            self._forget(tools)
+        return event.server, event.tool
+
+    def of(self, server: str, tool: str) -> Known | None:
+        tools = self._tools.get(server)
+        return tools.get(tool) if tools else None
+
+    def all(self, server: str = "") -> Iterator[Known]:
+        """By server and tool."""
+        for name in sorted(self._tools) if not server else [server]:
+            tools: Mapping[str, Known] = self._tools.get(name) or {}
+            yield from (tools[tool] for tool in sorted(tools))
+
+    def is_later(self, server: str, at_us: int) -> bool:
+        """Whether a tool that nobody knows comes after its server's first list."""
+        first_us = self._first_us.get(server)
+        return first_us is not None and at_us > first_us + FIRST_LIST_US
+
+    def is_told(self, tenant: str, judgement: Judgement) -> bool:
+        """Whether an edge has recorded it already."""
+        return (tenant, judgement.server, judgement.tool, judgement.digest, judgement.action) in self._told
+
+    def _note(self, event: ToolHeld) -> None:
+        self._told[event.tenant, event.server, event.tool, event.digest, event.action] = None
+        if len(self._told) > TOLD_MAX:
+            self._told.popitem(last=False)
+
+    def _after(self, known: Known | None, event: ToolDefined | ToolWithdrawn | ToolApproved) -> Known | None:
+        if isinstance(event, ToolDefined):
+            return self._defined(known, event)
+        if known is None:
+            return None
+        if isinstance(event, ToolWithdrawn):
+            return msgspec.structs.replace(known, current="", since_us=event.time_us) if known.current else known
+        if known.approval is not None and event.time_us < known.approval.time_us:
+            return known
+        return msgspec.structs.replace(known, approved=event.digest, approval=event)
+
+    def _defined(self, known: Known | None, event: ToolDefined) -> Known:
+        definition = bytes(event.definition)
+        if known is None:
+            later = self.is_later(event.server, event.time_us)
+            self._first_us.setdefault(event.server, event.time_us)
+            return Known(
+                server=event.server,
+                tool=event.tool,
+                first=event.digest,
+                later=later,
+                current=event.digest,
+                since_us=event.time_us,
+                definitions={event.digest: definition},
+            )
+        if event.digest == known.current:
+            return known
+        kept = {**known.definitions}
+        kept.pop(event.digest, None)
+        kept[event.digest] = definition
+        spare = [digest for digest in kept if digest not in (known.trusted, known.first, event.digest)]
+        for digest in spare[: max(0, len(kept) - KEPT_MAX)]:
+            del kept[digest]
+        return msgspec.structs.replace(known, current=event.digest, since_us=event.time_us, definitions=kept)
+
+    @staticmethod
+    def _forget(tools: OrderedDict[str, Known]) -> None:
+        gone = next((name for name, known in tools.items() if not known.current), None)
+        del tools[gone if gone is not None else next(iter(tools))]
+
+
+class Judge:
+    """Judges definitions; remembers comparisons, for most definitions are looked at again and again."""
+
+    def __init__(self) -> None:
+        self._compared: OrderedDict[tuple[str, str], Comparison] = OrderedDict()
+
+    def compare(self, trusted: str, before: bytes | None, digest: str, now: bytes) -> Comparison:
+        """As `definitions.compare`, by digest. `trusted` "": nothing to compare with."""
+        if trusted == digest:
+            return Comparison(None)
+        key = (trusted, digest)
+        found = self._compared.get(key)
+        if found is None:
+            if trusted and before is None:
+                told = "The trusted definition is not kept any more, so it cannot be told what differs."
+                return Comparison("widened", (Change("widened", "", "", "", told),))
+            found = self._compared[key] = compare(before, now)
+            while len(self._compared) > COMPARED_MAX:
+                self._compared.popitem(last=False)
+        return found
+
+    def judge(
+        self, rules: Rules, known: Known | None, server: str, tool: str, digest: str, now: bytes, *, later: bool
+    ) -> Judgement:
+        """`known` None: nobody has recorded the tool yet; then `later` says whether it came after the first list."""
+        one = (server, tool, digest)
+        if known is None:
+            return _unapproved(one, self.compare("", None, digest, now), rules, later=later)
+        found = self.compare(known.trusted, known.definitions.get(known.trusted), digest, now)
+        if known.approved:
+            return _changed(one, known.trusted, found, rules)
+        fresh = self.compare("", None, known.first, known.definitions.get(known.first, now))
+        unapproved = _unapproved(one, fresh, rules, later=known.later)
+        if found.rank is None:
+            return unapproved
+        changed = _changed(one, known.trusted, found, rules)
+        if unapproved.action != "hold" or changed.action == "hold":
+            return changed
+        rank = graver(fresh.rank or "new", found.rank)  # what is held does not go free by changing a little
+        return msgspec.structs.replace(changed, action="hold", state="held", rank=rank)
+
+
+def _unapproved(one: tuple[str, str, str], fresh: Comparison, rules: Rules, *, later: bool) -> Judgement:
+    """On a definition that is the first of its tool."""
+    action = rules.new if later else rules.first
+    if fresh.rank == "instructing":
+        action = stricter(action, rules.instructing)
+    state: State = "held" if action == "hold" else "trusted" if action == "allow" else "new"
+    return _judgement(one, "", state, action, fresh)
+
+
+def _changed(one: tuple[str, str, str], trusted: str, found: Comparison, rules: Rules) -> Judgement:
+    """On a definition in place of a trusted one."""
+    if found.rank is None:
+        return _judgement(one, trusted, "trusted", "allow", found)
+    action = rules.on(found.rank)
+    return _judgement(one, trusted, "held" if action == "hold" else "changed", action, found)
+
+
+def _judgement(one: tuple[str, str, str], trusted: str, state: State, action: Action, found: Comparison) -> Judgement:
+    server, tool, digest = one
+    return Judgement(
+        server=server,
+        tool=tool,
+        digest=digest,
+        trusted=trusted,
+        state=state,
+        action=action,
+        rank=found.rank,
+        changes=found.changes,
+    )
