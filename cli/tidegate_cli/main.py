@@ -11,6 +11,7 @@ import typer
 from tidegate.errors import ConfigFault, Fault
 from tidegate_cli import (
     ability_commands,
+    approval_commands,
     bundle_commands,
     erase_commands,
     export_commands,
@@ -62,6 +63,7 @@ log_commands.add_to(app)
 ability_commands.add_to(app)
 sql_commands.add_to(app)
 bundle_commands.add_to(app)
+approval_commands.add_to(app)
 quarantine_commands.add_to(app)
 export_commands.add_to(app)
 verify_commands.add_to(app)

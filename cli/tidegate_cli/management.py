@@ -35,6 +35,10 @@ class Management:
         """The decoded answer. Raises ManagementRefused, OurFault where nobody answers."""
         return self._ask("GET", f"{path}?{urlencode(query)}" if query else path, None, "")
 
+    def read(self, path: str) -> bytes:
+        """The answer as it came: where every digit of it matters."""
+        return self._exchange("GET", path, None, "")
+
     def post(self, path: str, body: bytes, content_type: str = "application/json") -> Any:
         return self._ask("POST", path, body, content_type)
 
@@ -42,30 +46,40 @@ class Management:
         self._ask("DELETE", f"{path}?{urlencode(query)}" if query else path, None, "")
 
     def _ask(self, method: str, path: str, body: bytes | None, content_type: str) -> Any:
+        answer = self._exchange(method, path, body, content_type)
+        try:
+            return msgspec.json.decode(answer) if answer else None
+        except msgspec.DecodeError:
+            return None
+
+    def _exchange(self, method: str, path: str, body: bytes | None, content_type: str) -> bytes:
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         if content_type:
             headers["Content-Type"] = content_type
         status, answer = exchange(method, f"{self._url}/api/v1{path}", headers, body, TIMEOUT_S)
-        try:
-            told = msgspec.json.decode(answer) if answer else None
-        except msgspec.DecodeError:
-            told = None
         if status >= 400:
+            try:
+                told = msgspec.json.decode(answer)
+            except msgspec.DecodeError:
+                told = None
             document = told if isinstance(told, dict) else {}
             sentence = str(document.get("detail") or f"{self._url}/api/v1{path} answered HTTP {status}")
             raise ManagementRefused(
                 sentence, status, str(document.get("code", "refused")), document.get("problems") or []
             )
-        return told
+        return answer
 
 
-def open_management(settings: Settings, token: str = "") -> Management:
-    """For an administrator with this token, else for one that the local issuer vouches for. Raises ConfigFault."""
+def open_management(settings: Settings, token: str = "", user: str = "", groups: tuple[str, ...] = ()) -> Management:
+    """For who has this token, else for whom the local issuer vouches: an administrator, or the user that is named.
+
+    Raises ConfigFault.
+    """
     made = token or mint(
         settings,
+        user or "tidegate-cli",
         "tidegate-cli",
-        "tidegate-cli",
-        settings.management.admin_groups[:1],
+        groups if user else settings.management.admin_groups[:1],
         TOKEN_TTL_S,
         (f"{settings.url}/api/v1",),
         int(time.time()),
