@@ -213,7 +213,7 @@ def refused(call: Ongoing, approval: Approval, sentence: str) -> Reply:
 
 
 def _how(call: Ongoing, approval: Approval) -> str:
-    who = {ANYBODY: "somebody who may approve", SOMEBODY_ELSE: "somebody else than you"}.get(
+    who = {ANYBODY: "you, or somebody who may approve", SOMEBODY_ELSE: "somebody else than you"}.get(
         approval.approver, f"a member of '{approval.approver}' other than you"
     )
     return (
