@@ -5,28 +5,24 @@ from typing import Annotated, Literal
 
 import typer
 
+from tidegate_cli import release_commands as releases
 from tidegate_cli.options import CONFIG_DEFAULT, ConfigOption, JsonOption
+from tidegate_cli.release_commands import DirectoryArgument, RingOption, TokenOption
 
 PANEL = "Govern"
-RingOption = Annotated[str, typer.Option("--ring", help="The ring of edges that it is for.")]
-TokenOption = Annotated[
-    str,
-    typer.Option(
-        "--token", envvar="TIDEGATE_ADMIN_TOKEN", help="An administrator's token; default: the local issuer's."
-    ),
-]
-DirectoryArgument = Annotated[
-    Path, typer.Argument(metavar="DIR", help="manifest.json, grants.yaml, policies/*.cedar, …")
-]
 
 
 def add_to(app: typer.Typer) -> None:
     bundle = typer.Typer(
-        no_args_is_help=True, help="Policy bundles: begin, check, compare, replay, publish, list, show, roll back."
+        no_args_is_help=True,
+        help="Policy bundles: begin, check, test, compare, replay, publish, promote, roll back, see.",
     )
-    for command in (init, check, diff, replay, publish, rollback):
-        bundle.command()(command)
-    bundle.command("list")(list_releases)
+    bundle.command()(init)
+    bundle.command()(check)
+    bundle.command("test")(try_cases)
+    bundle.command()(diff)
+    bundle.command()(replay)
+    releases.add_to(bundle)
     bundle.command("show")(show)
     app.add_typer(bundle, name="bundle", rich_help_panel=PANEL)
 
@@ -54,15 +50,43 @@ def check(
     show_cedar: Annotated[bool, typer.Option("--show-cedar", help="Show the Cedar that grants.yaml compiles to.")] = (
         False
     ),
+    against: Annotated[
+        str,
+        typer.Option("--against", metavar="RELEASE|DIR", help="Show what it decides otherwise than that."),
+    ] = "",
+    ring: RingOption = "main",
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle's directory without any service: grants, rules, schema, entities, inspection, and its own cases.
 
-    Exit code 1 where it could not be released.
+    With --against it is also compared with another bundle: what became more permissive, stricter or unreachable; a
+    release is asked of the policy service. Exit code 1 where it could not be released.
     """
     from tidegate_cli.bundles import show_check
 
-    raise typer.Exit(show_check(directory, show_cedar, as_json))
+    raise typer.Exit(show_check(directory, show_cedar, against, ring, config, token, as_json))
+
+
+def try_cases(
+    directory: DirectoryArgument,
+    cases: Annotated[
+        list[Path], typer.Argument(metavar="[CASES]…", help="Further files of cases.", default_factory=list)
+    ],
+    only: Annotated[str, typer.Option("--only", metavar="TEXT", help="Only cases whose note has this in it.")] = "",
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the results as JUnit XML for a build server.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decide the cases of a bundle, and those of further files, and show each verdict with its rules and why.
+
+    Exit code 1 where one fails, or none was tried.
+    """
+    from tidegate_cli.bundle_testing import show_cases
+
+    raise typer.Exit(show_cases(directory, cases, only, junit, as_json))
 
 
 def diff(
@@ -126,31 +150,6 @@ def replay(
     raise typer.Exit(show_replay(candidate, ring, span, store, config, token, fail_on_change, as_json))
 
 
-def publish(
-    directory: DirectoryArgument,
-    ring: RingOption = "main",
-    token: TokenOption = "",
-    config: ConfigOption = CONFIG_DEFAULT,
-    as_json: JsonOption = False,
-) -> None:
-    """Check, sign and release a bundle; the edges of the ring obey it within a second."""
-    from tidegate_cli.bundles import show_publish
-
-    raise typer.Exit(show_publish(directory, ring, config, token, as_json))
-
-
-def list_releases(
-    ring: Annotated[str, typer.Option("--ring", help="Only this ring.")] = "",
-    token: TokenOption = "",
-    config: ConfigOption = CONFIG_DEFAULT,
-    as_json: JsonOption = False,
-) -> None:
-    """List releases, newest first, and which of them rules."""
-    from tidegate_cli.bundles import show_releases
-
-    show_releases(ring, config, token, as_json)
-
-
 def show(
     digest: Annotated[str, typer.Argument(metavar="[DIGEST]", help="A bundle's digest, or its beginning.")] = "",
     current: Annotated[bool, typer.Option("--current", help="The one that rules the ring.")] = False,
@@ -163,16 +162,3 @@ def show(
     from tidegate_cli.bundles import show_bundle
 
     show_bundle("" if current else digest, ring, config, token, as_json)
-
-
-def rollback(
-    to: Annotated[str, typer.Argument(metavar="NUMBER|DIGEST", help="The release to return to.")],
-    ring: RingOption = "main",
-    token: TokenOption = "",
-    config: ConfigOption = CONFIG_DEFAULT,
-    as_json: JsonOption = False,
-) -> None:
-    """Release an earlier bundle again, under a new number."""
-    from tidegate_cli.bundles import show_rollback
-
-    show_rollback(to, ring, config, token, as_json)

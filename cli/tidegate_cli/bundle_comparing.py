@@ -21,7 +21,11 @@ def show_differences(old: str, new: str, ring: str, config: Path, token: str, as
     found = compare(before, after)
     if as_json:
         print_document(found)
-        return
+    else:
+        say_differences(found)
+
+
+def say_differences(found: Differences) -> None:
     _say_changes("[yellow]more permissive[/]", found.of("more-permissive"))
     _say_changes("[cyan]stricter[/]", found.of("stricter"))
     _say_unreachable(found)

@@ -1,16 +1,17 @@
-"""The work of `tidegate bundle`: check, publish, list, show, roll back."""
+"""The work of `tidegate bundle check` and `show`, and what the commands about releases share."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from tidegate.errors import BundleFault, CallerFault, Problem
-from tidegate_cli.management import Management, ManagementRefused, open_management, segment
+from tidegate_cli.management import Management, open_management, segment
 from tidegate_cli.options import live_settings
-from tidegate_cli.output import console, plain, print_document, say
+from tidegate_cli.output import plain, print_document, say
+
+if TYPE_CHECKING:
+    from tidegate.policy.differences import Differences
 
 CANONICAL = "application/vnd.tidegate.bundle+json"
 DIGEST_SHOWN = 12
@@ -18,8 +19,10 @@ MANIFEST = "manifest.json"
 PROBLEMS_SHOWN_MAX = 20
 
 
-def show_check(directory: Path, show_cedar: bool, as_json: bool) -> int:
-    """The exit code: 1 where a problem is fatal."""
+def show_check(
+    directory: Path, show_cedar: bool, against: str, ring: str, config: Path, token: str, as_json: bool
+) -> int:
+    """The exit code: 1 where a problem is fatal. `against`: a release or directory; "": compared with nothing."""
     from tidegate.policy.bundle import load_bundle
     from tidegate.policy.cases import load_cases
     from tidegate.policy.check import check_bundle
@@ -34,63 +37,32 @@ def show_check(directory: Path, show_cedar: bool, as_json: bool) -> int:
         problems = fault.problems or (Problem("", fault.sentence),)
     fatal = any(problem.fatal for problem in problems)
     listed = [problem._asdict() for problem in problems]
+    differences = _differences(directory, against, ring, config, token) if against and not fatal else None
     if as_json:
-        shown = {"cedar": cedar} if show_cedar else {}
+        shown: dict[str, Any] = {"cedar": cedar} if show_cedar else {}
+        shown |= {"against": differences} if against else {}
         print_document({"releasable": not fatal, "digest": digest, "cases": cases, "problems": listed, **shown})
         return int(fatal)
     if show_cedar:
         say(plain(cedar) if cedar else "There is no grants.yaml that compiles: the rules are in policies/*.cedar.\n")
-    _say_problems(listed, directory)
+    say_problems(listed, directory)
     if not fatal:
         passed = f", {cases} case{'s' if cases != 1 else ''} passed" if cases else ""
         say(f"[green]can be released[/]  {plain(directory)}  {digest[:DIGEST_SHOWN]}{passed}")
+    if differences is not None:
+        from tidegate_cli.bundle_comparing import say_differences
+
+        say(f"against {plain(against)}:")
+        say_differences(differences)
     return int(fatal)
 
 
-def show_publish(directory: Path, ring: str, config: Path, token: str, as_json: bool) -> int:
+def _differences(directory: Path, against: str, ring: str, config: Path, token: str) -> "Differences":
     from tidegate.policy.bundle import load_bundle
+    from tidegate.policy.differences import compare
+    from tidegate_cli.bundle_comparing import bundle_named
 
-    bundle = load_bundle(directory)
-    try:
-        path = f"/bundles?ring={segment(ring)}"
-        released = _management(config, token).post(path, bundle.canonical, CANONICAL)
-    except ManagementRefused as refused:
-        if as_json:
-            print_document({"error": {"code": refused.code, "message": refused.sentence, "problems": refused.problems}})
-        else:
-            _say_problems(refused.problems, directory)
-            say(f"[red]not released[/]  {plain(refused.sentence)}")
-        return 1
-    if as_json:
-        print_document(released)
-    elif released["created"]:
-        say(f"[green]released[/]  {_release(released)}")
-    else:
-        say(f"rules already  {_release(released)}")
-    return 0
-
-
-def show_releases(ring: str, config: Path, token: str, as_json: bool) -> None:
-    found = _management(config, token).get("/releases", **({"ring": ring} if ring else {}))
-    if as_json:
-        print_document(found)
-        return
-    from rich.table import Table
-
-    table = Table("", "ring", "number", "bundle", "released", "by", box=None, header_style="bold", pad_edge=False)
-    for release in found:
-        mark = "[green]rules[/]" if release["current"] else ""
-        by = release["actor"] if len(release["actor"]) < 24 else release["actor"][:DIGEST_SHOWN]
-        how = " (rolled back)" if release["cause"] == "rolled-back" else ""
-        row = (
-            release["ring"],
-            release["number"],
-            release["digest"][:DIGEST_SHOWN],
-            _when(release["released_us"]),
-            by + how,
-        )
-        table.add_row(mark, *(plain(cell) for cell in row))
-    console().print(table)
+    return compare(bundle_named(against, ring, config, token), load_bundle(directory))
 
 
 def show_bundle(digest: str, ring: str, config: Path, token: str, as_json: bool) -> None:
@@ -102,19 +74,9 @@ def show_bundle(digest: str, ring: str, config: Path, token: str, as_json: bool)
         return
     say(f"[bold]{plain(found['digest'])}[/]")
     for release in found["releases"]:
-        say(f"  {_release(release)}{'  [green]rules[/]' if release['current'] else ''}")
+        say(f"  {release_line(release)}{'  [green]rules[/]' if release['current'] else ''}")
     for path, text in found["files"].items():
         say(f"\n[bold cyan]── {plain(path)}[/]\n{plain(text.rstrip())}")
-
-
-def show_rollback(to: str, ring: str, config: Path, token: str, as_json: bool) -> None:
-    management = _management(config, token)
-    wanted: int | str = int(to) if to.isdecimal() and len(to) < 12 else whole_digest(management, to, ring)
-    released = management.post("/rollback", msgspec.json.encode({"ring": ring, "to": wanted}))
-    if as_json:
-        print_document(released)
-    else:
-        say(f"[green]rolled back[/]  {_release(released)}")
 
 
 def _management(config: Path, token: str) -> Management:
@@ -136,7 +98,7 @@ def whole_digest(management: Management, wanted: str, ring: str) -> str:
     return found.pop()
 
 
-def _say_problems(problems: list[dict[str, Any]], directory: Path) -> None:
+def say_problems(problems: list[dict[str, Any]], directory: Path) -> None:
     for problem in problems[:PROBLEMS_SHOWN_MAX]:
         style, word = ("red", "wrong") if problem["fatal"] else ("yellow", "look at")
         line = f":{problem['line']}" if problem["line"] else ""
@@ -156,10 +118,15 @@ def bundle_below(directory: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _release(release: dict[str, Any]) -> str:
-    digest = str(release["digest"])[:DIGEST_SHOWN]
-    return f"release {release['number']} of {plain(release['ring'])}, bundle {digest}, {_when(release['released_us'])}"
+def release_line(release: dict[str, Any]) -> str:
+    bundle = f"bundle {bundle_link(release['digest'])}"
+    return f"release {release['number']} of {plain(release['ring'])}, {bundle}, {when(release['released_us'])}"
 
 
-def _when(time_us: int) -> str:
+def bundle_link(digest: str) -> str:
+    """As much of a digest as people need; a release that ends something has none."""
+    return digest[:DIGEST_SHOWN] or "-"
+
+
+def when(time_us: int) -> str:
     return datetime.fromtimestamp(time_us / 1e6).strftime("%Y-%m-%d %H:%M:%S")

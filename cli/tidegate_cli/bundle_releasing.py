@@ -1,0 +1,126 @@
+"""The work of `tidegate bundle publish`, `promote`, `rollback` and `list`: releases made and shown."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+
+from tidegate_cli.bundles import CANONICAL, DIGEST_SHOWN, bundle_link, release_line, say_problems, when, whole_digest
+from tidegate_cli.management import ManagementRefused, open_management
+from tidegate_cli.options import live_settings
+from tidegate_cli.output import console, plain, print_document, say
+
+STYLES = {"ruling": "green", "canary": "yellow", "shadow": "cyan", "retired": "dim", "withdrawal": "dim"}
+
+
+def show_publish(
+    directory: Path, ring: str, stage: dict[str, Any], guard: dict[str, Any], config: Path, token: str, as_json: bool
+) -> int:
+    """The exit code: 1 where it was not released."""
+    from tidegate.policy.bundle import load_bundle
+
+    bundle = load_bundle(directory)
+    bounds = {name if name == "watch" else f"guard_{name}": value for name, value in guard.items()}
+    query = urlencode({"ring": ring, **stage, **bounds}, doseq=True)
+    try:
+        released = open_management(live_settings(config), token).post(f"/bundles?{query}", bundle.canonical, CANONICAL)
+    except ManagementRefused as refused:
+        if as_json:
+            print_document({"error": {"code": refused.code, "message": refused.sentence, "problems": refused.problems}})
+        else:
+            say_problems(refused.problems, directory)
+            say(f"[red]not released[/]  {plain(refused.sentence)}")
+        return 1
+    if as_json:
+        print_document(released)
+    elif released["created"]:
+        say(f"[green]released[/]  {release_line(released)}{terms_told(released)}")
+    else:
+        say(f"{_stands(released['role'])} already  {release_line(released)}")
+    return 0
+
+
+def show_promotion(ring: str, source: str, guard: dict[str, Any], config: Path, token: str, as_json: bool) -> None:
+    wanted = {"ring": ring, "from": source, **({"guard": guard} if guard else {})}
+    released = open_management(live_settings(config), token).post("/promote", msgspec.json.encode(wanted))
+    if as_json:
+        print_document(released)
+    else:
+        say(f"[green]promoted[/]  {release_line(released)}{terms_told(released)}")
+
+
+def show_rollback(to: str, ring: str, config: Path, token: str, as_json: bool) -> None:
+    management = open_management(live_settings(config), token)
+    wanted: int | str = int(to) if to.isdecimal() and len(to) < 12 else whole_digest(management, to, ring)
+    released = management.post("/rollback", msgspec.json.encode({"ring": ring, "to": wanted}))
+    if as_json:
+        print_document(released)
+    else:
+        say(f"[green]rolled back[/]  {release_line(released)}")
+
+
+def show_withdrawal(role: str, ring: str, config: Path, token: str, as_json: bool) -> None:
+    management = open_management(live_settings(config), token)
+    released = management.post("/rollback", msgspec.json.encode({"ring": ring, "role": role}))
+    if as_json:
+        print_document(released)
+    else:
+        say(f"[green]withdrawn[/]  the {role} of {plain(ring)}, by release {released['number']}")
+
+
+def show_releases(ring: str, config: Path, token: str, as_json: bool) -> None:
+    found = open_management(live_settings(config), token).get("/releases", **({"ring": ring} if ring else {}))
+    if as_json:
+        print_document(found)
+        return
+    from rich.table import Table
+
+    heads = ("", "ring", "number", "role", "bundle", "released", "by", "why")
+    table = Table(*heads, box=None, header_style="bold", pad_edge=False)
+    for release in found:
+        mark = f"[{STYLES[release['state']]}]{_stands(release['state'])}[/]"
+        by = release["actor"] if len(release["actor"]) < 24 else release["actor"][:DIGEST_SHOWN]
+        row = (
+            release["ring"],
+            release["number"],
+            release["role"],
+            bundle_link(release["digest"]),
+            when(release["released_us"]),
+            by,
+            release["reason"] or release["cause"].replace("-", " "),
+        )
+        table.add_row(mark, *(plain(cell) for cell in row))
+    console().print(table)
+
+
+def terms_told(release: dict[str, Any]) -> str:
+    """ ", a canary for 10 % …; watched: …" of a release."""
+    told = ", a shadow: it decides nothing" if release["role"] == "shadow" else ""
+    if release["role"] == "canary":
+        told = f", a canary for {stage_told(release.get('stage') or {})}"
+    return told + (f"; {guard_told(release['guard'])}" if release.get("guard") else "")
+
+
+def stage_told(stage: dict[str, Any]) -> str:
+    percent = stage.get("percent", 100)
+    parts = [f"{percent:g} % of users and agents" if percent < 100 else "everybody"]
+    parts += [f"in {', '.join(map(plain, stage['groups']))}"] if stage.get("groups") else []
+    parts += [f"at edges in {', '.join(map(plain, stage['regions']))}"] if stage.get("regions") else []
+    labels = [f"{plain(key)}={plain(value)}" for key, value in (stage.get("labels") or {}).items()]
+    return " ".join([*parts, *([f"at edges with {', '.join(labels)}"] if labels else [])])
+
+
+def guard_told(guard: dict[str, Any]) -> str:
+    bounds = [
+        f"{guard[name] * 100:g} % {what}"
+        for name, what in (("denials", "more denied"), ("errors", "more with errors"))
+        if guard[name] is not None
+    ]
+    if guard["slow"] is not None:
+        bounds.append(f"{guard['slow'] * 100:g} % slower than {guard['slow_us'] / 1e3:g} ms")
+    return f"taken back over {' or '.join(bounds)}, from {guard['calls_min']} calls on"
+
+
+def _stands(state: str) -> str:
+    return {"ruling": "rules", "canary": "canary", "shadow": "shadow", "withdrawal": "withdrawn"}.get(state, "")

@@ -1,0 +1,118 @@
+"""`bundle test` and the options of a staged release: what is told, what is refused, with which exit code."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tidegate.errors import ConfigFault
+from tidegate_cli.main import app
+from tidegate_cli.ring_options import guard_query, stage_query
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "02-grants" / "policy"
+MORE = """
+- note: on call looks, too
+  user: olga@example.com
+  groups: [oncall]
+  server: git
+  tool: git_status
+  arguments: {repo_path: data/shop}
+  expect: allow
+- note: and may reset <everything>
+  user: olga@example.com
+  groups: [oncall]
+  server: git
+  tool: git_reset
+  expect: allow
+"""
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["bundle", "test", *map(str, words)])
+
+
+def test_each_case_is_shown_with_its_verdict_and_rules() -> None:
+    shown = run(EXAMPLE, "--only", "other")
+    assert shown.exit_code == 0
+    assert "but no other" in shown.stdout
+    assert "deny by eng-reads/git:limits (forbidden-by-rule)" in shown.stdout
+    assert "Agents may read the repository data/shop and no other." in shown.stdout
+    assert "2 cases passed" in shown.stdout
+
+
+def test_a_failing_case_of_a_further_file_is_named_and_fails_the_run(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text(MORE)
+    shown = run(EXAMPLE, tmp_path / "more.yaml")
+    assert shown.exit_code == 1
+    assert f"failed  {tmp_path}/more.yaml:9  and may reset" in shown.stdout
+    assert "1 of 9 cases failed" in shown.stdout
+    told = json.loads(run(EXAMPLE, tmp_path / "more.yaml", "--json").stdout)
+    assert told["passed"] is False
+    assert [(case["note"], case["decision"], case["reason"]) for case in told["cases"] if not case["passed"]] == [
+        ("and may reset <everything>", "deny", "tool-not-granted")
+    ]
+
+
+def test_the_results_are_written_for_a_build_server(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text(MORE)
+    assert run(EXAMPLE, tmp_path / "more.yaml", "--junit", tmp_path / "out.xml").exit_code == 1
+    own, more = ElementTree.parse(tmp_path / "out.xml").getroot()
+    assert (own.get("tests"), own.get("failures")) == ("7", "0")
+    assert (more.get("tests"), more.get("failures")) == ("2", "1")
+    (failure,) = more.iter("failure")
+    assert "expected allow" in (failure.get("message") or "")
+
+
+def test_nothing_tried_is_no_success(tmp_path: Path) -> None:
+    assert run(EXAMPLE, "--only", "no such note").exit_code == 1
+    missing = run(EXAMPLE, tmp_path / "missing.yaml")
+    assert isinstance(missing.exception, ConfigFault)
+    (tmp_path / "wrong.yaml").write_text("- note: x\n  user: y\n")
+    broken = run(EXAMPLE, tmp_path / "wrong.yaml")
+    assert isinstance(broken.exception, ConfigFault)
+    assert f"{tmp_path}/wrong.yaml:1: is not a case" in str(broken.exception)
+
+
+def test_a_canary_is_named_by_its_share_or_by_whom_alone() -> None:
+    assert stage_query("10%", False, [], ["eng"], []) == {
+        "role": "canary",
+        "percent": 10,
+        "region": [],
+        "group": ["eng"],
+        "edge_label": [],
+    }
+    assert stage_query("", False, ["eu"], [], [])["role"] == "canary"
+    assert "percent" not in stage_query("", False, ["eu"], [], [])
+    assert stage_query("", True, [], [], []) == {"role": "shadow"}
+    assert stage_query("", False, [], [], []) == {}
+
+
+def test_a_guard_is_read_with_its_units() -> None:
+    assert guard_query("5%", "0%", "1%@2.5ms", 20, "10m") == {
+        "denials": 0.05,
+        "errors": 0.0,
+        "slow": 0.01,
+        "slow_ms": 2.5,
+        "calls": 20,
+        "watch": 600,
+    }
+    assert guard_query("", "", "", 0, "") == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: stage_query("10", False, [], [], []),
+        lambda: stage_query("101%", False, [], [], []),
+        lambda: stage_query("10%", True, [], [], []),
+        lambda: guard_query("5", "", "", 0, ""),
+        lambda: guard_query("", "", "1%@5", 0, ""),
+        lambda: guard_query("", "", "", 0, "10m"),
+        lambda: guard_query("5%", "", "", 0, "soon"),
+    ],
+)
+def test_a_slip_in_an_option_is_refused_with_a_sentence(wrong: object) -> None:
+    with pytest.raises(ConfigFault):
+        wrong()  # type: ignore[operator]
