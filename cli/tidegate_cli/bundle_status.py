@@ -109,8 +109,7 @@ def _guard(held: dict[str, Any], guard: dict[str, Any]) -> str:
     until = f" until {when(held['watched_until_us'])}" if held["watched_until_us"] else ""
     told = {
         "waiting": f"{decided} of the {guard['calls_min']} calls that it needs",
-        "watching": "within its bounds"
-        + (f" until {when(held['watched_until_us'])}" if held["watched_until_us"] else ""),
+        "watching": f"within its bounds{until}",
         "failed": f"[red]takes it back[/]: {plain(held['reason'])}",
         "passed": "[green]passed[/], it watches no more",
         "nothing-before": "nothing ruled before, so there is nothing to return to",
