@@ -316,9 +316,13 @@ class Place:
     def speaker(self, **more: Any) -> Speaker:
         return Speaker(self.listen, self.token(**more))
 
-    def release(self, files: dict[str, str], number: int) -> list[Record]:
-        bundle: Bundle = bundle_of({path: content.encode() for path, content in files.items()})
-        release = Release(tenant=self.settings.tenant, ring="main", number=number, digest=bundle.digest, previous="")
+    def release(self, files: dict[str, str], number: int, **more: Any) -> list[Record]:
+        """`more`: fields of the release. Without files it ends its role."""
+        bundle: Bundle | None = (
+            bundle_of({path: content.encode() for path, content in files.items()}) if files else None
+        )
+        digest = bundle.digest if bundle else ""
+        release = Release(tenant=self.settings.tenant, ring="main", number=number, digest=digest, previous="", **more)
         return records_for_release(
             Chain(f"tests-{number}"),
             self.key.sign(release),

@@ -9,7 +9,7 @@ import asyncio
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -173,7 +173,13 @@ class Releases:
         )
         await self._mark(tenant, release, before)
         if keeps:
-            await asyncio.to_thread(keep, self._kept, tenant, release.role, outcome.signed, canonical)
+            await self._keep(tenant, release.role, outcome.signed, canonical)
+
+    async def _keep(self, tenant: str, role: Role, signed: bytes, canonical: bytes) -> None:
+        try:
+            await asyncio.to_thread(keep, self._kept, tenant, role, signed, canonical)
+        except OSError as error:  # it decides all the same, and the log has the release for the next start
+            _log.error("the %s release could not be kept on disk: %s", role, error)
 
     async def _activate(self, tenant: str, activation: Activation) -> bool:
         """Swap what the tenant's ring is. False where no engine can be made of the bundle: all stays as it was."""
@@ -226,6 +232,8 @@ class Releases:
             role=release.role,
             shadows=own,
             tally=Tally(now_us(), slow_us),
+            held=self._held(ready, release),
+            budgeting=ready.budgeting,
         )
 
     def _swap(self, tenant: str, running: dict[Role, Running]) -> None:
@@ -257,6 +265,28 @@ class Releases:
         self._catalog, self._server_labels = catalog, server_labels
         for tenant, running in self._running.items():
             self._swap(tenant, {role: self._over_catalog(one) for role, one in running.items()})
+
+    def hold_again(self) -> None:
+        """What is trusted has changed, or who approved it: the same rulings, with the tools that are held now."""
+        for tenant, running in self._running.items():
+            fresh = {role: self._holding(one) for role, one in running.items()}
+            changed = {
+                server
+                for role, one in running.items()
+                for server, _ in one.ruling.held.keys() ^ fresh[role].ruling.held.keys()
+            }
+            if any(fresh[role] is not one for role, one in running.items()):
+                self._swap(tenant, fresh)
+            for server in sorted(changed):
+                self._edge.announcements.tell(Announcement(tenant, server, "tools"))
+
+    def _holding(self, running: Running) -> Running:
+        held = self._held(running.prepared, running.release)
+        return running if held == running.ruling.held else replace(running, ruling=running.ruling.holding(held))
+
+    def _held(self, ready: Prepared, release: Release) -> Mapping[tuple[str, str], str]:
+        tells = release.role != "shadow"
+        return self._edge.holding.held(release.tenant, ready.definitions, self._catalog, tells=tells)
 
     def _over_catalog(self, running: Running) -> Running:
         made = self._made(running.prepared, running.release)
