@@ -5,7 +5,7 @@ never dropped silently: what cannot be taken whole refuses the token, because a 
 slipped past.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, Literal
 
@@ -17,6 +17,7 @@ from tidegate.settings import Issuer
 
 UNKNOWN_AGENT: Final = "unknown"
 _TIME_S_MAX: Final = 253_402_300_800  # the year 10000
+_CLIENT_CLAIMS: Final = ("client_id", "cid", "azp", "appid")
 _NOT_ACCESS: Final = frozenset({"ID", "Refresh", "Offline", "Logout"})  # Keycloak's `typ` claim
 
 
@@ -40,6 +41,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     issued_us: int  # 0 where the token does not say
     expires_us: int
     key: str
+    kind: Literal["user", "service"] = "user"  # a service account acts for itself: nobody logged in
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +90,9 @@ def _principal(claims: dict[str, Any], issuer: Issuer, pepper: bytes, expires_us
     scopes = _words(claims.get("scope", claims.get("scp")), "scope", SCOPES_PER_TOKEN_MAX)
     login = next((text for name in issuer.login_claims if (text := _text(claims, name))), "")
     user = issuer.user_prefix + subject
-    decides = [issuer.tenant, issuer.issuer, subject, user, login, agent, source, actors, groups, scopes]
+    kind = _kind(claims, issuer, subject)
+    decides: list[object] = [issuer.tenant, issuer.issuer, subject, user, login, agent, source, actors, groups, scopes]
+    decides += [kind] if kind == "service" else []
     return Principal(
         tenant=issuer.tenant,
         issuer=issuer.issuer,
@@ -106,7 +110,29 @@ def _principal(claims: dict[str, Any], issuer: Issuer, pepper: bytes, expires_us
         issued_us=issued_us,
         expires_us=expires_us,
         key=blake2b(msgspec.json.encode(decides), digest_size=16).hexdigest(),
+        kind=kind,
     )
+
+
+def _kind(claims: dict[str, Any], issuer: Issuer, subject: str) -> Literal["user", "service"]:
+    """By the issuer's `service_claim`, or by what issuers are known to write where no person logged in."""
+    name, equals, wanted = issuer.service_claim.partition("=")
+    if not name:
+        return "service" if any(_service_marks(claims, subject)) else "user"
+    given = claims.get(name)
+    if not equals:
+        return "service" if given not in (None, False, "", [], "false") else "user"
+    held = given if isinstance(given, list) else [given]
+    return "service" if wanted in held or (wanted == "true" and True in held) else "user"
+
+
+def _service_marks(claims: dict[str, Any], subject: str) -> Iterator[bool]:
+    clients = {text for name in _CLIENT_CLAIMS if (text := _text(claims, name))}
+    yield claims.get("idtyp") == "app"  # Entra ID
+    yield claims.get("gty") in ("client-credentials", "client_credentials")  # Auth0 and others
+    yield subject in clients  # RFC 9068 §2.2: no resource owner, so the client is the subject; Okta's `cid`
+    client = _text(claims, "client_id")  # Keycloak writes it for service accounts alone, whose `sub` is an id of its own
+    yield bool(client) and claims.get("preferred_username") == f"service-account-{client}"
 
 
 def _check_kind(claims: dict[str, Any]) -> None:

@@ -104,8 +104,8 @@ def test_the_schema_has_every_tool_with_its_labels_prompts_and_resources() -> No
     schema = write_schema([FILES])
     assert 'action "files/write" in ["call", "sensitive"]' in schema
     assert (
-        'context: { agent: Agent, args: { name: String, arguments?: { "odd name"?: String, topic?: String } } }'
-        in schema
+        'context: { agent: Acting, args: { name: String, arguments?: { "odd name"?: String, topic?: String } }, '
+        "now: datetime, time: Clock, network?: Network, taint: Set<String>, protocol: String }" in schema
     )
     assert 'action "files/resources/read" in ["call", "resource", "sensitive"]' in schema
 
@@ -203,3 +203,51 @@ def test_a_bundle_is_begun_for_a_live_server_and_its_schema_renewed(tmp_path: Pa
     renewed = CliRunner().invoke(app, ["bundle", "init", str(home), "-c", str(config), "--schema-only", "--json"])
     assert json.loads(renewed.stdout)["files"] == ["schema.cedarschema"]
     assert check_bundle(load_bundle(home)) == []
+
+
+OLD_HEAD = """\
+entity Group in [Group];
+entity User in [Group] { level?: Long };
+entity Server { labels: Set<String> };
+
+type Agent = { id: String };
+"""
+
+
+@pytest.mark.parametrize("before", ["", f'{OLD_HEAD}\n{MARK}\naction "call";\n'])
+def test_the_schema_types_the_circumstances_whatever_stood_above_the_mark(before: str) -> None:
+    schema = write_schema([FILES], before)
+    files = {
+        "manifest.json": b'{"v":1,"name":"t"}',
+        "schema.cedarschema": schema.encode(),
+        "entities.json": b'[{"uid": {"type": "Agent", "id": "ci"}, "attrs": {}, "parents": '
+        b'[{"type": "AgentClass", "id": "robots"}]}]',
+    }
+
+    def problems(condition: str, principal: str = "principal") -> list[str]:
+        rule = f'@id("r") forbid ({principal}, action == Action::"files/write", resource) when {{ {condition} }};'
+        return [found.sentence for found in check_bundle(bundle_of({**files, "policies/p.cedar": rule.encode()}))]
+
+    for fine in (
+        "context.time.hour >= 9 && context.time.weekday < 6",
+        'context.now > datetime("2026-11-01")',
+        'context has network && context.network.ip.isInRange(ip("10.0.0.0/8"))',
+        'context.taint.contains("sensitive") && context.protocol == "2025-11-25"',
+        'context.agent.classes.contains("robots")',
+    ):
+        assert problems(fine) == []
+    assert problems("true", "principal is ServiceAccount") == []
+    assert "`tim`" in problems("context.tim.hour > 9")[0]
+    assert "`context has network && …`" in problems('context.network.ip.isInRange(ip("10.0.0.0/8"))')[0]
+    assert "String and ipaddr" in problems('context has network && context.network.ip == "10.0.0.1"')[0]
+
+
+def test_a_schema_of_before_is_told_how_to_learn_the_circumstances() -> None:
+    old = 'action "call"; action "files/write" in ["call"] appliesTo { principal: [User], resource: [Server],'
+    schema = f"{OLD_HEAD}{old} context: {{ agent: Agent, args: {{}} }} }};"
+    files = {
+        "manifest.json": b'{"v":1,"name":"t"}',
+        "schema.cedarschema": schema.encode(),
+        "policies/p.cedar": b'@id("r") forbid (principal, action, resource) when { context.time.hour > 9 };',
+    }
+    assert "--schema-only" in check_bundle(bundle_of(files))[0].sentence

@@ -109,6 +109,31 @@ def test_a_server_may_warn_of_its_tools_and_never_call_them_read_only() -> None:
     assert shelf(definition, x=("read-only",)).tools[0].labels == ("read-only",)
 
 
+@pytest.mark.parametrize(
+    ("annotations", "operator", "labels"),
+    [
+        ({"openWorldHint": True}, (), ("egress", "open-world", "returns-untrusted")),
+        ({"openWorldHint": True, "readOnlyHint": True}, (), ("open-world", "returns-untrusted")),
+        ({"openWorldHint": True, "readOnlyHint": "yes"}, (), ("egress", "open-world", "returns-untrusted")),
+        ({"openWorldHint": False, "readOnlyHint": True}, (), ()),
+        ({}, (), ()),  # the specification's defaults are not the server's word
+        ({"openWorldHint": True}, ("-egress",), ("open-world", "returns-untrusted")),
+        ({"openWorldHint": True}, ("read-private",), ("read-private",)),
+        (
+            {"openWorldHint": True, "destructiveHint": True},
+            ("-open-world", "-egress"),
+            ("destructive", "returns-untrusted"),
+        ),
+        ({}, ("-egress",), ()),
+    ],
+)
+def test_what_a_server_suggests_stands_until_the_operator_says_otherwise(
+    annotations: dict[str, object], operator: tuple[str, ...], labels: tuple[str, ...]
+) -> None:
+    definition = {"name": "x", "inputSchema": OBJECT, "annotations": annotations}
+    assert shelf(definition, x=operator).tools[0].labels == labels
+
+
 def test_the_first_of_two_tools_with_one_name_stands() -> None:
     twice = [{"name": "x", "inputSchema": OBJECT, "title": title} for title in ("one", "two")]
     (tool,) = shelf(*twice).tools

@@ -448,3 +448,47 @@ def test_the_challenge_names_the_metadata_and_cannot_be_broken_out_of() -> None:
     assert "\n" not in challenge
     assert 'error="invalid_token"' in challenge
     assert challenge.endswith('scope="mcp:tools"')
+
+
+@pytest.mark.parametrize(
+    ("claims", "kind"),
+    [
+        ({}, "user"),
+        ({"idtyp": "user", "azp": "portal"}, "user"),
+        ({"idtyp": "app", "sub": "0b1c-object-id"}, "service"),  # Entra ID
+        ({"sub": "claude-code"}, "service"),  # RFC 9068 §2.2: the client is the subject
+        ({"sub": "0oa1", "cid": "0oa1", "client_id": None}, "service"),  # Okta
+        ({"sub": "abc@clients", "azp": "abc", "gty": "client-credentials"}, "service"),  # Auth0
+        ({"sub": "5f-uuid", "preferred_username": "service-account-claude-code"}, "service"),  # Keycloak
+        ({"sub": "5f-uuid", "preferred_username": "service-account-other"}, "user"),
+        ({"sub": "5f-uuid", "client_id": None, "azp": "x", "preferred_username": "service-account-x"}, "user"),
+    ],
+)
+async def test_a_token_that_nobody_logged_in_for_is_a_service_accounts(claims: dict[str, Any], kind: str) -> None:
+    assert (await accepted(token(**claims))).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("named", "claims", "kind"),
+    [
+        ("robot", {"robot": True}, "service"),
+        ("robot", {"robot": False}, "user"),
+        ("robot", {"sub": "claude-code"}, "user"),  # where it is named, nothing else marks one
+        ("robot=true", {"robot": True}, "service"),
+        ("roles=machine", {"roles": ["reader", "machine"]}, "service"),
+        ("roles=machine", {"roles": ["machinery"]}, "user"),
+        ("roles=machine", {}, "user"),
+    ],
+)
+async def test_an_issuer_may_name_the_claim_that_marks_service_accounts(
+    named: str, claims: dict[str, Any], kind: str
+) -> None:
+    verify = verifier(Issuer(issuer=ISSUER, jwks_file="x", service_claim=named))
+    assert (await accepted(token(**claims), verify)).kind == kind
+
+
+async def test_a_user_and_a_service_account_of_one_subject_are_decided_apart() -> None:
+    verify = verifier(Issuer(issuer=ISSUER, jwks_file="x", service_claim="robot"))
+    person, robot = await accepted(token(), verify), await accepted(token(robot=1), verify)
+    assert (person.user, person.kind) == (robot.user, "user")
+    assert person.key != robot.key

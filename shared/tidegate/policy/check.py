@@ -21,7 +21,9 @@ from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
 from tidegate.policy.grants_schema import unknown_arguments, unknown_names
+from tidegate.policy.rule_hints import hints_on
 from tidegate.policy.rules import Rule, check_depth, parse_rules
+from tidegate.policy.zones import named_zone
 
 _POLICY_PREFIX = re.compile(r"^for policy `[^`]*`, ")
 _NAMES_UNKNOWN = ("unrecognized action", "unable to find an applicable action")
@@ -44,6 +46,7 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
     rules, problems = parse_rules(texts)
     problems += bundle.grants.problems
     broken = bool(problems)
+    problems += hints_on(rules)
     problems += _manifest(bundle)
     problems += _entities(bundle)
     problems += _inspection(bundle)
@@ -72,11 +75,13 @@ def _manifest(bundle: Bundle) -> list[Problem]:
         manifest = msgspec.json.decode(bundle.files[MANIFEST], type=Manifest)
     except msgspec.DecodeError as error:
         return [Problem(MANIFEST, f'{error}; expected {{"v": 1, "name": "…", "version": "…", "description": "…"}}')]
-    return (
-        []
-        if manifest.name.strip()
-        else [Problem(MANIFEST, "`name` is empty; give the bundle a name that people will recognise")]
-    )
+    if not manifest.name.strip():
+        return [Problem(MANIFEST, "`name` is empty; give the bundle a name that people will recognise")]
+    try:
+        named_zone(manifest.timezone)
+    except ValueError as wrong:
+        return [Problem(MANIFEST, str(wrong))]
+    return []
 
 
 def _schema(bundle: Bundle, texts: Mapping[str, str], rules: list[Rule]) -> list[Problem]:

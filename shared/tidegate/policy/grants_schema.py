@@ -58,24 +58,26 @@ def unknown_arguments(grants: Iterable[Grant], schema_text: str, schema: cedar.S
 
 
 def declared_actions(schema_text: str) -> Mapping[str, tuple[str, ...]]:
-    """The actions of a schema with the names that stand in their declaration: parents, attributes, types."""
+    """The actions of a schema with the names that stand in their declaration: parents, arguments and their types."""
     found: dict[str, tuple[str, ...]] = {}
     names: list[str] = []
     words: list[str] = []
     heading = False
+    depth = 0  # of braces: parents stand in none, arguments in three and more
     for token in _TOKEN.finditer(schema_text):
         literal, word, sign = token.groups()
         text = None if literal is None else _ESCAPE.sub(_unescaped, literal)
         if word == "action" and not names and not words:
             heading = True
         elif heading and sign != ";":
+            depth += (sign == "{") - (sign == "}")
             if word in ("in", "appliesTo", "attributes") or sign == "{" or words:
-                words.append(text or word or "")
+                words.append("" if depth in (1, 2) else text or word or "")
             elif text or word:
                 names.append(text or word)
         elif sign == ";":
             found.update({name: tuple(word for word in words if word) for name in names})
-            names, words, heading = [], [], False
+            names, words, heading, depth = [], [], False, 0
     return found
 
 

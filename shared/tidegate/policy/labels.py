@@ -1,22 +1,41 @@
 """The labels of a tool: its server's, the operator's for it, or what its own annotations suggest. Pure.
 
-A server's own word may warn. It may not say `read-only`: that could widen what rules permit and `async` lets pass.
+A server's own word may warn. It may not say `read-only`: that could widen what rules permit and `async` lets pass; nor
+`read-private`: only the operator knows what is private. The operator's labels replace what is suggested, and one with a
+minus in front takes one suggestion away and leaves the others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-HINTS: Final = (("destructiveHint", "destructive"), ("openWorldHint", "open-world"))
+DESTRUCTIVE: Final = "destructive"  # it may delete or overwrite
+OPEN_WORLD: Final = "open-world"  # it deals with more than its own server's data
+RETURNS_UNTRUSTED: Final = "returns-untrusted"  # what it answers may be written by strangers
+EGRESS: Final = "egress"  # what it is given may leave the house
+READ_PRIVATE: Final = "read-private"  # it reads what is not public; the operator's word only
+SUGGESTED: Final = (DESTRUCTIVE, OPEN_WORLD, RETURNS_UNTRUSTED, EGRESS)
+TAKEN_AWAY: Final = "-"
 
 
 def tool_labels(definition: dict[str, Any], server: Iterable[str], operator: Iterable[str]) -> tuple[str, ...]:
-    """Sorted. The operator's labels for a tool replace those that its annotations suggest."""
+    """Sorted. `operator` are the labels for this tool; the server's own cannot be taken away here."""
     given = tuple(operator)
-    return tuple(sorted({*server, *given, *(() if given else _hinted(definition))}))
+    away = {label.removeprefix(TAKEN_AWAY) for label in given if label.startswith(TAKEN_AWAY)}
+    added = {label for label in given if not label.startswith(TAKEN_AWAY)}
+    suggested = set() if added else set(_hinted(definition)) - away
+    return tuple(sorted({*server, *added, *suggested}))
 
 
-def _hinted(definition: dict[str, Any]) -> list[str]:
+def _hinted(definition: dict[str, Any]) -> Iterator[str]:
+    """A hint counts where it is said; the specification's own defaults are not taken for the server's word."""
     annotations = definition.get("annotations")
     if not isinstance(annotations, dict):
-        return []
-    return [label for hint, label in HINTS if annotations.get(hint) is True]
+        return
+    reads_only = annotations.get("readOnlyHint") is True
+    if annotations.get("destructiveHint") is True:
+        yield DESTRUCTIVE
+    if annotations.get("openWorldHint") is True:
+        yield OPEN_WORLD
+        yield RETURNS_UNTRUSTED
+        if not reads_only:
+            yield EGRESS

@@ -5,6 +5,7 @@ over it would not be checked, so it must be declared by hand. Pure and repeatabl
 escaped. Counterpart: `starting.py` writes the rest of a first bundle.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,11 +21,19 @@ HEAD = """\
 // After a server has changed, `tidegate bundle init DIR --schema-only` writes the lower part anew.
 entity Group in [Group];
 entity User in [Group];
+entity ServiceAccount in [Group];
+entity AgentClass in [AgentClass];
+entity Agent in [AgentClass];
 entity Server { labels: Set<String> };
-
-type Agent = { id: String };
 """
+CONTEXT = """\
+type Acting = { id: String, classes: Set<String> };
+type Clock = { hour: Long, minute: Long, weekday: Long, date: String };
+type Network = { ip: ipaddr };
+"""
+_AROUND = "now: datetime, time: Clock, network?: Network, taint: Set<String>, protocol: String"
 Json: TypeAlias = Mapping[str, Any]
+_DECLARED = re.compile(r"^(entity|type) +(\w+)", re.MULTILINE)
 _PRIMITIVES = {"string": "String", "boolean": "Bool", "integer": "Long"}
 
 
@@ -51,12 +60,18 @@ class Offer:
 
 
 def write_schema(offers: Iterable[Offer], before: str = "") -> str:
-    """The schema; of one that was written `before`, what stands above the mark is kept."""
+    """The schema; of one that was written `before`, what stands above the mark is kept, and what it lacks is added."""
     listed = sorted(offers, key=lambda offer: offer.server)
     kept = before.partition(MARK)[0].rstrip() if MARK in before else HEAD.rstrip()
     labels = sorted({label for offer in listed for label in _labels(offer)})
     groups = [f'action "{escaped(label)}" in ["call"];' for label in labels if label != "call"]
-    parts = [kept, "", MARK, 'action "call";', *groups]
+    declared = {match.groups() for match in _DECLARED.finditer(kept)}
+    lacking = [
+        line
+        for line in (HEAD + CONTEXT).splitlines()
+        if (found := _DECLARED.match(line)) and found.groups() not in declared
+    ]
+    parts = [kept, "", MARK, *lacking, "", 'action "call";', *groups]
     for offer in listed:
         parts += ["", f"// {offer.server}", *_actions(offer)]
     return "\n".join(parts) + "\n"
@@ -87,7 +102,8 @@ def _action(offer: Offer, name: str, labels: Iterable[str], args: str) -> str:
     parents = ", ".join(f'"{escaped(label)}"' for label in ["call", *sorted({*offer.labels, *labels} - {"call"})])
     return (
         f'action "{escaped(f"{offer.server}/{name}")}" in [{parents}] appliesTo {{\n'
-        f"  principal: [User], resource: [Server],\n  context: {{ agent: Agent, args: {args} }}\n}};"
+        "  principal: [User, ServiceAccount], resource: [Server],\n"
+        f"  context: {{ agent: Acting, args: {args}, {_AROUND} }}\n}};"
     )
 
 

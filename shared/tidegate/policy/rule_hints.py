@@ -1,0 +1,57 @@
+"""What is allowed in rules and seldom meant: annotations that mean nothing, questions whose approvers differ. Pure.
+
+Counterpart: `check.py` tells them beside what is wrong; none of them keeps a bundle from ruling.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+
+from tidegate.errors import Problem
+from tidegate.policy.annotations import ANYBODY_ELSE, KNOWN
+from tidegate.policy.rules import Rule, Scope
+
+PAIRS_MAX = 20_000
+
+
+def hints_on(rules: Sequence[Rule]) -> list[Problem]:
+    """None of them fatal."""
+    return [*_misspelt(rules), *_rivals(rules)]
+
+
+def _misspelt(rules: Iterable[Rule]) -> Iterator[Problem]:
+    """Annotations of somebody's own are let be; those that resemble one of ours are told."""
+    for rule in rules:
+        for name in rule.unread:
+            if close := difflib.get_close_matches(name.lower(), sorted(KNOWN), 1, 0.7):
+                sentence = f"the annotation '@{name}' means nothing; did you mean '@{close[0]}'?"
+                yield Problem(rule.path, sentence, rule.line, rule.id, False)
+
+
+def _rivals(rules: Iterable[Rule]) -> Iterator[Problem]:
+    """Of two groups that would both have to approve one call, one is asked."""
+    asking = [rule for rule in rules if rule.approver not in ("", ANYBODY_ELSE) and not rule.shadow]
+    asking.sort(key=lambda rule: rule.id)
+    for number, (one, other) in enumerate(combinations(asking, 2)):
+        if number >= PAIRS_MAX:
+            return
+        if one.approver != other.approver and _may_meet(one, other):
+            sentence = (
+                f"'{one.id}' and '{other.id}' may ask about the same call, and name different groups; "
+                f"'{one.approver}' approves then, for its rule comes first by id"
+            )
+            yield Problem(other.path, sentence, other.line, other.id, False)
+
+
+def _may_meet(one: Rule, other: Rule) -> bool:
+    """On the wide side."""
+    return _meet(one.action, other.action) and _meet(one.resource, other.resource)
+
+
+def _meet(one: Scope, other: Scope) -> bool:
+    exact = all(scope.entities and (scope.exact or _are_tools(scope)) for scope in (one, other))
+    return not exact or not set(one.entities).isdisjoint(other.entities)
+
+
+def _are_tools(scope: Scope) -> bool:
+    return all(kind == "Action" and "/" in name for kind, name in scope.entities)
