@@ -1,5 +1,6 @@
 """The work of `tidegate bundle diff`: two bundles, from directories or releases, and what they decide differently."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 from tidegate.errors import CallerFault
 from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
 from tidegate.policy.differences import Change, Differences, Example, compare
+from tidegate.policy.facts import Facts
 from tidegate_cli.bundles import whole_digest
 from tidegate_cli.management import open_management, segment
 from tidegate_cli.options import live_settings
@@ -80,4 +82,17 @@ def _told(example: Example) -> str:
     agent = f" through {example.agent}" if example.agent else ""
     labels = f" [{', '.join(example.labels)}]" if example.labels else ""
     arguments = msgspec.json.encode(example.arguments).decode()
-    return f"{example.user}{groups}{agent}: {example.server}/{example.tool}{labels} {arguments}"
+    service = "the service account " if example.kind == "service" else ""
+    who = f"{service}{example.user}{groups}{agent}"
+    return f"{who}: {example.server}/{example.tool}{labels} {arguments}{_around(example.facts)}"
+
+
+def _around(facts: Facts) -> str:
+    at = f"{datetime.fromtimestamp(facts.now_us / 1e6, UTC):%Y-%m-%d %H:%M:%S} UTC" if facts.now_us else ""
+    told = (
+        f"at {at}" if at else "",
+        f"from {facts.address}" if facts.address else "",
+        f"tainted {', '.join(facts.taint)}" if facts.taint else "",
+        f"MCP {facts.protocol}" if facts.protocol else "",
+    )
+    return "".join(f", {part}" for part in told if part)

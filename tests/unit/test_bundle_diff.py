@@ -80,8 +80,49 @@ def decide(side: Bundle, change: object) -> str:
     example = change.example  # type: ignore[attr-defined]
     facts = ToolFacts(example.server, example.tool, example.labels)
     engine = Engine.build(side, [facts], {example.server: example.labels})
-    who = Person(example.user, example.groups, example.agent)
-    return engine.evaluate(who, example.server, example.tool, example.arguments).effect
+    who = Person(example.user, example.groups, example.agent, example.kind)
+    return engine.evaluate(who, example.server, example.tool, example.arguments, example.facts).effect
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("context.time.hour >= 9", "context.time.hour >= 8"),
+        ("context.time.weekday <= 5", "context.time.weekday <= 6"),
+        ("context.time.hour < 18 && context.time.weekday < 6", "context.time.weekday < 6"),
+        ('context.time.date == "2026-12-24"', "context.time.hour >= 0"),
+        ('context.now < datetime("2026-12-01")', 'context.now < datetime("2026-12-02T00:00:00Z")'),
+        ('context.network.ip.isInRange(ip("10.0.0.0/8"))', "context.network.ip.isIpv4()"),
+        ('context has network && context.network.ip == ip("10.1.1.1")', "!(context has network)"),
+        ('!context.taint.contains("sensitive")', "true"),
+        ('!context.taint.containsAny(["a", "b"])', 'context.taint.contains("a") || context.taint == []'),
+        ('context.protocol == "2026-07-28"', 'context.protocol == "2026-07-28" || context.protocol == "2025-11-25"'),
+        ('context.agent.id == "a" && context.args.n < 9', "context.args.n < 9 && context.time.hour == 3"),
+    ],
+)
+def test_a_circumstance_that_is_looked_at_otherwise_is_shown_by_an_occasion(before: str, after: str) -> None:
+    old, new = bundle(permit(before)), bundle(permit(after))
+    found = compare(old, new)
+    assert found.changes
+    for change in found.changes:
+        assert (decide(old, change), decide(new, change)) == (change.before, change.after)
+
+
+def test_a_rule_about_service_accounts_or_classes_of_agents_is_tried_with_some() -> None:
+    machines = '@id("m") permit (principal is ServiceAccount in Group::"eng", action == Action::"fs/read", resource);'
+    [change] = compare(bundle(), bundle(machines)).changes
+    assert (change.example.kind, change.example.groups) == ("service", ("eng",))
+    named = '@id("n") permit (principal == ServiceAccount::"ci", action == Action::"fs/read", resource);'
+    [change] = compare(bundle(), bundle(named)).changes
+    assert (change.example.kind, change.example.user) == ("service", "ci")
+
+
+def test_a_rule_that_begins_to_rule_is_a_change_and_one_that_only_watches_is_none() -> None:
+    watching = f'@mode("shadow") {FORBID}'
+    assert compare(bundle(permit()), bundle(permit() + watching)).changes == ()
+    assert compare(bundle(permit()), bundle(permit() + watching)).unreachable == ()
+    [change] = compare(bundle(permit() + watching), bundle(permit() + FORBID)).changes
+    assert (change.direction, change.rules_after) == ("stricter", ("f",))
 
 
 def test_an_agent_a_label_and_a_server_that_only_conditions_or_scopes_name_are_tried() -> None:

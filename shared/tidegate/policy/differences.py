@@ -13,6 +13,7 @@ import msgspec
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.engine import Engine
 from tidegate.policy.entities import ToolFacts
+from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
 from tidegate.policy.situations import Person, Situation, situations_of
@@ -35,6 +36,8 @@ class Example(msgspec.Struct, frozen=True):
     tool: str
     labels: tuple[str, ...]
     arguments: dict[str, Any]
+    kind: Literal["user", "service"] = "user"
+    facts: Facts = NO_FACTS  # the circumstances, where a rule looks at them
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -118,13 +121,13 @@ class _Comparison:
     def _ask(self, before: Engine, after: Engine, person: Person, situation: Situation) -> None:
         server, tool = situation.facts.server, situation.facts.tool
         standing = before.standing(person, server, tool), after.standing(person, server, tool)
-        for arguments in situation.arguments[:1] if None not in standing else situation.arguments:
+        for arguments, facts in situation.calls[:1] if None not in standing else situation.calls:
             verdicts = (
-                standing[0] or before.evaluate(person, server, tool, arguments),
-                standing[1] or after.evaluate(person, server, tool, arguments),
+                standing[0] or before.evaluate(person, server, tool, arguments, facts),
+                standing[1] or after.evaluate(person, server, tool, arguments, facts),
             )
             self._decisions += 1
-            example = _example(person, situation, arguments)
+            example = _example(person, situation, arguments, facts)
             self._reach(verdicts, example, person)
             self._note(verdicts, example)
 
@@ -135,7 +138,8 @@ class _Comparison:
             if verdict.effect == "ask":
                 facts = ToolFacts(example.server, example.tool, example.labels)
                 engine = unasked.with_tools([facts], {example.server: example.labels})
-                rules += engine.evaluate(person, example.server, example.tool, example.arguments).rules
+                call = (person, example.server, example.tool, example.arguments, example.facts)
+                rules += engine.evaluate(*call).rules
             for rule in rules:
                 reached.setdefault(rule, (example, verdicts[1]))
 
@@ -161,7 +165,7 @@ class _Comparison:
         before, after = self._reached
         found: list[Unreached] = []
         for rule in self._engines[1].rules:
-            if rule.id not in after:
+            if rule.id not in after and not rule.shadow:
                 example, verdict = before.get(rule.id, (None, None))
                 now = verdict.rules if verdict else ()
                 made = rule.path == COMPILED
@@ -170,9 +174,9 @@ class _Comparison:
         return found
 
 
-def _example(person: Person, situation: Situation, arguments: dict[str, Any]) -> Example:
-    facts = situation.facts
-    return Example(person.user, person.groups, person.agent, facts.server, facts.tool, facts.labels, arguments)
+def _example(person: Person, situation: Situation, arguments: dict[str, Any], facts: Facts) -> Example:
+    about = (situation.facts.server, situation.facts.tool, situation.facts.labels)
+    return Example(person.user, person.groups, person.agent, *about, arguments, person.kind, facts)
 
 
 def _change(group: _Group) -> Change:

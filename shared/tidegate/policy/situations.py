@@ -1,26 +1,33 @@
-"""The calls that two bundles are compared over: every principal, tool and argument value that they mention.
+"""The calls that two bundles are compared over: every principal, tool, argument and circumstance that they mention.
 
 A value is tried with its neighbours: a number beside a limit, a text that a pattern takes and one that it does not, an
-argument left out. Bounded; the same for the same bundles. Counterpart: `differences.py`.
+argument left out. Bounded; the same for the same bundles. Counterparts: `differences.py`; `occasions.py` for
+circumstances.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, tzinfo
+from typing import Any, Literal
 
 import msgspec
 from cedarpy import _internal as cedar
 
 from tidegate.policy.bundle import CASES, ENTITIES, SCHEMA, Bundle
 from tidegate.policy.cases import load_cases
+from tidegate.policy.circumstances import CIRCUMSTANCES
 from tidegate.policy.entities import ToolFacts, open_entities
+from tidegate.policy.facts import Facts
 from tidegate.policy.grants_schema import declared_actions
+from tidegate.policy.occasions import occasions_of, of_a_kind
 from tidegate.policy.rules import Rule, Uid, parse_rules
+from tidegate.policy.zones import zone_of
 
 PEOPLE_MAX = 60
 TARGETS_MAX = 400
 SHAPES_MAX = 64
+CALLS_MAX = 400
 VALUES_MAX = 12
 STRANGER = "somebody-else"
 OTHER_TOOL = "any-other-tool"
@@ -35,15 +42,16 @@ class Person:
     user: str
     groups: tuple[str, ...] = ()
     agent: str = ""
+    kind: Literal["user", "service"] = "user"
 
 
 @dataclass(frozen=True)
 class Situation:
-    """One tool, and the arguments to try it with."""
+    """One tool, and the calls to try: arguments and circumstances."""
 
     facts: ToolFacts
-    arguments: list[dict[str, Any]]
-    whole: bool = True  # False: more arguments, or combinations of them, are mentioned than are tried
+    calls: list[tuple[dict[str, Any], Facts]]
+    whole: bool = True  # False: more of them, or combinations, are mentioned than are tried
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class _Mentions:
     """What rules and cases speak of; dictionaries as ordered sets."""
 
     users: dict[str, None] = field(default_factory=dict)
+    services: dict[str, None] = field(default_factory=dict)
     groups: dict[str, None] = field(default_factory=dict)
     agents: dict[str, None] = field(default_factory=dict)
     actions: dict[str, None] = field(default_factory=dict)
@@ -65,6 +74,9 @@ class _Mentions:
     people: dict[Person, None] = field(default_factory=dict)
     values: list[tuple[Rule, dict[Path, list[Any]]]] = field(default_factory=list)
     cases: dict[ToolFacts, list[dict[str, Any]]] = field(default_factory=dict)
+    around: list[tuple[Rule, dict[Path, list[Any]]]] = field(default_factory=list)  # circumstances, as `values`
+    occasions: dict[tuple[str, str], dict[Facts, None]] = field(default_factory=dict)  # of cases, by server and tool
+    zone: tzinfo = UTC
 
 
 def situations_of(*bundles: Bundle) -> Situations:
@@ -74,7 +86,7 @@ def situations_of(*bundles: Bundle) -> Situations:
         _mentioned(bundle, found)
     people = list(_people(found))
     targets = list(_targets(bundles, found))
-    situations = [Situation(facts, *_shapes(facts, found)) for facts in targets[:TARGETS_MAX]]
+    situations = [_situation(facts, found) for facts in targets[:TARGETS_MAX]]
     whole = len(people) <= PEOPLE_MAX and len(targets) <= TARGETS_MAX and all(one.whole for one in situations)
     return Situations(people[:PEOPLE_MAX], situations, whole)
 
@@ -85,37 +97,62 @@ def _mentioned(bundle: Bundle, found: _Mentions) -> None:
         bodies = _bodies(rule)
         for uid in (*rule.principal.entities, *rule.action.entities, *rule.resource.entities, *_entities(bodies)):
             _sorted_in(uid, found)
+        if rule.principal.type == "ServiceAccount":
+            found.services[STRANGER] = None
         values: dict[Path, list[Any]] = {}
+        around: dict[Path, list[Any]] = {}
         for path, value in _compared(bodies):
             if path == ("agent", "id") and isinstance(value, str):
                 found.agents[value] = None
             elif path[:1] == ("args",) and len(path) > 1:
-                known = values.setdefault(path[1:], [])
-                if not any(value is held or (type(value) is type(held) and value == held) for held in known):
-                    known.append(value)
+                _hold(values.setdefault(path[1:], []), value)
+            elif path and path[0] in CIRCUMSTANCES:
+                _hold(around.setdefault(path, []), value)
         found.values.append((rule, values))
+        found.around.append((rule, around))
     for uid in open_entities(bundle.text(ENTITIES)).entities:
         _sorted_in(uid, found)
+    found.zone = zone_of(bundle)
     for case, _ in load_cases(bundle.text(CASES)):
-        found.people[Person(case.user, case.groups, case.agent)] = None
+        who = case.person
+        found.people[Person(who.user, who.groups, who.agent, who.kind)] = None
+        found.occasions.setdefault((case.server, case.tool), {})[case.facts(found.zone)] = None
         shapes = found.cases.setdefault(ToolFacts(case.server, case.tool, case.labels), [])
         if case.arguments not in shapes:
             shapes.append(case.arguments)
 
 
+def _hold(held: list[Any], value: Any) -> None:
+    """Each value once; True is not 1 here."""
+    if not any(_equal(value, other) for other in held):
+        held.append(value)
+
+
 def _sorted_in(uid: Uid, found: _Mentions) -> None:
     kind, name = uid
-    places = {"User": found.users, "Group": found.groups, "Action": found.actions, "Server": found.servers}
+    places = {
+        "User": found.users,
+        "ServiceAccount": found.services,
+        "Group": found.groups,
+        "Agent": found.agents,
+        "Action": found.actions,
+        "Server": found.servers,
+    }
     if kind in places:
         places[kind][name] = None
 
 
 def _people(found: _Mentions) -> Iterator[Person]:
-    """Those of the cases; a member of each group and each user, through each agent that a rule names and another."""
+    """Those of the cases; a member of each group and each user, through each agent that a rule names and another; and
+    service accounts where a rule is about them.
+    """
     agents = ["", *found.agents]
     made = [Person(STRANGER, (), agent) for agent in agents]
     made += [Person(f"member-of-{name}", (name,), agent) for name in found.groups for agent in agents]
     made += [Person(name, (), agent) for name in found.users for agent in agents]
+    made += [Person(name, (), agent, "service") for name in found.services for agent in agents]
+    if found.services:
+        made += [Person(f"service-of-{name}", (name,), agent, "service") for name in found.groups for agent in agents]
     yield from dict.fromkeys([*found.people, *made])
 
 
@@ -146,6 +183,26 @@ def _labelled(facts: ToolFacts, declared: Mapping[str, tuple[str, ...]]) -> Tool
 def _split(name: str) -> tuple[str, str]:
     server, _, tool = name.partition("/")
     return server, tool
+
+
+def _situation(facts: ToolFacts, found: _Mentions) -> Situation:
+    """Every shape of arguments on every occasion; where those are too many, each with the first of the others."""
+    shapes, is_whole = _shapes(facts, found)
+    values: dict[Path, list[Any]] = {}
+    for rule, mentioned in found.around:
+        if _may_match(rule, facts):
+            for path, listed in mentioned.items():
+                held = values.setdefault(path, [])
+                for value in listed[:VALUES_MAX]:
+                    _hold(held, value)
+    told = found.occasions.get((facts.server, facts.tool), {})
+    occasions, is_all = occasions_of(values, told if values else (), found.zone)
+    if len(shapes) * len(occasions) <= CALLS_MAX:
+        calls = [(shape, occasion) for occasion in occasions for shape in shapes]
+        return Situation(facts, calls, is_whole and is_all)
+    calls = [(shape, occasions[0]) for shape in shapes]
+    calls += [(shape, occasion) for shape in shapes[:4] for occasion in occasions[1:]]
+    return Situation(facts, calls, whole=False)
 
 
 def _shapes(facts: ToolFacts, found: _Mentions) -> tuple[list[dict[str, Any]], bool]:
@@ -248,6 +305,8 @@ def _compared(bodies: list[Any]) -> Iterator[tuple[Path, Any]]:
                 yield from _sides(op, operand["left"], operand["right"])
             elif isinstance(operand, list) and len(operand) == 2:
                 yield from _sides(op, operand[0], operand[1])
+            elif isinstance(operand, list) and (example := of_a_kind(op)) and (path := _path(operand[0])) is not None:
+                yield path, example
 
 
 def _truths(node: Any) -> Iterator[tuple[Path, Any]]:
@@ -294,6 +353,8 @@ def _literals(node: Any) -> Iterator[Any]:
             yield value
         case {"decimal": [{"Value": str(digits)}]}:
             yield float(digits)
+        case {"ip": [{"Value": str(text)}]} | {"datetime": [{"Value": str(text)}]}:
+            yield text
         case {"Set": [*parts]}:
             for part in parts:
                 yield from _literals(part)
