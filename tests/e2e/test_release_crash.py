@@ -1,0 +1,157 @@
+"""The policy service killed while it publishes, over a real Kafka: whole releases or none, and one writer."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from tests.parts.asking import until
+from tests.parts.clients.lab_upstream import running_upstream
+from tests.parts.cluster import TENANT, Cluster, Service, running_cluster, telling
+from tests.parts.kafka import Kafka
+from tests.parts.lab_policy import lab_bundle
+from tests.parts.processes import free_port
+
+from tidegate.chain import open_event
+from tidegate.events import BundleActivated, BundleRejected, BundleReleased
+from tidegate.log.opening import open_log
+from tidegate.policy.bundle import Bundle, bundle_of
+from tidegate.policy.release import STATE_TOPIC, Chunks, pointer_key
+from tidegate.policy.signing import Release, open_release, trusted_keys
+from tidegate.settings_file import load_settings
+
+pytestmark = pytest.mark.kafka
+KILLS = 3
+FILLING = "// " + "x" * 2_000_000 + "\n"  # some chunks, so that an append takes a while
+
+
+def big(version: str) -> Bundle:
+    bundle = lab_bundle(version=version)
+    return bundle_of({**bundle.files, "policies/filling.cedar": f"{FILLING}// {version}\n".encode()})
+
+
+@dataclass
+class Stored:
+    """What the log holds of releases, as an edge reads it."""
+
+    released: list[BundleReleased] = field(default_factory=list)
+    told: list[BundleActivated | BundleRejected] = field(default_factory=list)
+    pointers: dict[bytes, Release] = field(default_factory=dict)
+    chunks: Chunks = field(default_factory=lambda: Chunks(1 << 30))
+
+    def is_whole(self, digest: str) -> bool:
+        canonical = self.chunks.whole(digest)
+        return canonical is not None and Bundle.from_bytes(canonical).digest == digest
+
+
+async def stored(cluster: Cluster) -> Stored:
+    """Read to its end."""
+    log = open_log(load_settings(cluster.policy.config))
+    found = Stored()
+    trust = trusted_keys([cluster.signing.public])
+    subscription = await log.follow((STATE_TOPIC, "policy"))
+    while not subscription.caught_up:
+        for record in await subscription.poll(1_000, 0.2):
+            if record.value is None:
+                continue
+            if record.topic == "policy":
+                event = open_event(record.value)
+                if isinstance(event, BundleReleased):
+                    found.released.append(event)
+                elif isinstance(event, BundleActivated | BundleRejected):
+                    found.told.append(event)
+            elif len(parts := record.key.decode().split("|")) == 4:
+                found.chunks.add(parts[1], int(parts[2]), int(parts[3]), record.value, parts[1])
+            else:
+                found.pointers[record.key] = open_release(record.value, trust, TENANT)
+    await subscription.close()
+    await log.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka) -> Iterator[Cluster]:
+    directory = tmp_path_factory.mktemp("crash")
+    with (
+        running_upstream(directory) as up,
+        running_cluster(
+            directory, kafka.bootstrap, servers={"up": {"url": up["url"]}}, bundle=big("first"), edges=1
+        ) as running,
+        telling(running),
+    ):
+        yield running
+
+
+def publish_and_promote(cluster: Cluster, answers: list[tuple[int, object]], version: str) -> None:
+    """A canary, then for everybody: two releases in one append. Until nobody answers."""
+    for step in range(100):
+        files = {path: text.decode() for path, text in big(f"{version}.{step}").files.items()}
+        answers.append(cluster.manage("POST", "/bundles?role=canary&percent=50", {"files": files}))
+        answers.append(cluster.manage("POST", "/promote", {}))
+        if answers[-1][0] == 0:
+            return
+
+
+def test_a_writer_killed_while_publishing_leaves_whole_releases_and_edges_that_run_one(cluster: Cluster) -> None:
+    dice = random.Random(11)
+    acknowledged: list[int] = []
+    for kill in range(KILLS):
+        answers: list[tuple[int, object]] = []
+        publishing = threading.Thread(target=publish_and_promote, args=(cluster, answers, f"k{kill}"))
+        publishing.start()
+        until(lambda answers=answers: len(answers) >= 1, "the first release of this round is answered")  # type: ignore[misc]
+        publishing.join(dice.uniform(0.0, 0.5))  # somewhere in one of the next
+        cluster.policy.kill()
+        publishing.join(30)
+        assert not publishing.is_alive()
+        acknowledged += [int(release["number"]) for status, release in answers if status == 201]  # type: ignore[index]
+        cluster.policy.start()
+    status, last = cluster.manage("POST", "/bundles", {"files": _files(lab_bundle(version="last"))})
+    assert status == 201, last
+    until(lambda: set(cluster.runs().values()) == {last["digest"]}, "the edge runs the last release")
+    found = asyncio.run(stored(cluster))
+    numbers = [release.number for release in found.released]
+    assert numbers == sorted(set(numbers)), "strictly increasing, in the order of the log"
+    assert set(acknowledged) <= set(numbers), "what was answered is there"
+    for release in found.released:
+        assert not release.digest or found.is_whole(release.digest), f"release {release.number} is not whole"
+    ends = {release.number for release in found.released if release.cause == "withdrawn"}
+    promoted = {release.number for release in found.released if release.cause == "promoted"}
+    assert ends == {number + 1 for number in promoted}, "a promotion and the end of its canary are one append"
+    assert promoted
+    newest = {role: max(r.number for r in found.released if r.role == role) for role in ("ruling", "canary")}
+    held = {role: found.pointers[pointer_key(TENANT, "main", role)].number for role in ("ruling", "canary")}
+    assert held == newest, "the pointers are those of the history"
+    assert [event for event in found.told if isinstance(event, BundleRejected)] == []
+    known = {(release.number, release.role, release.digest) for release in found.released}
+    ran = [event for event in found.told if isinstance(event, BundleActivated)]
+    assert {(event.number, event.role, event.digest) for event in ran} <= known
+    for role in ("ruling", "canary"):
+        order = [event.number for event in ran if event.role == role]
+        assert order == sorted(order)
+
+
+def test_a_second_writer_fences_the_first_and_numbers_go_on(cluster: Cluster) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    config = cluster.directory / "policy-second.yaml"
+    config.write_text(cluster.policy.config.read_text().replace(cluster.policy.base.removeprefix("http://"), listen))
+    before = cluster.publish(lab_bundle(version="before"))["number"]
+    second = Service("policy-second", "policy", config, f"http://{listen}")
+    first = cluster.policy
+    try:
+        second.start()
+        status, problem = cluster.manage("POST", "/bundles", {"files": _files(lab_bundle(version="stale"))})
+        assert (status, problem["code"]) == (503, "writer-fenced")
+        cluster.policy = second
+        release = cluster.publish(lab_bundle(version="after"))
+        assert release["number"] == before + 1
+        until(lambda: set(cluster.runs().values()) == {release["digest"]}, "the edge obeys the second writer")
+    finally:
+        cluster.policy = first
+        second.stop()
+
+
+def _files(bundle: Bundle) -> dict[str, str]:
+    return {path: content.decode() for path, content in bundle.files.items()}
