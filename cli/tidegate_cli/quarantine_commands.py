@@ -43,12 +43,15 @@ def impose(
 
 
 def list_quarantines(
-    token: TokenOption = "", config: ConfigOption = CONFIG_DEFAULT, as_json: JsonOption = False
+    ids: Annotated[bool, typer.Option("--ids", help="Print ids alone, one a line.")] = False,
+    token: TokenOption = "",
+    config: ConfigOption = CONFIG_DEFAULT,
+    as_json: JsonOption = False,
 ) -> None:
     """List what is quarantined now, oldest first."""
     from tidegate_cli.quarantining import show_quarantines
 
-    show_quarantines(config, token, as_json)
+    show_quarantines(config, token, ids, as_json)
 
 
 def lift(

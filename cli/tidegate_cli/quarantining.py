@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import typer
 
 from tidegate.errors import ConfigFault
 from tidegate_cli.management import open_management, segment
@@ -44,10 +45,14 @@ def impose_quarantine(
     say(f"[dim]in the log after {took_ms:.0f} ms; every edge that follows it refuses from now on[/]")
 
 
-def show_quarantines(config: Path, token: str, as_json: bool) -> None:
+def show_quarantines(config: Path, token: str, ids: bool, as_json: bool) -> None:
     found = open_management(live_settings(config), token).get("/quarantines")
     if as_json:
         print_document(found)
+        return
+    if ids:
+        for quarantine in found:
+            typer.echo(quarantine["quarantine_id"])
         return
     if not found:
         say("Nothing is quarantined.")

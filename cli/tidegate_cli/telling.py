@@ -109,6 +109,19 @@ def _quarantine(seen: Seen) -> str:
     return f"[bold red]quarantine[/] of {what}: {plain(seen.text('reason'))}"
 
 
+def _approval(seen: Seen) -> str:
+    """A question tells of the call; what became of it names the question."""
+    word, name = seen.name.partition(".")[2], f"[dim]{plain(seen.text('approval_id'))}[/]"
+    if word == "requested":
+        of_whom = {"": "the requester, too", "other": "somebody else"}.get(seen.text("approver"), seen.text("approver"))
+        return f"[yellow]approval[/] requested  {who(seen)}  {tool_of(seen)}  from {plain(of_whom)}  {name}"
+    style = {"granted": "green", "denied": "red"}.get(word, "dim")
+    by = f" by {plain(seen.text('actor'))} ({plain(seen.text('channel'))})" if seen.text("actor") else ""
+    by += f" by {plain(seen.text('call_id'))}" if seen.text("call_id") else ""
+    reason = f": {plain(seen.text('reason'))}" if seen.text("reason") else ""
+    return f"approval [{style}]{plain(word)}[/]  {name}{by}{reason}"
+
+
 def _erased(seen: Seen) -> str:
     keys = len(seen.fields.get("keys", ()))
     named = f"{keys} key{'s' if keys != 1 else ''}"
@@ -154,6 +167,11 @@ _TELLERS: dict[str, Callable[[Seen], str]] = {
     "session.closed": _session,
     "request.refused": _refused,
     "finding.raised": _finding,
+    "approval.requested": _approval,
+    "approval.granted": _approval,
+    "approval.denied": _approval,
+    "approval.expired": _approval,
+    "approval.consumed": _approval,
     "quarantine.imposed": _quarantine,
     "quarantine.lifted": _quarantine,
     "subject.erased": _erased,
