@@ -31,8 +31,8 @@ from tidegate.log.port import Record
 from tidegate.policy.approvals import Approval, ApprovalEvent, Approvals, state_key, state_value
 from tidegate.secrets import create_secrets
 
-FORM = {"elicitation": {"form": {}}}
-PAGE = {"elicitation": {"url": {}}}
+FORM: dict[str, Any] = {"elicitation": {"form": {}}}
+PAGE: dict[str, Any] = {"elicitation": {"url": {}}}
 NONE: dict[str, Any] = {}
 DECISION = "tidegate/decision"
 WHY = "Notes can be read by everybody, for ever."
@@ -196,7 +196,7 @@ class House:
         approval = self.known(approval_id)
         assert approval is not None
         common: dict[str, Any] = {"id": uuid7(), "time_us": now_us(), "tenant": "acme", "region": "local"}
-        by = {"approval_id": approval_id, "actor": actor, "channel": "api", "reason": "looked at it"}
+        by: dict[str, Any] = {"approval_id": approval_id, "actor": actor, "channel": "api", "reason": "looked at it"}
         event: ApprovalEvent = ApprovalDenied(**common, **by)
         if grant:
             event = ApprovalGranted(**common, **by, expires_us=now_us() + 600_000_000)

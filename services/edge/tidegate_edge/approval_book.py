@@ -8,8 +8,8 @@ request, wherever that goes; what is lost on the way comes by the log. Counterpa
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import msgspec
@@ -50,6 +50,7 @@ class ApprovalBook:
         self._of: dict[str, Approvals] = {}
         self._waiting: dict[str, list[asyncio.Event]] = {}
         self._waiters = 0
+        self._turns: dict[str, list[asyncio.Lock]] = {}  # by binding: the lock, once for each that wants it
         self._tidied_s = 0.0
         bus.on_message(KIND, self._heard)
 
@@ -106,6 +107,20 @@ class ApprovalBook:
                         await changed.wait()
             except TimeoutError:
                 return
+
+    @asynccontextmanager
+    async def turn(self, binding: str) -> AsyncIterator[None]:
+        """One at a time, of calls that are the same: so that a person is asked once about them."""
+        turns = self._turns.setdefault(binding, [])
+        lock = turns[0] if turns else asyncio.Lock()
+        turns.append(lock)
+        try:
+            async with lock:
+                yield
+        finally:
+            turns.pop()
+            if not turns:
+                del self._turns[binding]
 
     def tidy(self) -> None:
         """Now and then: free what is past its time."""

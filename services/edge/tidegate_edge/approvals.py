@@ -86,16 +86,18 @@ def _permit(call: Ongoing) -> None:
 
 
 async def _find(edge: Edge, call: Ongoing, binding: str) -> None:
-    approvals = edge.approvals.of(call.principal.tenant)
+    approvals, subject_id = edge.approvals.of(call.principal.tenant), call.principal.subject_id
     found = approvals.find(binding, now_us(), call.approver, call.rules)
     if found is None:
-        if approvals.pending_of(call.principal.subject_id, now_us()) >= APPROVALS_PENDING_MAX:
-            told = f"{APPROVALS_PENDING_MAX} calls of yours wait for approval already. Try again when some are decided."
-            call.refuse("limit", "approvals-too-many", told, "limited")
-            return
-        found = await _open(edge, call, binding)
+        async with edge.approvals.turn(binding):
+            found = approvals.find(binding, now_us(), call.approver, call.rules)
+            if found is None and approvals.pending_of(subject_id, now_us()) < APPROVALS_PENDING_MAX:
+                found = await _open(edge, call, binding)
     call.approval = found
-    if found.state == "denied":
+    if found is None:
+        told = f"{APPROVALS_PENDING_MAX} calls of yours wait for approval already. Try again when some are decided."
+        call.refuse("limit", "approvals-too-many", told, "limited")
+    elif found.state == "denied":
         call.refuse("policy", "approval-denied", _denied(found))
     elif found.state == "granted":
         _permit(call)
