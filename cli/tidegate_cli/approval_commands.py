@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from tidegate_cli.bundle_commands import PANEL, TokenOption
+from tidegate_cli.bundle_commands import PANEL
 from tidegate_cli.options import CONFIG_DEFAULT, ConfigOption, JsonOption
+from tidegate_cli.release_commands import TokenOption
 
 UserOption = Annotated[str, typer.Option("--user", help="Who decides (local issuer).", show_default="an administrator")]
 GroupsOption = Annotated[

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from tidegate_cli.bundle_commands import PANEL, TokenOption
+from tidegate_cli.bundle_commands import PANEL
 from tidegate_cli.options import CONFIG_DEFAULT, ConfigOption, JsonOption
+from tidegate_cli.release_commands import TokenOption
 
 
 def add_to(app: typer.Typer) -> None:
