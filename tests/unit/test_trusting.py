@@ -49,7 +49,7 @@ def folded(*events: AnyEvent) -> Trusting:
 
 def judged(trusting: Trusting, what: str, rules: Rules = STRICT, tool: str = "t", *, later: bool = False) -> Judgement:
     now = json.dumps(DEFINITIONS[what]).encode()
-    return Judge().judge(rules, trusting.of("s", tool), "s", tool, what, now, later=later)
+    return Judge().judge(rules, trusting.of("s", tool), "s", tool, what, lambda: now, later=later)
 
 
 def test_the_first_definition_is_trusted_and_stays_so_until_another_is_approved() -> None:

@@ -26,6 +26,7 @@ _GAUGES = {
     "tidegate_strict_batches": "Batches of strict records that the log acknowledged since the start",
     "tidegate_bundle_release": "Number of the ruling release; 0 before the first",
     "tidegate_canary_release": "Number of the canary's release; 0 where none rules anybody on this edge",
+    "tidegate_tools_held": "Tools that ruling bundles hold back because of their definition",
     "tidegate_quarantines": "Quarantines in force",
 }
 

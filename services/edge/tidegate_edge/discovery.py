@@ -50,7 +50,7 @@ _decode_change: Final = msgspec.json.Decoder(_Change).decode
 class Discovery:
     """One task per upstream, and one that listens to it. `recorded` maps (server, tool) to the digest last recorded by
     any edge, `offered` likewise what is no tool; the log's watcher keeps them. `tell` hears (server, kind) of every
-    change of a list.
+    change of a list. `look` sees what a server offers before it is recorded, in a thread.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Discovery:
         tell: Tell = lambda server, kind: None,
         bus: Bus | None = None,
         offered: Mapping[Key, str] = {},
+        look: Callable[[Shelf], None] = lambda shelf: None,
     ) -> None:
         self._settings = settings
         self._place = place
@@ -71,6 +72,7 @@ class Discovery:
         self._recorded = recorded
         self._tell = tell
         self._bus = bus
+        self._look = look
         self._offers = Offers(place, settings.tenant, offered)
         self._tool_labels: dict[str, dict[str, tuple[str, ...]]] = {}
         self.server_labels = {name: server.labels for name, server in settings.servers.items()}
@@ -197,6 +199,7 @@ class Discovery:
         shelf = shelve(name, kept, self._tool_labels.get(name, {}), self.server_labels[name])
         changed: set[ListChange] = set()
         if before is None or before.digest != shelf.digest:
+            await asyncio.to_thread(self._look, shelf)
             await self._append(self._changes(name, before is None, shelf, whole="tools" not in found.partial))
             self.catalog = self.catalog.with_shelf(shelf)
             on_change(self.catalog)

@@ -20,6 +20,7 @@ from tidegate_edge.asks import Asks
 from tidegate_edge.calls import Place, Terms
 from tidegate_edge.catalog import Item
 from tidegate_edge.counters import Counters
+from tidegate_edge.holding import Holding
 from tidegate_edge.inflight import InFlight
 from tidegate_edge.open_streams import OpenStreams
 from tidegate_edge.recorder import Recorder
@@ -72,6 +73,7 @@ class Edge:
         self.inflight = InFlight(sessions)
         self.streams = OpenStreams(sessions, settings.limits.streams_per_subject_max)
         self.announcements = Announcements()
+        self.holding = Holding(settings.tenant)
         self.vault: Vault | None = None  # set once, in `wiring.py`
         self.draining = asyncio.Event()  # streams end: the edge is about to stop
         self.processes = frozenset(name for name, server in settings.servers.items() if server.command)

@@ -12,7 +12,9 @@ from typing import Final
 
 from tidegate.inspection.rules import load_inspection
 from tidegate.inspection.scanner import Scanner
+from tidegate.policy.budgeting import Budgeting
 from tidegate.policy.bundle import INSPECTION, Bundle
+from tidegate.policy.definition_rules import DEFINITIONS, DefinitionRules, load_definition_rules
 from tidegate.policy.engine import Engine
 
 TURN_S: Final = 0.0005
@@ -24,6 +26,8 @@ class Prepared:
 
     engine: Engine
     scanner: Scanner
+    definitions: DefinitionRules
+    budgeting: Budgeting
 
 
 def prepared(bundle: Bundle) -> Prepared:
@@ -32,6 +36,8 @@ def prepared(bundle: Bundle) -> Prepared:
         return Prepared(
             engine=Engine.build(bundle, (), {}),
             scanner=Scanner(load_inspection(bundle.files.get(INSPECTION, b""))),
+            definitions=load_definition_rules(bundle.files.get(DEFINITIONS)),
+            budgeting=Budgeting.of(bundle),
         )
 
 

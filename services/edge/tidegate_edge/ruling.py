@@ -5,6 +5,8 @@ Decisions that hold whatever the arguments and circumstances are, are kept per (
 others are made each time.
 """
 
+import copy
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +14,7 @@ import msgspec
 from tidegate.claims import Principal
 from tidegate.events import Direction, Role
 from tidegate.inspection.scanner import Scanner
+from tidegate.policy.budgeting import NO_BUDGETING, Budgeting
 from tidegate.policy.engine import Engine, Verdict
 from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate_edge.catalog import Catalog, Item
@@ -38,6 +41,8 @@ class Ruling:
         role: Role = "ruling",
         shadows: tuple[Shadow, ...] = (),
         tally: Tally | None = None,
+        held: Mapping[tuple[str, str], str] = {},
+        budgeting: Budgeting = NO_BUDGETING,
     ) -> None:
         self.engine = engine
         self.scanner = scanner
@@ -47,6 +52,8 @@ class Ruling:
         self.role = role
         self.shadows = shadows  # evaluated beside it
         self.tally = tally or Tally(0)
+        self.held = held  # (server, action) → why the tool is held back because of its definition
+        self.budgeting = budgeting
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
         self._needs: dict[tuple[str, str, str], frozenset[str]] = {}
         # Rendered lists, by principal facts, door, kind, era and whether a server of theirs is in trouble.
@@ -83,9 +90,21 @@ class Ruling:
             principal, item.server, item.action, arguments, facts
         )
 
+    def hopeless(self, principal: Principal, item: Item, arguments: dict[str, Any]) -> Verdict | None:
+        """Why this call is denied whatever its circumstances are; None where some allow it."""
+        return self.engine.hopeless(principal, item.server, item.action, arguments)
+
     def is_visible(self, principal: Principal, item: Item) -> bool:
         """Listed, and by that callable, argument conditions aside."""
+        if self.held and (item.server, item.action) in self.held:
+            return False
         return self.engine.visible(principal, item.server, item.action)
+
+    def holding(self, held: Mapping[tuple[str, str], str]) -> "Ruling":
+        """The same, with other tools held back. Decisions that are kept stay, lists are made anew."""
+        other = copy.copy(self)
+        other.held, other.lists, other.servers = held, {}, {}
+        return other
 
     def told(self, text: str, direction: Direction) -> str:
         """A text that is shown or kept outside arguments and results (a name, a server's complaint): what the

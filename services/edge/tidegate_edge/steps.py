@@ -101,6 +101,9 @@ def decide(edge: Edge, call: Ongoing) -> None:
     if call.item is None:
         call.refuse("policy", f"unknown-{targets.kind(call.method)}", reply.unknown(call))
         call.hidden = True
+    elif ruling.held and (why := ruling.held.get((call.item.server, call.item.action))) is not None:
+        call.refuse("policy", "definition-held", why)
+        call.hidden = True
     elif call.method in targets.TASKS:  # the call that made the task was permitted; is its tool still?
         if not ruling.is_visible(call.principal, call.item):
             call.refuse("policy", "tool-not-granted", reply.unknown(call))

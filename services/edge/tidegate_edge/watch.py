@@ -64,6 +64,8 @@ class Watch:
             while True:
                 for record in await subscription.poll(BATCH_MAX, 0.5):
                     await self._apply(record)
+                if self._edge.holding.is_stirred and not self._behind:
+                    self._hold_again()
                 if self._behind and subscription.caught_up:
                     await self._catch_up()
         finally:
@@ -71,6 +73,7 @@ class Watch:
 
     async def _catch_up(self) -> None:
         self._behind = False
+        self._hold_again()
         await self.releases.catch_up()
         self._edge.approvals.is_current = True
         self.caught_up.set()
@@ -92,6 +95,7 @@ class Watch:
             event = open_event(value)
         except msgspec.DecodeError:
             return  # a newer edge's fact: not ours to judge
+        self._edge.holding.apply(event)
         if event.tenant != self._edge.settings.tenant:
             return
         if isinstance(event, ToolDefined):
@@ -102,6 +106,10 @@ class Watch:
             self.offers[event.server, event.kind, event.target] = event.digest
         elif isinstance(event, OfferWithdrawn):
             self.offers.pop((event.server, event.kind, event.target), None)
+
+    def _hold_again(self) -> None:
+        self._edge.holding.is_stirred = False
+        self.releases.hold_again()
 
     def _apply_control(self, record: Delivered) -> None:
         tenant, _, quarantine_id = record.key.decode(errors="replace").partition("|")

@@ -105,7 +105,8 @@ async def open_edge(
                 edge.announcements.tell(Announcement(tenant, server, kind))
 
         append = records.recorder.record_all
-        discovery = Discovery(settings, place, upstreams, append, watch.definitions, tell, sessions, watch.offers)
+        look = edge.holding.look
+        discovery = Discovery(settings, place, upstreams, append, watch.definitions, tell, sessions, watch.offers, look)
         stack.push_async_callback(_close_all, upstreams)
         await asyncio.gather(*[upstream.start() for upstream in upstreams.values()])
         tasks = await stack.enter_async_context(background())
@@ -139,6 +140,7 @@ def _start(edge: Edge, watch: Watch, log: EventLog) -> None:
     tasks.start(watch.releases.advance(), "activate what is due")
     tasks.start(watch.releases.observe(), "tell what releases decide")
     tasks.start(discover(), "discover tools")
+    tasks.start(edge.holding.run(edge), "tell which tools are held")
     idle_s = edge.limits.upstream_session_idle_s
     tasks.start(reap(edge.sessions, edge.upstreams, idle_s), "end idle upstream sessions")
 
@@ -306,6 +308,7 @@ def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
         "tidegate_questions": len(edge.asks),
         **records.gauges(),
         "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
+        "tidegate_tools_held": sum(len(one.held) for one in edge.rulings.values()),
         "tidegate_bundle_release": ruling.number if ruling else 0,
         "tidegate_canary_release": canary.number if canary else 0,
         "tidegate_quarantines": sum(len(quarantines.current(at_us)) for quarantines in edge.quarantines.values()),

@@ -25,6 +25,8 @@ from tidegate_policy.access import Access, Verifier
 from tidegate_policy.api import management_router
 from tidegate_policy.approvals import Approver
 from tidegate_policy.approvals_api import approvals_router
+from tidegate_policy.catalogue import Curator
+from tidegate_policy.catalogue_api import catalogue_router
 from tidegate_policy.erasure import Eraser
 from tidegate_policy.guarding import Guardian
 from tidegate_policy.journal import Journal
@@ -91,6 +93,8 @@ async def create_policy(
     access = Access(settings, verifier)
     router = APIRouter()
     router.include_router(management_router(access, state, publisher, warden, eraser, require_ready, clock))
+    curator = Curator(state, journal, publisher, settings.region, clock)
+    router.include_router(catalogue_router(access, curator, require_ready))
     router.include_router(approvals_router(access, approver, opener, require_ready, clock))
     service = PolicyService(state, publisher, guardian, warden, eraser, approver, router, key.public, awaiting)
     if (

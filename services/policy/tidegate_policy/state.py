@@ -28,6 +28,7 @@ from tidegate.events import (
 from tidegate.policy.control import Quarantines
 from tidegate.policy.entities import ToolFacts
 from tidegate.policy.signing import Release, SignedRelease
+from tidegate.policy.trusting import Trusting
 from tidegate_policy.observed import Observations
 
 ROLES: Final[tuple[Role, ...]] = ("ruling", "canary", "shadow")
@@ -77,7 +78,11 @@ class ControlPlane:
     tools: dict[tuple[str, str], str] = field(default_factory=dict)  # (server, tool) → digest of its definition
     offers: dict[tuple[str, str, str], None] = field(default_factory=dict)  # (server, kind, name or URI)
     servers: dict[str, ServerRegistered] = field(default_factory=dict)
+    trust: Trusting = field(init=False)  # which definitions of tools are trusted
     _newest: dict[tuple[str, Role], BundleReleased] = field(default_factory=dict)  # by ring and role
+
+    def __post_init__(self) -> None:
+        self.trust = Trusting(self.tenant)
 
     def apply(self, value: bytes) -> None:
         """Fold one stored event in. What cannot be read is a newer version's fact and changes nothing here."""
@@ -87,6 +92,7 @@ class ControlPlane:
             return
         if event.tenant != self.tenant:
             return
+        self.trust.apply(event)
         match event:
             case BundleReleased():
                 self._released(event)
@@ -202,3 +208,11 @@ def terms_of(event: BundleReleased) -> Release | None:
         return msgspec.json.decode(bytes(signed.release), type=Release)
     except msgspec.DecodeError:
         return None
+
+
+def signer_of(event: BundleReleased) -> str:
+    """The id of the key that signed it; "" where that cannot be read."""
+    try:
+        return msgspec.json.decode(bytes(event.release), type=SignedRelease).key_id
+    except msgspec.DecodeError:
+        return ""

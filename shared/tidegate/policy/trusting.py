@@ -8,7 +8,7 @@ compares, `definition_rules.py` says what follows.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -63,13 +63,11 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sentence(self) -> str:
-        """Why it is held, for the operator."""
+        """For the operator."""
         what = "has changed" if self.trusted else "is new"
+        follows = "is held until somebody approves it" if self.action == "hold" else "is worth a look"
         gravest = f" {self.changes[0].sentence}" if self.changes else ""
-        return (
-            f"The definition of {self.server}/{self.tool} {what} ({self.rank}) and is held until somebody approves it."
-            f"{gravest}"
-        )
+        return f"The definition of {self.server}/{self.tool} {what} ({self.rank}) and {follows}.{gravest}"
 
 
 class Trusting:
@@ -169,8 +167,8 @@ class Judge:
     def __init__(self) -> None:
         self._compared: OrderedDict[tuple[str, str], Comparison] = OrderedDict()
 
-    def compare(self, trusted: str, before: bytes | None, digest: str, now: bytes) -> Comparison:
-        """As `definitions.compare`, by digest. `trusted` "": nothing to compare with."""
+    def compare(self, trusted: str, before: bytes | None, digest: str, now: Callable[[], bytes]) -> Comparison:
+        """As `definitions.compare`, by digest. `trusted` "": nothing to compare with. `now` is asked only if needed."""
         if trusted == digest:
             return Comparison(None)
         key = (trusted, digest)
@@ -179,13 +177,21 @@ class Judge:
             if trusted and before is None:
                 told = "The trusted definition is not kept any more, so it cannot be told what differs."
                 return Comparison("widened", (Change("widened", "", "", "", told),))
-            found = self._compared[key] = compare(before, now)
+            found = self._compared[key] = compare(before, now())
             while len(self._compared) > COMPARED_MAX:
                 self._compared.popitem(last=False)
         return found
 
     def judge(
-        self, rules: Rules, known: Known | None, server: str, tool: str, digest: str, now: bytes, *, later: bool
+        self,
+        rules: Rules,
+        known: Known | None,
+        server: str,
+        tool: str,
+        digest: str,
+        now: Callable[[], bytes],
+        *,
+        later: bool = False,
     ) -> Judgement:
         """`known` None: nobody has recorded the tool yet; then `later` says whether it came after the first list."""
         one = (server, tool, digest)
@@ -194,7 +200,8 @@ class Judge:
         found = self.compare(known.trusted, known.definitions.get(known.trusted), digest, now)
         if known.approved:
             return _changed(one, known.trusted, found, rules)
-        fresh = self.compare("", None, known.first, known.definitions.get(known.first, now))
+        first = known.definitions.get(known.first)
+        fresh = self.compare("", None, known.first, now if first is None else lambda: first)
         unapproved = _unapproved(one, fresh, rules, later=known.later)
         if found.rank is None:
             return unapproved
