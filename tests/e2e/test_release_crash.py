@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+import yaml
 from tests.parts.asking import until
 from tests.parts.clients.lab_upstream import running_upstream
 from tests.parts.cluster import TENANT, Cluster, Service, running_cluster, telling
@@ -19,7 +20,7 @@ from tidegate.events import BundleActivated, BundleRejected, BundleReleased
 from tidegate.log.opening import open_log
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.release import STATE_TOPIC, Chunks, pointer_key
-from tidegate.policy.signing import Release, open_release, trusted_keys
+from tidegate.policy.signing import Release, ensure_signing_key, open_release, trusted_keys
 from tidegate.settings_file import load_settings
 
 pytestmark = pytest.mark.kafka
@@ -155,3 +156,50 @@ def test_a_second_writer_fences_the_first_and_numbers_go_on(cluster: Cluster) ->
 
 def _files(bundle: Bundle) -> dict[str, str]:
     return {path: content.decode() for path, content in bundle.files.items()}
+
+
+def test_a_new_signing_key_takes_over_while_the_same_bundle_rules(cluster: Cluster) -> None:
+    """Edges trust both keys, the policy service signs with the new one and releases again, the old key goes."""
+    edge, (old, new) = cluster.edges[0], (cluster.signing, ensure_signing_key(cluster.directory / "signing-new.pem"))
+    bundle = lab_bundle(version="kept")
+    cluster.policy.stop()
+    _configure(cluster.policy, signing={"key_file": str(cluster.directory / "signing-new.pem")})
+    cluster.policy.start()
+    refused = cluster.publish(bundle)["number"]
+    until(lambda: _refuses(cluster), "an edge that does not trust the new key says so")
+    status = cluster.manage("GET", "/status?ring=main")[1]
+    assert status["rings"][0]["ruling"]["edges"][0]["state"] == "refused"
+    edge.stop()
+    _configure(edge, trust={"bundle_keys": [old.public, new.public]})
+    edge.start()
+    until(lambda: set(cluster.runs().values()) == {bundle.digest}, "an edge that trusts both obeys")
+    cluster.policy.stop()
+    _configure(cluster.policy, signing={"key_file": str(cluster.directory / "signing.pem")})
+    cluster.policy.start()
+    by_the_old = cluster.publish(bundle)
+    assert by_the_old["number"] == refused + 1, "under another key the same bundle is released again"
+    assert cluster.publish(bundle)["created"] is False, "and once"
+    cluster.policy.stop()
+    _configure(cluster.policy, signing={"key_file": str(cluster.directory / "signing-new.pem")})
+    cluster.policy.start()
+    by_the_new = cluster.publish(bundle)
+    assert by_the_new["number"] == refused + 2
+    until(lambda: _runs_number(cluster) == by_the_new["number"], "the edge runs the release of the new key")
+    edge.stop()
+    _configure(edge, trust={"bundle_keys": [new.public]})
+    edge.start()  # ready: a bundle rules
+    until(lambda: cluster.manage("GET", "/edges")[1][0]["rejected"] is None, "nothing is refused any more")
+    assert _runs_number(cluster) == by_the_new["number"]
+
+
+def _configure(service: Service, **keys: dict[str, object]) -> None:
+    service.config.write_text(yaml.safe_dump(yaml.safe_load(service.config.read_text()) | keys))
+
+
+def _runs_number(cluster: Cluster) -> int:
+    return int(cluster.manage("GET", "/edges")[1][0]["number"])
+
+
+def _refuses(cluster: Cluster) -> bool:
+    rejected = cluster.manage("GET", "/edges")[1][0]["rejected"]
+    return rejected is not None and rejected["reason"].startswith("key-unknown")

@@ -19,7 +19,7 @@ from tidegate.policy.release import RING, STATE_TOPIC, Cause, Chunks, records_fo
 from tidegate.policy.signing import POINTER_BYTES_MAX, Guard, Release, SigningKey, Stage
 from tidegate_policy.journal import Journal
 from tidegate_policy.problems import ApiFault
-from tidegate_policy.state import ControlPlane, terms_of
+from tidegate_policy.state import ControlPlane, signer_of, terms_of
 
 _READ_BATCH = 64
 _READ_TIMEOUT_S = 30.0
@@ -231,8 +231,8 @@ class Publisher:
         return number, self._key.sign(release)
 
     def _is_same(self, current: BundleReleased, bundle: Bundle, terms: Terms) -> bool:
-        if current.digest != bundle.digest:
-            return False
+        if current.digest != bundle.digest or signer_of(current) != self._key.key_id:
+            return False  # under a new key the same bundle is released again, so that the old one can go
         if terms.role == "ruling":
             return True  # a guard for what rules already has nothing to return to
         signed = terms_of(current)

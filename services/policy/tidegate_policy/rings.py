@@ -133,8 +133,8 @@ def _obeys(runs: RoleStatus, newest: BundleReleased) -> bool:
 
 
 def _lagging(runs: RoleStatus, newest: BundleReleased, now_us: int) -> Lagging:
-    if runs.rejected is not None and runs.rejected.number >= newest.number:
-        return "refused"
+    if runs.rejected is not None and (runs.rejected.number >= newest.number or not runs.rejected.number):
+        return "refused"  # without a number: it could not be read, or not verified, and nothing was obeyed since
     return "behind" if now_us < newest.time_us + OBEYED_WITHIN_US else "silent"
 
 
