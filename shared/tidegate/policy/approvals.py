@@ -7,6 +7,7 @@ the state and takes a second person's decision.
 """
 
 import hashlib
+import heapq
 import hmac
 from collections.abc import Iterable
 from typing import Any, Final, Literal
@@ -108,6 +109,7 @@ class Approvals:
         self._known: dict[str, Approval] = {}
         self._by_binding: dict[str, dict[str, None]] = {}
         self._by_subject: dict[str, dict[str, None]] = {}
+        self._due: list[tuple[int, str]] = []  # a heap of times to expire; the newest entry of each is the true one
         self._early: dict[str, list[_Later]] = {}
 
     def __len__(self) -> int:
@@ -179,15 +181,21 @@ class Approvals:
 
     def forget_expired(self, now_us: int) -> list[Approval]:
         """Free the memory of what is past its time. No change of state: it let nothing pass any more."""
-        gone = [one for one in self._known.values() if one.expires_us <= now_us]
-        for one in gone:
-            self._remove(one)
+        gone = []
+        while self._due and self._due[0][0] <= now_us:
+            known = self._known.get(heapq.heappop(self._due)[1])
+            if known is not None and known.expires_us <= now_us:
+                self._remove(known)
+                gone.append(known)
         return gone
 
     def _put(self, approval: Approval) -> None:
         while len(self._known) >= self._most:
-            self._remove(min(self._known.values(), key=lambda one: one.expires_us))
+            at_us, first = heapq.heappop(self._due)
+            if first in self._known and self._known[first].expires_us == at_us:
+                self._remove(self._known[first])
         self._known[approval.approval_id] = approval
+        heapq.heappush(self._due, (approval.expires_us, approval.approval_id))
         self._by_binding.setdefault(approval.binding, {})[approval.approval_id] = None
         self._by_subject.setdefault(approval.subject_id, {})[approval.approval_id] = None
 
@@ -195,6 +203,8 @@ class Approvals:
         if now == known:
             return None
         self._known[known.approval_id] = now
+        if now.expires_us != known.expires_us:
+            heapq.heappush(self._due, (now.expires_us, now.approval_id))
         return now
 
     def _keep_early(self, event: _Later) -> None:

@@ -1,0 +1,288 @@
+"""The fold of approvals, and what one is bound to: tables first, then laws."""
+
+import itertools
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.events import (
+    ApprovalConsumed,
+    ApprovalDenied,
+    ApprovalExpired,
+    ApprovalGranted,
+    ApprovalRequested,
+)
+from tidegate.limits import APPROVAL_TTL_S_MAX
+from tidegate.policy.approvals import (
+    Approval,
+    ApprovalEvent,
+    Approvals,
+    approval_in,
+    binding_of,
+    read_state,
+    state_key,
+    state_value,
+)
+
+COMMON: dict[str, Any] = {"id": "e", "tenant": "acme", "region": "local"}
+
+
+def requested(approval_id: str = "a", at_us: int = 100, **more: Any) -> ApprovalRequested:
+    given: dict[str, Any] = {
+        "binding": "b",
+        "subject_id": "alice",
+        "agent": "agent",
+        "session_id": "s",
+        "method": "tools/call",
+        "server": "up",
+        "target": "pay",
+        "call_id": "c",
+        "root_call_id": "c",
+        "rules": ("r1",),
+        "expires_us": 1_000,
+        "edge": "edge-1",
+    } | more
+    return ApprovalRequested(**COMMON, time_us=at_us, approval_id=approval_id, **given)
+
+
+def granted(at_us: int = 200, actor: str = "bob", channel: Any = "api", **more: Any) -> ApprovalGranted:
+    given: dict[str, Any] = {"approval_id": "a", "expires_us": 1_500} | more
+    return ApprovalGranted(**{**COMMON, **given}, time_us=at_us, actor=actor, channel=channel)
+
+
+def denied(at_us: int = 300, actor: str = "bob", **more: Any) -> ApprovalDenied:
+    return ApprovalDenied(**COMMON, time_us=at_us, approval_id="a", actor=actor, channel="api", **more)
+
+
+def expired(at_us: int = 1_000) -> ApprovalExpired:
+    return ApprovalExpired(**COMMON, time_us=at_us, approval_id="a")
+
+
+def consumed(at_us: int = 400, call_id: str = "c2") -> ApprovalConsumed:
+    return ApprovalConsumed(**COMMON, time_us=at_us, approval_id="a", call_id=call_id, edge="edge-1")
+
+
+def folded(*events: ApprovalEvent) -> Approvals:
+    approvals = Approvals()
+    for event in events:
+        approvals.apply(event)
+    return approvals
+
+
+def state(*events: ApprovalEvent) -> str:
+    found = folded(*events).get("a")
+    assert found is not None
+    return found.state
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([requested()], "pending"),
+        ([requested(), granted()], "granted"),
+        ([requested(), granted(), consumed()], "consumed"),
+        ([requested(), denied()], "denied"),
+        ([requested(), granted(), denied()], "denied"),
+        ([requested(), granted(), consumed(), denied()], "consumed"),
+        ([requested(), granted(), expired()], "expired"),
+        ([requested(), granted(at_us=1_000)], "pending"),  # too late
+        ([requested(), granted(actor="alice", channel="form")], "granted"),
+        ([requested(), granted(actor="bob", channel="form")], "pending"),  # a form is the requester's
+        ([requested(), granted(actor="alice", channel="api")], "granted"),
+        ([requested(approver="other"), granted(actor="alice")], "pending"),
+        ([requested(approver="other"), granted(actor="bob", channel="url")], "pending"),
+        ([requested(approver="other"), granted(actor="bob")], "granted"),
+        ([requested(approver="ops"), granted(actor="alice")], "pending"),
+        ([requested(approver="ops"), granted(actor="bob")], "granted"),
+        ([requested(), granted(tenant="other")], "pending"),
+    ],
+)
+def test_the_state_that_events_lead_to(events: list[Any], expected: str) -> None:
+    assert state(*events) == expected
+
+
+def test_a_grant_s_time_counts_once_it_is_granted() -> None:
+    approvals = folded(requested(), granted())
+    assert approvals.find("b", 1_200, "", ["r1"]) is not None
+    assert approvals.find("b", 1_500, "", ["r1"]) is None
+    long = folded(requested(), granted(expires_us=10**18))
+    found = long.get("a")
+    assert found is not None
+    assert found.expires_us == 200 + APPROVAL_TTL_S_MAX * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("approver", "rules", "served"),
+    [
+        ("", ["r1"], True),
+        ("", [], True),
+        ("", ["r1", "r2"], False),  # another rule asks, too
+        ("other", ["r1"], False),  # a second person is wanted now
+        ("ops", ["r1"], False),
+    ],
+)
+def test_a_grant_serves_the_rules_and_the_person_that_were_asked(approver: str, rules: list[str], served: bool) -> None:
+    assert (folded(requested(), granted()).find("b", 500, approver, rules) is not None) is served
+
+
+def test_a_denial_is_found_before_a_grant_and_that_before_a_question() -> None:
+    approvals = folded(requested("a"), requested("z", 50), requested("y", 60))
+    found = approvals.find("b", 500)
+    assert found is not None
+    assert found.approval_id == "z"  # the earliest
+    approvals.apply(granted(approval_id="y"))
+    assert (approvals.find("b", 500) or found).approval_id == "y"
+    approvals.apply(denied())
+    assert (approvals.find("b", 500) or found).approval_id == "a"
+    assert approvals.find("another", 500) is None
+
+
+def test_what_is_dropped_lets_nothing_pass_even_where_older_records_follow() -> None:
+    approvals = folded(requested(), granted())
+    before = approvals.get("a")
+    assert before is not None
+    approvals.drop("a")
+    approvals.restore(before)
+    assert approvals.find("b", 500) is None
+
+
+def test_memory_is_freed_and_bounded() -> None:
+    approvals = Approvals(most=10)
+    for number in range(50):
+        approvals.apply(requested(f"a{number}", expires_us=10_000 - number))
+        approvals.apply(granted(approval_id=f"unheard-of-{number}"))
+    assert len(approvals) == 10
+    assert approvals.get("a0") is not None  # the last to expire
+    assert len(approvals._early) == 10
+    assert len(approvals.forget_expired(10_000)) == 10
+    assert (len(approvals), approvals._by_binding, approvals._by_subject, approvals._due) == (0, {}, {}, [])
+
+
+def test_expiring_costs_no_more_with_many_that_stand() -> None:
+    approvals = Approvals()
+    for number in range(20_000):
+        approvals.apply(
+            requested(f"a{number}", expires_us=10**9 + number, subject_id=f"s{number}", binding=f"b{number}")
+        )
+    began = time.perf_counter()
+    for _ in range(1_000):
+        approvals.forget_expired(1_000)
+    assert time.perf_counter() - began < 1.0
+
+
+def test_a_state_record_says_all_that_the_fold_knows() -> None:
+    known = folded(requested(), granted(reason="fine"), consumed()).get("a")
+    assert known is not None
+    assert read_state(state_value(known)) == known
+    assert approval_in(state_key("acme", "a")) == "a"
+    for other in (b"acme|a", b"acme|erased|a", b"acme|approval|a|b", b"", b"approval|a"):
+        assert approval_in(other) == ""
+    for broken in (b"", b"{}", b"null", b"\xff", b"[" * 100_000):
+        with pytest.raises(msgspec.DecodeError):
+            read_state(broken)
+
+
+PARTS: dict[str, Any] = {
+    "tenant": "acme",
+    "subject_id": "alice",
+    "agent": "agent",
+    "method": "tools/call",
+    "server": "up",
+    "target": "pay",
+    "arguments": {"amount": 10, "to": "bob"},
+}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tenant": "acme2"},
+        {"subject_id": "bob"},
+        {"agent": "agent2"},
+        {"method": "prompts/get"},
+        {"server": "up2"},
+        {"target": "pay2"},
+        {"arguments": {"amount": 11, "to": "bob"}},
+        {"arguments": {"amount": "10", "to": "bob"}},
+        {"arguments": {"amount": 10, "to": "bob", "more": None}},
+        {"arguments": {"amount": 10, "to": ["bob"]}},
+        {"server": "uppay", "target": ""},
+    ],
+)
+def test_everything_that_makes_a_call_another_makes_its_binding_another(other: dict[str, Any]) -> None:
+    assert binding_of(b"k", **PARTS) != binding_of(b"k", **PARTS | other)
+    assert binding_of(b"k", **PARTS) != binding_of(b"another", **PARTS)
+
+
+def test_the_order_of_members_makes_no_difference_to_a_binding() -> None:
+    turned = {"arguments": {"to": "bob", "amount": 10}}
+    assert binding_of(b"k", **PARTS) == binding_of(b"k", **PARTS | turned)
+
+
+# laws
+
+ACTORS = st.sampled_from(["alice", "bob", "carol"])
+TIMES = st.integers(90, 1_100)
+LATER = st.one_of(
+    st.builds(
+        lambda at, actor, channel: granted(at, actor, channel, expires_us=at + 300),
+        TIMES,
+        ACTORS,
+        st.sampled_from(["form", "url", "api"]),
+    ),
+    st.builds(denied, TIMES, ACTORS),
+    st.builds(expired, TIMES),
+    st.builds(consumed, TIMES, st.sampled_from(["c2", "c3"])),
+)
+REQUESTS = st.builds(lambda approver: requested(approver=approver), st.sampled_from(["", "other", "ops"]))
+
+
+@given(request=REQUESTS, events=st.lists(LATER, max_size=5), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_order_and_any_repetition_leads_to_the_same(
+    request: ApprovalRequested, events: list[ApprovalEvent], data: st.DataObject
+) -> None:
+    history: list[ApprovalEvent] = [request, *events]
+    straight = folded(*history).get("a")
+    again = data.draw(st.permutations([*history, *data.draw(st.lists(st.sampled_from(history), max_size=3))]))
+    assert folded(*again).get("a") == straight
+
+
+@given(request=REQUESTS, events=st.lists(LATER, max_size=6), cut=st.integers(0, 6))
+@settings(max_examples=300, deadline=None)
+def test_half_from_the_state_and_half_from_the_history_is_the_whole(
+    request: ApprovalRequested, events: list[ApprovalEvent], cut: int
+) -> None:
+    whole = folded(request, *events).get("a")
+    half = folded(request, *events[:cut]).get("a")
+    assert half is not None
+    for order in itertools.permutations((0, 1)):
+        approvals = Approvals()
+        for turn in order:
+            if turn == 0:
+                approvals.restore(read_state(state_value(half)))
+            else:
+                for event in events[cut:]:
+                    approvals.apply(event)
+        assert approvals.get("a") == whole
+
+
+@given(request=REQUESTS, events=st.lists(LATER, max_size=6), at=TIMES, approver=st.sampled_from(["", "other", "ops"]))
+@settings(max_examples=300, deadline=None)
+def test_a_call_passes_only_by_somebody_who_may_grant_it_unused_and_in_time(
+    request: ApprovalRequested, events: list[ApprovalEvent], at: int, approver: str
+) -> None:
+    found: Approval | None = folded(request, *events).find("b", at, approver, ["r1"])
+    if found is None or found.state != "granted":
+        return
+    assert not any(isinstance(one, ApprovalConsumed | ApprovalDenied | ApprovalExpired) for one in events)
+    grants = [one for one in events if isinstance(one, ApprovalGranted) and at < one.expires_us]
+    if request.approver or approver:
+        assert request.approver == approver or not approver
+        assert any(one.actor != "alice" and one.channel == "api" for one in grants)
+    else:
+        assert any(one.channel == "api" or one.actor == "alice" for one in grants)
