@@ -28,7 +28,7 @@ KEY_WAIT_S: Final = 3.0  # for the key of an event that is just coming
 YOUNG_US: Final = 60_000_000  # an older event's key is not on its way any more
 
 _PARTS: Final = ("arguments", "result", "inputs")
-_TEXTS: Final = ("issuer", "subject", "user", "login", "claimed_client")
+_TEXTS: Final = ("issuer", "subject", "user", "login", "claimed_client", "address")
 _log = logging.getLogger(__name__)
 
 

@@ -29,16 +29,19 @@ COLUMNS = (
     *("result_bytes", "result_digest", "policy_us", "upstream_us", "total_us", "masked", "requested_rules"),
     *("completed_rules", "requested_event", "abandoned_event", "completed_event", *SIDES),
     *("arguments_kept", "arguments_capture", "arguments_fingerprints", "result_capture", "result_fingerprints"),
-    *("request_kid", "completion_kid", "issuer", "subject", "login", "claimed_client"),
+    *("request_kid", "completion_kid", "issuer", "subject", "login", "claimed_client", "address"),
+    *("role", "principal_kind", "taint", "approval_id", "retry_after_ms", "records", "cost_micros"),
 )
 HASHED = ("arguments", "result", "inputs", "request_box", "completion_box")
 MATCHES = ("arguments_findings", "result_findings")
-NAMES = (*COLUMNS, *HASHED, *MATCHES, *TIMES)
+SHADOWS = "shadows"
+NAMES = (*COLUMNS, *HASHED, *MATCHES, SHADOWS, *TIMES)
 _SELECTED = ", ".join(
     [
         *COLUMNS,
         *(f"if({name} = '', '', lower(hex(SHA256({name}))))" for name in HASHED),
         *(f"arrayMap(one -> [one.1, one.2, one.3, one.4, toString(one.5)], {name})" for name in MATCHES),
+        f"arrayMap(one -> arrayConcat([one.1, toString(one.2), one.3, one.4], one.5), {SHADOWS})",
         *(f"toUnixTimestamp64Micro({name})" for name in TIMES),
     ]
 )
@@ -152,10 +155,18 @@ def _matches(values: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
     return tuple((*texts, str(count)) for *texts, count in max(tuple(value) for value in values))
 
 
+def _shadows(values: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple((one[0], str(one[1]), one[2], one[3], *one[4]) for one in max(tuple(value) for value in values))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     return int(value) if value is True or value is False else value
 
 
-_SAID: Mapping[str, Callable[[Sequence[Any]], Any]] = dict.fromkeys(HASHED, _hash) | dict.fromkeys(MATCHES, _matches)
+_SAID: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    **dict.fromkeys(HASHED, _hash),
+    **dict.fromkeys(MATCHES, _matches),
+    SHADOWS: _shadows,
+}

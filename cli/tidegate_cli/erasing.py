@@ -32,8 +32,8 @@ _KEYS: Final = (
     "AND created_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC')"
 )
 _LEFT: Final = (
-    "SELECT count(), countIf(login != '' OR subject != '' OR issuer != '' OR claimed_client != '' OR arguments != '' "
-    "OR result != '' OR inputs != ''), "
+    "SELECT count(), countIf(login != '' OR subject != '' OR issuer != '' OR claimed_client != '' OR address != '' "
+    "OR arguments != '' OR result != '' OR inputs != ''), "
     "uniqExact(session_id), toString(min(requested_at)), toString(max(requested_at)), "
     "arrayFilter(name -> name != '', arrayConcat(groupUniqArray(100)(login), groupUniqArray(100)(subject))) "
     "FROM tidegate.calls WHERE tenant = {tenant:String} AND subject_id = {subject:String} "

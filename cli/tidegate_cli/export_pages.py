@@ -31,7 +31,7 @@ _PLAIN: Final = (
     *("total_us", "arguments_bytes", "arguments_digest", "arguments_capture", "result_bytes", "result_digest"),
     *("result_capture", "masked", "is_erased", "requested_event", "abandoned_event", "completed_event"),
 )
-_PERSONAL: Final = ("issuer", "subject", "login", "claimed_client")
+_PERSONAL: Final = ("issuer", "subject", "login", "claimed_client", "address")
 _CONTENT: Final = ("arguments", "result", "inputs")
 _CAPTURE_OF: Final = {"arguments": "arguments", "result": "result", "inputs": "arguments"}
 

@@ -67,7 +67,7 @@ def everything(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def opened_for(tenant: str) -> list[str]:
     """The view `calls` as a server has it: it runs as another account, and looks at SQL_tenant, here a constant."""
-    (view,) = [one for made in migrations() for one in made.statements if "OR REPLACE VIEW tidegate.calls\n" in one]
+    view = [one for made in migrations() for one in made.statements if "OR REPLACE VIEW tidegate.calls\n" in one][-1]
     assert view.count(VIEWS_TENANT) == 2
     (definer,) = [one for made in migrations("migrations/server") for one in made.statements if "SQL SECURITY" in one]
     return [view.replace(VIEWS_TENANT, f"'{tenant}'"), definer]

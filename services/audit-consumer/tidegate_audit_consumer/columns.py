@@ -18,6 +18,8 @@ VIEWS = {
     '"Unknown tool".',
     "events": "Every event, one row each, with the bytes as they were stored.",
     "findings": "The detector's conclusions, one row each.",
+    "shadow_differences": "One row per call that rules which only watch would have decided otherwise.",
+    "approvals": "One row per approval: who asked, who decided, and the call that used it.",
     "denials": "One row per call that was not let through.",
     "tool_usage": "One row per tool and day.",
     "agents": "One row per agent, over all time.",

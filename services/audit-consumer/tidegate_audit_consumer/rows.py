@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tidegate.analytics.native import Made, block
 from tidegate.analytics.port import Blocks, rows_of
-from tidegate.events import CallAbandoned, CallCompleted, CallRequested, Finding, type_of
+from tidegate.events import CallAbandoned, CallCompleted, CallRequested, Finding, Shadowed, type_of
 from tidegate.log.port import Delivered
 from tidegate.ocsf.finding import RaisedFinding
 from tidegate_audit_consumer.reading import CallEvent, Unreadable, read
@@ -209,16 +209,29 @@ _DIMENSIONS: dict[str, Getter] = {
     "subject": _of("sealed.subject"),
     "login": _of("sealed.login"),
     "claimed_client": _of("sealed.claimed_client"),
+    "address": _of("sealed.address"),
     "arguments": _captured("arguments"),
     "result": _captured("result"),
     "inputs": _captured("inputs"),
 }
+
+
+def _shadows(shadows: tuple[Shadowed, ...]) -> Sequence[tuple[str, int, str, str, tuple[str, ...]]]:
+    return [(one.bundle, one.release, one.decision, one.reason, one.rules) for one in shadows] if shadows else ()
+
+
 _SIDE = ("mode", "stage", "reason", "message", "rules")
 _REQUESTED: dict[str, Getter] = {
     "version": lambda _: 1,
     "requested_event": _of("id"),
     **{f"requested_{name}": _of(name) for name in _SIDE},
     "release": _of("inputs.release"),
+    "role": lambda event: "" if event.inputs.role == "ruling" else event.inputs.role,
+    "principal_kind": lambda event: "" if event.inputs.kind == "user" else event.inputs.kind,
+    "taint": _of("inputs.taint"),
+    "approval_id": _of("approval_id"),
+    "shadows": lambda event: _shadows(event.shadows),
+    "retry_after_ms": _of("retry_after_ms"),
     "catalog": _of("inputs.catalog"),
     "groups": _of("inputs.groups"),
     "control_epoch": _of("inputs.control_epoch"),
@@ -251,6 +264,8 @@ _COMPLETED: dict[str, Getter] = {
     "upstream_us": _of("upstream_us"),
     "total_us": _of("total_us"),
     "masked": _of("masked"),
+    "records": _of("records"),
+    "cost_micros": _of("cost_micros"),
     "result_capture": _of("capture"),
     "result_bytes": _of("result_bytes"),
     "result_digest": _of("result_digest"),
@@ -280,10 +295,12 @@ CALL_TYPES: Mapping[str, str] = dict.fromkeys((*_DIMENSIONS, *_REQUESTED, *_ABAN
     **dict.fromkeys(("requested_at", "abandoned_at", "completed_at"), _TIME),
     **dict.fromkeys(("release", "control_epoch", "arguments_bytes", "result_bytes"), _COUNT),
     **dict.fromkeys(("policy_us", "upstream_us", "total_us", "masked"), _COUNT),
+    **dict.fromkeys(("retry_after_ms", "records", "cost_micros"), _COUNT),
     **dict.fromkeys(("version", "arguments_kept"), "UInt8"),
-    **dict.fromkeys(("labels", "groups", "requested_rules", "completed_rules"), _LIST),
+    **dict.fromkeys(("labels", "groups", "taint", "requested_rules", "completed_rules"), _LIST),
     **dict.fromkeys(("arguments_fingerprints", "result_fingerprints"), _LIST),
     **dict.fromkeys(("arguments_findings", "result_findings"), _MATCHES),
+    "shadows": "Array(Tuple(bundle String, release UInt64, decision String, reason String, rules Array(String)))",
     "error_code": "Nullable(Int64)",
 }
 
