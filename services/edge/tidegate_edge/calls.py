@@ -31,6 +31,8 @@ from tidegate_edge.upstream.port import Asked
 from tidegate_edge.visit import Visit
 
 if TYPE_CHECKING:
+    from tidegate.policy.budgeting import Plan
+    from tidegate_edge.purses import Hold, Shortage
     from tidegate_edge.tainting import Tainting
 
 NULL: Final = msgspec.Raw(b"null")
@@ -101,6 +103,7 @@ class Ongoing:
         "call_id",
         "catalog",
         "control_epoch",
+        "cost_micros",
         "decision",
         "dimensions",
         "dismissed",
@@ -108,6 +111,7 @@ class Ongoing:
         "findings",
         "fingerprints",
         "forwarded_us",
+        "held",
         "hidden",
         "inputs",
         "inputs_captured",
@@ -116,18 +120,22 @@ class Ongoing:
         "members",
         "message",
         "method",
+        "plan",
         "policy_us",
         "principal",
         "reason",
+        "records",
         "release",
         "request",
         "requested_us",
         "result_type",
+        "retry_after_ms",
         "root",
         "rules",
         "ruling",
         "server",
         "shadows",
+        "short",
         "stage",
         "tainting",
         "target",
@@ -179,6 +187,12 @@ class Ongoing:
         self.control_epoch = 0
         self.facts: Facts = NO_FACTS  # the circumstances that the rules were told
         self.tainting: Tainting | None = None  # what must be noted before the client hears of the content
+        self.plan: Plan | None = None  # the limits that the call meets; None for the common one
+        self.held: list[Hold] = []  # what it has taken of them
+        self.short: Shortage | None = None  # what it lacked
+        self.retry_after_ms = 0
+        self.records = 0
+        self.cost_micros = 0
         self.findings: tuple[Finding, ...] = ()
         self.fingerprints: tuple[str, ...] = ()
         self.dimensions: dict[str, Any] = {}  # what both events of the call say; fixed with the first
@@ -243,6 +257,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
         arguments_digest=digest(call.arguments, capture),
         fingerprints=call.fingerprints,
         shadows=call.shadows,
+        retry_after_ms=call.retry_after_ms,
         approval_id=_approval_id(call),
         sealed=Sealed(
             issuer=principal.issuer,
@@ -340,6 +355,8 @@ def completed_event(call: Ongoing, ended: Ended, place: Place, capture_bytes_max
         result_bytes=len(ended.result),
         result_digest=digest(ended.result, call.terms.capture) if ended.result else "",
         fingerprints=ended.fingerprints,
+        records=call.records,
+        cost_micros=call.cost_micros,
         sealed=Sealed(login=call.principal.login, result=result),
     )
 

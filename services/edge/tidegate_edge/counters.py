@@ -26,6 +26,10 @@ _GAUGES = {
     "tidegate_strict_batches": "Batches of strict records that the log acknowledged since the start",
     "tidegate_bundle_release": "Number of the ruling release; 0 before the first",
     "tidegate_canary_release": "Number of the canary's release; 0 where none rules anybody on this edge",
+    "tidegate_limit_leases": "Counters of limits of which this edge holds a part",
+    "tidegate_limit_exchanges": "Times that the session store was asked about limits since the start",
+    "tidegate_limit_exchanges_failed": "Times that it did not answer",
+    "tidegate_limit_uncounted": "Calls that passed uncounted because the session store was away",
     "tidegate_tools_held": "Tools that ruling bundles hold back because of their definition",
     "tidegate_quarantines": "Quarantines in force",
 }
@@ -38,6 +42,7 @@ class Counters:
         self.by_decision: Counter[str] = Counter()
         self.by_outcome: Counter[str] = Counter()
         self.refused_requests: Counter[str] = Counter()
+        self.limited: Counter[tuple[str, str]] = Counter()  # by limit and reason
         self.unrecorded = 0
         self.lost_async = 0
         self.shadows_failed = 0
@@ -77,6 +82,12 @@ class EdgeCollector(Collector):
         for reason, count in counters.refused_requests.items():
             refused.add_metric([reason], count)
         yield refused
+        limited = CounterMetricFamily(
+            "tidegate_limited", "Calls refused by a limit, by its id and reason", labels=["limit", "reason"]
+        )
+        for (limit, reason), count in counters.limited.items():
+            limited.add_metric([limit, reason], count)
+        yield limited
         yield CounterMetricFamily(
             "tidegate_unrecorded", "Calls refused because no durable record could be made", value=counters.unrecorded
         )

@@ -1,6 +1,7 @@
 """The edge's state that a call reads: swapped whole by the watchers, never changed in place. Made in `wiring.py`."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from tidegate_edge.addresses import Proxies
 from tidegate_edge.announcements import Announcements
 from tidegate_edge.approval_book import ApprovalBook
 from tidegate_edge.asks import Asks
+from tidegate_edge.budgets import Budgets
 from tidegate_edge.calls import Place, Terms
 from tidegate_edge.catalog import Item
 from tidegate_edge.counters import Counters
@@ -69,6 +71,7 @@ class Edge:
         self.calls_in_flight = 0
         self.calls_waiting = 0  # between two rounds, for their clients
         self.asks = Asks(sessions)
+        self.budgets = Budgets(sessions, sessions.address, self.fingerprint_key, time.monotonic, self.counters.limited)
         self.approvals = ApprovalBook(sessions, self.sealer)
         self.inflight = InFlight(sessions)
         self.streams = OpenStreams(sessions, settings.limits.streams_per_subject_max)

@@ -8,7 +8,7 @@ import msgspec
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 
 from tidegate.errors import Fault, UpstreamFault
-from tidegate_edge import bridge, rewrite, targets, tasks, translate
+from tidegate_edge import bridge, rewrite, shortage, targets, tasks, translate
 from tidegate_edge.calls import Ongoing
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import (
@@ -41,6 +41,9 @@ def refusal(call: Ongoing) -> Reply:
         return _unknown(call)
     if call.reason == HEADER_MISMATCH_REASON:
         return error(call, RpcError(HEADER_MISMATCH, call.message))
+    if call.short is not None:
+        told = refused(call, call.message, decision=call.decision, **shortage.details(call))
+        return msgspec.structs.replace(told, headers=shortage.headers(call))
     return refused(call, call.message or "This request is not permitted.", decision=call.decision)
 
 

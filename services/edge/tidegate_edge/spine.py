@@ -28,7 +28,10 @@ async def call(edge: Edge, visit: Visit, request: Request) -> Reply:
         except bridge.StateRefused as refused:
             error = refused.error
             return Reply(400, error_body(request.id, error.code, error.message, error.data))
-        answer = await _round(edge, ongoing)
+        try:
+            answer = await _round(edge, ongoing)
+        finally:
+            edge.budgets.undo(ongoing)  # what was not charged: the call was not forwarded
         if isinstance(answer, Reply):
             return answer
         if isinstance(answer, Inputs):  # a person was asked whether the call may go on
@@ -55,6 +58,8 @@ async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply | Inputs:
     try:
         if call.decision == "ask":
             await approvals.settle(edge, call)
+        if call.decision == "allow" and (plan := edge.budgets.plan(call)) is not None:
+            await edge.budgets.draw(call, plan)
         if call.decision == "allow" and call.approval is not None:
             await approvals.consume(edge, call)
         await edge.recorder.record(requested_event(call, edge.place, edge.limits.capture_bytes_max), call.terms.mode)
@@ -105,5 +110,7 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
 
 async def _settle(edge: Edge, call: Ongoing, ended: Ended) -> None:
     edge.counters.ended(ended.outcome)
+    if call.plan is not None:
+        await edge.budgets.charge(call, ended)
     event = completed_event(call, ended, edge.place, edge.limits.capture_bytes_max)
     await edge.recorder.record_completion(event, call.terms.mode)

@@ -95,6 +95,7 @@ async def open_edge(
         verifier = open_verifier(settings, secrets, keys, issuers)
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
         records.recorder.on_lost = edge.counters.lose_async
+        stack.push_async_callback(edge.budgets.close)
         edge.peers, edge.vault = peering.peers, vault
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants)
@@ -141,6 +142,7 @@ def _start(edge: Edge, watch: Watch, log: EventLog) -> None:
     tasks.start(watch.releases.observe(), "tell what releases decide")
     tasks.start(discover(), "discover tools")
     tasks.start(edge.holding.run(edge), "tell which tools are held")
+    tasks.start(edge.budgets.run(), "tell what limits hold")
     idle_s = edge.limits.upstream_session_idle_s
     tasks.start(reap(edge.sessions, edge.upstreams, idle_s), "end idle upstream sessions")
 
@@ -306,6 +308,7 @@ def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
         "tidegate_connections": connections,
         "tidegate_streams": len(edge.streams),
         "tidegate_questions": len(edge.asks),
+        **edge.budgets.gauges(),
         **records.gauges(),
         "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
         "tidegate_tools_held": sum(len(one.held) for one in edge.rulings.values()),

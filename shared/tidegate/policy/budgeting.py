@@ -62,7 +62,7 @@ class Plan:
     counted: Counted | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.meters)
+        return bool(self.meters or self.per_call or self.per_mb or self.counted)
 
     def cost(self, size: int) -> int:
         """Millionths, of a call that moved so many bytes."""
@@ -102,7 +102,7 @@ class Budgeting:
 
     def plan(self, who: Caller, server: str, action: str, labels: Iterable[str]) -> Plan:
         """For one target of one principal; kept, for it is the same each time."""
-        if not self.limits:
+        if not self.limits and not self.prices and not self.records:
             return NO_PLAN
         key = (who.tenant, who.key, server, action)
         found = self._plans.get(key)
@@ -125,8 +125,6 @@ class Budgeting:
             for measure in limit.measures
             if measure.of not in nothing  # what costs nothing, or holds no records, uses none of a budget
         )
-        if not meters:
-            return NO_PLAN
         return Plan(meters, per_call, price.per_mb if price else 0, counted)
 
     def _groups(self, who: Caller) -> frozenset[str]:
@@ -209,7 +207,9 @@ def records_in(counted: Counted, result: bytes, key: bytes) -> set[bytes]:
     values = [] if found is None else _at(found, counted.steps)
     prefix = f"{counted.server}|".encode()
     return {
-        hashlib.blake2b(prefix + msgspec.json.encode(value), digest_size=_MARK_BYTES, key=key[:64]).digest()
+        hashlib.blake2b(
+            prefix + msgspec.json.encode(value), digest_size=_MARK_BYTES, key=key[:64], person=b"limits-records"
+        ).digest()
         for value in values[:RECORDS_PER_CALL_MAX]
     }
 

@@ -1,0 +1,143 @@
+"""Limits and budgets of calls: what a call takes before it is forwarded, and what it is charged when it has ended.
+
+    plan → draw → (forward) → charge
+
+Counterparts: `tidegate/policy/budgeting.py` says which limits a call meets, `purses.py` holds the leases, `shortage.py`
+the words of a refusal. A call that is refused, for whatever reason, uses nothing.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tidegate.policy.budgeting import Meter, Plan, records_in
+from tidegate.sessions.memory_budgets import MemoryBudgets
+from tidegate.sessions.port import Budgets as BudgetStore
+from tidegate.sessions.port import SessionsUnavailable
+from tidegate_edge import shortage, targets
+from tidegate_edge.calls import Ended, Ongoing
+from tidegate_edge.purses import TICK_S, Clock, Hold, Purses, Shortage
+
+_COUNTED: Final = ("ok", "tool-error", "blocked")  # outcomes whose result was read by the gateway or the client
+_LOCAL_HOLDER: Final = "here"
+
+
+class Budgets:
+    """Of one edge. `mark_key` gives the key under which a tenant's records are counted; refusals count in `limited`."""
+
+    def __init__(
+        self,
+        store: BudgetStore,
+        holder: str,
+        mark_key: Callable[[str], bytes],
+        clock: Clock,
+        limited: Counter[tuple[str, str]],
+    ) -> None:
+        self._shared = Purses(store, holder, clock)
+        self._local = Purses(MemoryBudgets(), _LOCAL_HOLDER, clock)  # for `away: local`
+        self._mark_key = mark_key
+        self._limited = limited
+        self.uncounted = 0  # that passed by `away: allow`
+
+    @staticmethod
+    def plan(call: Ongoing) -> Plan | None:
+        """What the call meets; None for the common call, which meets nothing."""
+        ruling, item = call.ruling, call.item
+        if ruling is None or item is None or call.method in targets.TASKS:  # the call that made the task was counted
+            return None
+        return ruling.budgeting.plan(call.principal, item.server, item.action, item.labels) or None
+
+    async def draw(self, call: Ongoing, plan: Plan) -> None:
+        """Take what the call needs, or refuse it. With a lease at hand nobody is asked."""
+        call.plan = plan
+        held: list[Hold] = []
+        lacking = self._shared.take_known(plan.meters, held)
+        try:
+            short = await self._ask(lacking, held) if lacking else None
+        except BaseException:
+            _release(held)
+            raise
+        if short is None:
+            call.held = held
+            return
+        _release(held)
+        self._limited[short.meter.limit.id, shortage.refuse(call, short)] += 1
+
+    async def _ask(self, lacking: list[Meter], held: list[Hold]) -> Shortage | None:
+        try:
+            return await self._shared.take(lacking, held)
+        except SessionsUnavailable:
+            taken = {hold.meter.counter for hold in held}
+            lacking = [meter for meter in lacking if meter.counter not in taken]
+        refusing = next((meter for meter in lacking if meter.limit.away == "refuse"), None)
+        if refusing is not None:
+            return Shortage(refusing, None)
+        local = [meter for meter in lacking if meter.limit.away == "local"]
+        short = await self._local.take(local, held) if local else None
+        self.uncounted += short is None and len(local) < len(lacking)
+        return short
+
+    @staticmethod
+    def undo(call: Ongoing) -> None:
+        """The call is not forwarded after all."""
+        _release(call.held)
+        call.held = []
+
+    async def charge(self, call: Ongoing, ended: Ended) -> None:
+        """What the ended call used. Its records are told of before its answer leaves."""
+        plan, held = call.plan, call.held
+        if plan is None:
+            return
+        if not call.forwarded_us:
+            self.undo(call)
+            return
+        call.held = []
+        for purse, meter in held:
+            if purse.is_places:
+                purse.give_back(meter.amount)
+        size = len(call.arguments) + len(ended.result)
+        call.cost_micros = plan.cost(size)
+        marks = self._marks(call, ended, plan)
+        call.records = len(marks)
+        for purse, meter in held:
+            purses = self._shared if purse in self._shared else self._local
+            if meter.measure.of == "daily-bytes":
+                purses.charge(purse, size)
+            elif meter.measure.of == "daily-cost":
+                purses.charge(purse, call.cost_micros - meter.amount)
+            elif meter.measure.of == "daily-records" and marks:
+                await purses.mark(purse, marks)
+
+    def _marks(self, call: Ongoing, ended: Ended, plan: Plan) -> set[bytes]:
+        if plan.counted is None or ended.outcome not in _COUNTED or call.method != "tools/call":
+            return set()
+        try:
+            return records_in(plan.counted, ended.result, self._mark_key(call.principal.tenant))
+        except msgspec.DecodeError:
+            return set()
+
+    async def run(self) -> None:
+        """Tell the stores what was used. Until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            for purses in (self._shared, self._local):
+                await purses.tick()
+
+    async def close(self) -> None:
+        await self._shared.close()
+
+    def gauges(self) -> dict[str, float]:
+        return {
+            "tidegate_limit_leases": self._shared.active,
+            "tidegate_limit_exchanges": self._shared.exchanges,
+            "tidegate_limit_exchanges_failed": self._shared.failures,
+            "tidegate_limit_uncounted": self.uncounted,
+        }
+
+
+def _release(held: list[Hold]) -> None:
+    for purse, meter in held:
+        purse.give_back(meter.amount)
