@@ -40,6 +40,7 @@ class Principal:
     user: str = "alice"
     groups: tuple[str, ...] = ("eng",)
     agent: str = "claude-code"
+    kind: str = "user"
 
 
 def bundle(grants: str, **more: bytes) -> Bundle:
@@ -328,3 +329,62 @@ def test_cases_run_over_grants() -> None:
     case = b"- {note: n, user: u, groups: [eng], server: git, tool: git_log, expect: allow}\n"
     [problem] = problems(READS, cases_dot_yaml=case)
     assert "deny by reads/git:limits (forbidden-by-rule), expected allow" in problem
+
+
+def test_a_service_account_is_granted_by_its_own_name_and_by_its_team() -> None:
+    named = "- {id: nightly, service: alice, tools: {git: [git_log]}}\n"
+    robot = Principal(groups=(), kind="service")
+    assert decide(named, "git", "git_log", {}, robot).rules == ("nightly/git",)
+    assert decide(named, "git", "git_log", {}, Principal(groups=())).effect == "deny"
+    both = "- {id: nightly, service: [alice, bob], user: carol, tools: {git: [git_log]}}\n"
+    assert [
+        decide(both, "git", "git_log", {}, who).effect
+        for who in (robot, Principal("carol", ()), Principal("carol", (), kind="service"), Principal("bob", ()))
+    ] == ["allow", "allow", "deny", "deny"]
+    assert decide(READS, "git", "git_log", {"repo_path": "data/shop"}, Principal(kind="service")).effect == "allow"
+
+
+def test_who_approves_and_for_how_long_a_question_stands_is_said_beside_ask() -> None:
+    asks = "- {id: pays, team: eng, tools: {bank: [pay]}, ask: true, approver: leads, expires: 10m}\n"
+    verdict = decide(asks, "bank", "pay", {})
+    assert (verdict.effect, verdict.approver, verdict.expires_s) == ("ask", "leads", 600)
+    plain = "- {id: pays, team: eng, tools: {bank: [pay]}, ask: true}\n"
+    verdict = decide(plain, "bank", "pay", {})
+    assert (verdict.effect, verdict.approver, verdict.expires_s) == ("ask", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("ask: true, expires: 10", "takes a time such as"),
+        ("ask: true, expires: 8d", "up to 7 days"),
+        ("expires: 10m", "only beside `ask`"),
+        ("ask: false, approver: other", "only beside `ask`"),
+        ("ask: true, approver: [a, b]", "single value"),
+        ("mode: live", "only `shadow`"),
+        ("services: x", "did you mean 'service'?"),
+        ("service: '*'", "'*' is for `team`"),
+    ],
+)
+def test_a_slip_in_who_approves_or_watches_is_named(entry: str, words: str) -> None:
+    assert words in problems(f"- {{id: x, team: eng, tools: {{git: [git_log]}}, {entry}}}\n")[0]
+
+
+LIMITED = "- {id: small, team: eng, tools: {git: [git_log]}, limits: {max_count: {at_most: 5}}}\n"
+ASKED = "- {id: asked, team: eng, tools: {git: [git_log]}, ask: {max_count: {at_least: 3}}}\n"
+WATCHED = "- {id: large, team: eng, tools: {git: [git_log]}, limits: {max_count: {at_most: 50}}, mode: shadow}\n"
+
+
+@pytest.mark.parametrize("grants", [LIMITED, ASKED, LIMITED + ASKED, ""])
+@pytest.mark.parametrize("count", [1, 4, 7, 70])
+def test_a_grant_in_shadow_mode_changes_no_answer_and_would_add_up_as_any_other(grants: str, count: int) -> None:
+    with_it = Engine.build(bundle(grants + WATCHED), TOOLS, SERVERS)
+    call = (Principal(), "git", "git_log", {"max_count": count})
+    if grants:
+        assert with_it.evaluate(*call) == Engine.build(bundle(grants), TOOLS, SERVERS).evaluate(*call)
+    else:
+        assert with_it.evaluate(*call).reason == "tool-not-granted"
+    live = Engine.build(bundle((grants + WATCHED).replace(", mode: shadow", "")), TOOLS, SERVERS)
+    would, then = live.evaluate(*call), with_it.unshadowed().evaluate(*call)
+    assert (then.effect, then.reason, then.told) == (would.effect, would.reason, would.told)
+    assert tuple(rule.removesuffix(":then") for rule in then.rules) == would.rules

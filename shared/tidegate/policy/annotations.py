@@ -13,7 +13,10 @@ from tidegate.limits import APPROVAL_TTL_S_MAX
 
 RULE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 KNOWN: Final = frozenset({"id", "effect", "mode", "reason", "advice", "approver", "expires"})
+UNTIL_SHADOW: Final = "until_shadow"
+"""Of compiled rules: where those in shadow mode count, another one of them stands in the place of this one."""
 ANYBODY_ELSE: Final = "other"
+APPROVER_MAX: Final = 256
 _DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _UNITS_S: Final[Mapping[str, int]] = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -25,6 +28,7 @@ class Notes:
     id: str
     ask: bool
     shadow: bool
+    until_shadow: bool
     reason: str
     advice: str
     approver: str
@@ -49,11 +53,12 @@ def read_notes(given: Mapping[str, str], effect: Literal["permit", "forbid"]) ->
         id=name,
         ask=ask,
         shadow="mode" in given,
+        until_shadow=UNTIL_SHADOW in given,
         reason=given.get("reason", ""),
         advice=given.get("advice", ""),
         approver=_approver(given),
         expires_s=duration_s(given["expires"], "@expires") if "expires" in given else 0,
-        unread=tuple(sorted(given.keys() - KNOWN)),
+        unread=tuple(sorted(given.keys() - KNOWN - {UNTIL_SHADOW})),
     )
 
 
@@ -71,6 +76,6 @@ def duration_s(text: str, what: str) -> int:
 
 def _approver(given: Mapping[str, str]) -> str:
     name = given.get("approver", "")
-    if "approver" in given and (name != name.strip() or not 1 <= len(name) <= 256):
+    if "approver" in given and (name != name.strip() or not 1 <= len(name) <= APPROVER_MAX):
         raise ValueError('@approver takes "other" (anybody but the requester) or the name of a group')
     return name

@@ -22,7 +22,7 @@ from tidegate.policy.bundle import ENTITIES, Bundle
 from tidegate.policy.circumstances import encode_facts
 from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.facts import NO_FACTS, Facts
-from tidegate.policy.preparing import PolicyPrincipal, Route, authorize, prepare
+from tidegate.policy.preparing import PolicyPrincipal, Route, authorize, hopeless, prepare
 from tidegate.policy.rules import NOTHING, Rule, parse_rules
 from tidegate.policy.slices import RuleIndex
 from tidegate.policy.verdict import Verdict, unrepresentable, verdict_of
@@ -89,7 +89,7 @@ class Engine:
 
     def unshadowed(self) -> "Engine":
         """The same rules with those in shadow mode counted, over the same catalogue."""
-        return self._counting(lambda rule: True)
+        return self._counting(lambda rule: not rule.until_shadow)
 
     def without_asks(self) -> "Engine":
         """The same rules except those that ask, over the same catalogue."""
@@ -110,7 +110,7 @@ class Engine:
     @property
     def shadowing(self) -> bool:
         """Whether there are rules in shadow mode: `unshadowed` may decide otherwise."""
-        return self._content.shadowing and len(self._index.rules) < len(self._content.rules)
+        return self._content.shadowing and not any(rule.shadow for rule in self._index.rules)
 
     def standing(self, principal: PolicyPrincipal, server: str, tool: str) -> Verdict | None:
         """The verdict on every call of this tool, whatever its arguments; None where that depends on them."""
@@ -132,6 +132,24 @@ class Engine:
         """Whether the verdict on calls of this tool depends on their arguments."""
         route = self._route(principal, server, tool)
         return route.standing is None and (route.args.whole or bool(route.args.parts))
+
+    def hopeless(
+        self, principal: PolicyPrincipal, server: str, tool: str, arguments: Mapping[str, object]
+    ) -> Verdict | None:
+        """Why this call is denied whatever its circumstances are; None where some allow it, at least after approval.
+        Never raises.
+        """
+        route = self._route(principal, server, tool)
+        if route.hidden is not None:
+            return route.hidden
+        if not route.circumstances:
+            verdict = self.evaluate(principal, server, tool, arguments)
+            return verdict if verdict.effect == "deny" else None
+        try:
+            args = _encode(encode_arguments(arguments, route.args)).decode()
+        except NotRepresentable as fault:
+            return unrepresentable(fault, server, tool, [])
+        return hopeless(principal, self._target(server, tool)[0], route, self._content.book, args)
 
     def evaluate(
         self,

@@ -13,6 +13,7 @@ from typing import Literal
 import yaml
 
 from tidegate.errors import Problem
+from tidegate.policy.annotations import APPROVER_MAX, duration_s
 
 GRANTS = "grants.yaml"
 GRANTS_MAX = 500
@@ -25,13 +26,36 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SERVER = re.compile(r"[a-z][a-z0-9-]{0,11}")
 _LONG_MIN, _LONG_MAX = -(2**63), 2**63 - 1
 _DECIMAL = re.compile(r"-?\d{1,14}\.\d{1,4}")
-_PLURALS = {"teams": "team", "users": "user", "agents": "agent", "tool": "tools", "server": "tools", "servers": "tools"}
+_PLURALS = {
+    "teams": "team",
+    "users": "user",
+    "agents": "agent",
+    "services": "service",
+    "approvers": "approver",
+    "tool": "tools",
+    "server": "tools",
+    "servers": "tools",
+}
 
 Op = Literal["equals", "one_of", "like", "below", "at_most", "at_least", "only", "absent"]
 OPS: tuple[Op, ...] = ("equals", "one_of", "like", "below", "at_most", "at_least", "only", "absent")
 _COMPARES = ("at_most", "at_least")
 _TEXTS = ("like", "below")
-_KEYS = ("id", "team", "user", "agent", "tools", "limits", "ask", "reason", "advice")
+_KEYS = (
+    "id",
+    "team",
+    "user",
+    "service",
+    "agent",
+    "tools",
+    "limits",
+    "ask",
+    "approver",
+    "expires",
+    "mode",
+    "reason",
+    "advice",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,9 @@ class Use:
 
 @dataclass(frozen=True)
 class Grant:
-    """One entry. `asks`: None never; () always; else where the limits hold or their argument is not there."""
+    """One entry. `asks`: None never; () always; else where the limits hold or their argument is not there. In `shadow`
+    mode it grants nothing, and what it would grant is told.
+    """
 
     id: str
     line: int
@@ -76,6 +102,10 @@ class Grant:
     asks: tuple[Limit, ...] | None
     reason: str
     advice: str
+    services: tuple[str, ...] = ()
+    approver: str = ""
+    expires: str = ""  # as it was written, and checked: "10m"
+    shadow: bool = False
 
     @property
     def everyone(self) -> bool:
@@ -146,15 +176,18 @@ class _Reader:
         line = _line(node)
         if (earlier := self._ids.setdefault(name, line)) != line:
             raise _Wrong(_line(parts["id"]), f"the id '{name}' is taken in line {earlier}; give each grant its own")
-        teams, users, agents = (_names(parts.get(key), key) for key in ("team", "user", "agent"))
-        if not teams and not users:
+        teams, users, services, agents = (_names(parts.get(key), key) for key in ("team", "user", "service", "agent"))
+        if not teams and not users and not services:
             raise _Wrong(
                 line, f"the grant '{name}' says not who: add `team: NAME`, `user: NAME`, or `team: '*'` for all"
             )
-        if ANY in (*users, *agents):
+        if ANY in (*users, *services, *agents):
             raise _Wrong(line, "'*' is for `team`: it is everybody; leave `agent` out where any agent may act")
         if "tools" not in parts:
             raise _Wrong(line, f"the grant '{name}' has no `tools`; write for example `tools: {{git: [git_log]}}`")
+        asks = _asks(parts.get("ask"))
+        if asks is None and (stray := next((key for key in ("approver", "expires") if key in parts), "")):
+            raise _Wrong(_line(parts[stray]), f"`{stray}` has a meaning only beside `ask`")
         return Grant(
             name,
             line,
@@ -163,9 +196,13 @@ class _Reader:
             agents,
             _uses(parts["tools"]),
             _limits(parts.get("limits"), "limits"),
-            _asks(parts.get("ask")),
+            asks,
             _sentence(parts.get("reason"), "reason"),
             _sentence(parts.get("advice"), "advice"),
+            services,
+            _approver(parts.get("approver")),
+            _expires(parts.get("expires")),
+            _is_shadow(parts.get("mode")),
         )
 
 
@@ -274,6 +311,32 @@ def _asks(node: yaml.Node | None) -> tuple[Limit, ...] | None:
     if not found:
         raise _Wrong(_line(node), "`ask` names no argument; to ask always write `ask: true`")
     return found
+
+
+def _approver(node: yaml.Node | None) -> str:
+    if node is None:
+        return ""
+    name = _text(node, "approver")
+    if name != name.strip() or len(name) > APPROVER_MAX:
+        raise _Wrong(_line(node), "`approver` takes `other` (anybody but the requester) or the name of a team")
+    return name
+
+
+def _expires(node: yaml.Node | None) -> str:
+    if node is None:
+        return ""
+    text = _scalar(node, "expires").text
+    try:
+        duration_s(text, "`expires`")
+    except ValueError as wrong:
+        raise _Wrong(_line(node), str(wrong)) from None
+    return text
+
+
+def _is_shadow(node: yaml.Node | None) -> bool:
+    if node is not None and _scalar(node, "mode").text != "shadow":
+        raise _Wrong(_line(node), "`mode` takes only `shadow`; without it, the grant rules")
+    return node is not None
 
 
 def _scalar(node: yaml.Node, what: str) -> Value:

@@ -2,13 +2,15 @@
 
 Counterpart: `grants.py` reads the file. A grant becomes, for each server, a permit `ID/SERVER`; limits make it
 conditional, and add a forbid `ID/SERVER:limits` that lets the refusal name its reason; `ask` adds an asking forbid
-`ID/SERVER:ask`. Neither forbid holds where another grant of the file allows the call by itself: grants add up.
+`ID/SERVER:ask`. Neither forbid holds where another grant of the file allows the call by itself: grants add up. Grants
+in shadow mode do not, until they count: what stands beside one is then replaced by its `…:then`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tidegate.errors import Problem
+from tidegate.policy.annotations import UNTIL_SHADOW
 from tidegate.policy.grants import ANY, GRANTS, Grant, Limit, Op, Use, Value, read_grants
 
 COMPILED = "grants.cedar"
@@ -82,6 +84,7 @@ class _Piece:
             return ""
         parts = [f'principal in Group::"{escaped(name)}"' for name in self.grant.teams]
         parts += [f'principal == User::"{escaped(name)}"' for name in self.grant.users]
+        parts += [f'principal == ServiceAccount::"{escaped(name)}"' for name in self.grant.services]
         return _any(parts)
 
     @property
@@ -114,7 +117,8 @@ class _Piece:
 
     def head(self) -> tuple[str, list[str]]:
         """The scope, and the `when` of what does not fit into one."""
-        alone = self.who if len(self.grant.teams) + len(self.grant.users) == 1 else ""
+        grant = self.grant
+        alone = self.who if len((*grant.teams, *grant.users, *grant.services)) == 1 else ""
         scope = f"(\n  {alone or 'principal'},\n  {self.actions},\n  {self.server}\n)"
         return scope, [part for part in ("" if alone else self.who, self.agent) if part]
 
@@ -173,19 +177,44 @@ def _rules(piece: _Piece, others: list[_Piece]) -> Iterator[tuple[str, str]]:
     grant = piece.grant
     scope, when = piece.head()
     conditions = [*when, *([piece.within] if piece.within else [])]
-    yield piece.id, _rule(piece.id, "permit", scope, conditions, [])
+    yield piece.id, _rule(piece.id, "permit", scope, conditions, [], _mode(grant))
     if piece.within:
-        name = f"{piece.id}:limits"
         notes = [("reason", grant.reason or _told(piece)), ("advice", grant.advice)]
-        alternatives = [other.as_condition(piece, unasked=False) for other in others]
-        yield name, _rule(name, "forbid", scope, when, [piece.within, *alternatives], notes)
+        alternatives = [(other, other.as_condition(piece, unasked=False)) for other in others]
+        yield from _forbids(piece, "limits", (scope, when, [piece.within]), alternatives, notes)
     if grant.asks is not None:
-        name = f"{piece.id}:ask"
         told = grant.reason or f"The grant '{grant.id}' wants a person to approve this call first."
-        notes = [("effect", "ask"), ("reason", told), ("advice", grant.advice)]
-        alternatives = [other.as_condition(piece, unasked=True) for other in others if other.grant.asks != ()]
+        whom = [("approver", grant.approver), ("expires", grant.expires)]
+        notes = [("effect", "ask"), *whom, ("reason", told), ("advice", grant.advice)]
+        alternatives = [(other, other.as_condition(piece, unasked=True)) for other in others if other.grant.asks != ()]
         asked = [piece.asked] if piece.asked else []
-        yield name, _rule(name, "forbid", scope, [*when, *asked], alternatives, notes)
+        yield from _forbids(piece, "ask", (scope, [*when, *asked], []), alternatives, notes)
+
+
+def _forbids(
+    piece: _Piece,
+    what: str,
+    about: tuple[str, list[str], list[str]],
+    alternatives: list[tuple[_Piece, str]],
+    notes: list[tuple[str, str]],
+) -> Iterator[tuple[str, str]]:
+    """A forbid, unless an alternative holds; and where some of those are in shadow mode, the one that would rule with
+    them.
+    """
+    name = f"{piece.id}:{what}"
+    scope, when, unless = about
+    every = [condition for _, condition in alternatives]
+    ruling = [condition for other, condition in alternatives if not other.grant.shadow]
+    if piece.grant.shadow or len(every) == len(ruling):
+        yield name, _rule(name, "forbid", scope, when, [*unless, *every], [*_mode(piece.grant), *notes])
+        return
+    yield name, _rule(name, "forbid", scope, when, [*unless, *ruling], [(UNTIL_SHADOW, "then"), *notes])
+    then = f"{name}:then"
+    yield then, _rule(then, "forbid", scope, when, [*unless, *every], [("mode", "shadow"), *notes])
+
+
+def _mode(grant: Grant) -> list[tuple[str, str]]:
+    return [("mode", "shadow")] if grant.shadow else []
 
 
 def _rule(

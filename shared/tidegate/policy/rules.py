@@ -73,6 +73,7 @@ class Rule:
     effect: Literal["permit", "forbid"]
     ask: bool
     shadow: bool
+    until_shadow: bool  # rules, and does not count where those in shadow mode do
     reason: str
     advice: str
     approver: str  # of an asking rule: "" anybody, "other" anybody but the requester, else a group's name
@@ -156,6 +157,7 @@ def _rule(path: str, line: int, statement: str, est: dict[str, Any]) -> Rule | P
         effect=effect,
         ask=said.ask,
         shadow=said.shadow,
+        until_shadow=said.until_shadow,
         reason=said.reason,
         advice=said.advice,
         approver=said.approver,
