@@ -5,10 +5,15 @@ the store cannot say, the call is refused, for a rule over what nobody knows mus
 `tainting.py` writes what is read here, `addresses.py` finds the caller's address.
 """
 
-from tidegate.policy.facts import Facts
+import contextlib
+
+from tidegate.ids import now_us
+from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate.sessions.port import SessionsUnavailable
 from tidegate_edge.calls import Ongoing
+from tidegate_edge.catalog import Item
 from tidegate_edge.edge import Edge
+from tidegate_edge.ruling import Ruling
 from tidegate_edge.visit import Visit
 
 UNAVAILABLE = "facts-unavailable"
@@ -20,6 +25,8 @@ async def gather(edge: Edge, call: Ongoing) -> None:
     if ruling is None or item is None:
         return
     needs = ruling.needs(call.principal, item)
+    if ruling.shadows:
+        await _look_ahead(edge, call, ruling, item)
     if not needs:
         return
     taint: frozenset[str] = frozenset()
@@ -35,6 +42,27 @@ async def gather(edge: Edge, call: Ongoing) -> None:
             call.hidden = not ruling.is_visible(call.principal, item)
             return
     call.facts = facts_of(edge, call.visit, needs, call.requested_us, taint)
+
+
+def known(edge: Edge, visit: Visit, needs: frozenset[str]) -> Facts:
+    """What can be told at once, outside of calls. A session of which this edge does not know what it has read counts as
+    one that has read everything.
+    """
+    if not needs:
+        return NO_FACTS
+    taint: frozenset[str] = frozenset()
+    if "taint" in needs:
+        held = edge.sessions.known_taint(visit.principal.tenant, visit.session_id)
+        taint = edge.taint_labels if held is None else held
+    return facts_of(edge, visit, needs, now_us(), taint)
+
+
+async def _look_ahead(edge: Edge, call: Ongoing, ruling: Ruling, item: Item) -> None:
+    """What a session has read, for shadows that look at it: once known here it stays so. They go without otherwise."""
+    looks = any("taint" in one.engine.needs_facts(call.principal, item.server, item.action) for one in ruling.shadows)
+    if looks:
+        with contextlib.suppress(SessionsUnavailable):
+            await taint_of(edge, call.visit)
 
 
 async def taint_of(edge: Edge, visit: Visit) -> frozenset[str]:

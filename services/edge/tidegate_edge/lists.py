@@ -156,8 +156,8 @@ def is_visible(ruling: Ruling, principal: Principal, item: Item) -> bool:
         return False
     if item.kind == "tool" or ruling.standing(principal, item) is not None:
         return True
-    verdict = ruling.decide(principal, item, {"name" if item.kind == "prompt" else "uri": item.name})
-    return verdict.effect != "deny" or verdict.reason == "evaluation-error"  # a rule asks for what only a call has
+    denied = ruling.hopeless(principal, item, {"name" if item.kind == "prompt" else "uri": item.name})
+    return denied is None or denied.reason == "evaluation-error"  # a rule asks for what only a call has
 
 
 def visible_servers(ruling: Ruling, principal: Principal, door: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ import msgspec
 from tidegate.claims import Principal
 from tidegate.errors import Fault
 from tidegate.ids import now_us
-from tidegate_edge import lists, rewrite, strict_json
+from tidegate_edge import facts, lists, rewrite, strict_json
 from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import careful, decode_fields
@@ -124,7 +124,7 @@ def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes)
         return None
     if not method.startswith("notifications/") or not strict_json.is_strict(params):
         return None
-    if method == UPDATED and not may_read(ruling, principal, server, updated_uri(params) or ""):
+    if method == UPDATED and not may_read(edge, ruling, visit, server, updated_uri(params) or ""):
         return None
     scan = ruling.scanner.scan(params, "result")
     if scan.blocked is not None:
@@ -138,10 +138,17 @@ def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes)
         return None
 
 
-def may_read(ruling: Ruling, principal: Principal, server: str, uri: str) -> bool:
+def may_read(edge: Edge, ruling: Ruling, visit: Visit, server: str, uri: str) -> bool:
     """As things are now: what was subscribed to may be forbidden since, or have been another server's elsewhere."""
     item, _ = ruling.catalog.of_server(server, uri)
-    return ruling.decide(principal, item, {"uri": uri}).effect == "allow"
+    found = facts.known(edge, visit, ruling.needs(visit.principal, item))
+    return ruling.decide(visit.principal, item, {"uri": uri}, found).effect == "allow"
+
+
+def may_ever_read(ruling: Ruling, principal: Principal, server: str, uri: str) -> bool:
+    """In some circumstances: worth listening for."""
+    item, _ = ruling.catalog.of_server(server, uri)
+    return ruling.hopeless(principal, item, {"uri": uri}) is None
 
 
 def _is_quarantined(edge: Edge, visit: Visit, server: str) -> bool:

@@ -40,7 +40,7 @@ from tidegate_edge.overhearing import (
     Need,
     changes,
     is_wanted,
-    may_read,
+    may_ever_read,
     passed_on,
     updated_uri,
 )
@@ -190,7 +190,7 @@ class GetStream:
         for uri in record.uris if ruling else ():
             assert ruling is not None
             found = ruling.catalog.find_resource(visit.door, uri)
-            if found is not None and may_read(ruling, visit.principal, found[0].server, found[1]):
+            if found is not None and may_ever_read(ruling, visit.principal, found[0].server, found[1]):
                 wanted.setdefault(found[0].server, set()).add(found[1])
         self.wanted = {server: frozenset(uris) for server, uris in wanted.items()}
 

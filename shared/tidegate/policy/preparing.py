@@ -138,11 +138,22 @@ def _agent(name: str, book: EntityBook) -> str:
     return _encode({"id": name, "classes": classes}).decode()
 
 
-def _previewed(user: Uid, target: Target, rules: Slice, entities: cedar.Entities, agent: str) -> _Preview:
+def hopeless(
+    principal: PolicyPrincipal, target: Target, route: Route, book: EntityBook, arguments: str
+) -> Verdict | None:
+    """Why a call with these arguments (as Cedar's JSON) is denied in any circumstances; None where some allow it."""
+    user: Uid = (principal_type(principal), principal.user)
+    agent = _agent(principal.agent, book)
+    return _previewed(user, target, route.slice, route.reach.entities, agent, arguments).hidden
+
+
+def _previewed(
+    user: Uid, target: Target, rules: Slice, entities: cedar.Entities, agent: str, args: str = _UNKNOWN_ARGS
+) -> _Preview:
     """For every way in which circumstances may be there or not: only what they agree about holds."""
     names = looked_at(rules.needs)
     found = [
-        _preview(_partial_request(user, target, agent, there), rules, entities, target)
+        _preview(_partial_request(user, target, agent, args, there), rules, entities, target)
         for there in _presences(names, asked_after(rules.needs))
     ]
     first = found[0]
@@ -163,12 +174,14 @@ def _presences(names: Sequence[str], asked: Sequence[str]) -> Iterator[tuple[str
             yield tuple(name for name in names if name not in absent)
 
 
-def _partial_request(user: Uid, target: Target, agent: str, circumstances: Iterable[str]) -> dict[str, str | None]:
+def _partial_request(
+    user: Uid, target: Target, agent: str, args: str, circumstances: Iterable[str]
+) -> dict[str, str | None]:
     return {
         "principal": f'{user[0]}::"{_escaped(user[1])}"',
         "action": f'Action::"{_escaped(target.action[1])}"',
         "resource": f'Server::"{_escaped(target.server[1])}"',
-        "context": f'{{"agent":{agent},"args":{_UNKNOWN_ARGS}{unknown_facts(circumstances)}}}',
+        "context": f'{{"agent":{agent},"args":{args}{unknown_facts(circumstances)}}}',
     }
 
 
