@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.e2e.test_streams_edge import streaming
 from tests.parts.approving import NONE, PAGE, House, asked, house, nonce, refusal
-from tests.parts.edge import Answer, Client, Speaker
+from tests.parts.edge import Answer, Client, Speaker, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -76,6 +76,7 @@ async def test_a_legacy_client_is_asked_on_its_stream_and_answers_at_the_other_e
         told = (await next_json(client))["result"]
     assert bool(told.get("isError")) is not passes
     assert at.sighted(mark) == int(passes)
+    assert at.sighted("inputResponses") == 0
     if not passes:
         assert told["_meta"]["tidegate/decision"]["reason"] == reason
     second = "allow" if passes else "deny" if reason == "approval-denied" else "ask"
@@ -180,6 +181,19 @@ async def test_a_legacy_client_that_opens_pages_waits_for_the_person(at: House) 
         assert done["params"] == {"elicitationId": question["params"]["elicitationId"]}
         assert not (await next_json(client))["result"].get("isError")
     assert at.sighted(mark) == 1
+
+
+async def test_what_happens_while_a_page_is_open_counts(at: House) -> None:
+    mark, alice = nonce(), at.person("dave@example.com")
+    question, state = asked(await alice.call("up__note", {"words": mark}, can=PAGE))
+    accepted = {"approval": {"action": "accept"}}
+    retry = asyncio.create_task(alice.call("up__note", {"words": mark}, can=PAGE, state=state, responses=accepted))
+    approval_id = refusal(await alice.call("up__note", {"words": mark}, can=NONE))["approval"]["id"]
+    await until(lambda: at.edges[0].edge.approvals.is_awaited(approval_id))
+    async with at.quarantined("subject", alice.subject_id):
+        await fetched(at, question["url"], 1, {"decision": "approve"})
+        assert refusal(await retry)["reason"] == "quarantined"
+    assert at.sighted(mark) == 0
 
 
 @pytest.mark.parametrize(

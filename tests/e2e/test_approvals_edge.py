@@ -34,6 +34,7 @@ async def test_a_form_that_is_accepted_at_another_edge_lets_the_call_pass_once(a
     assert await at.steps(used.approval_id) == ["Requested", "Granted", "Consumed"]
     assert (at.sighted(mark), await at.decisions(mark)) == (1, Counter(ask=1, allow=1))
     assert used.rules == ("ask-note",)
+    assert at.sighted("it is fine") == at.sighted("inputResponses") == 0  # the answer is no server's to see
     for edge in (0, 1):  # the same answer again, anywhere: it is a new question
         asked(await alice.call("up__note", arguments, at=edge, state=state, responses=yes()))
     assert (at.sighted(mark), await at.completions(mark)) == (1, 1)

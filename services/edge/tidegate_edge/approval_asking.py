@@ -56,8 +56,8 @@ async def ask_live(edge: Edge, call: Ongoing, approval: Approval) -> Inputs | No
             call.visit.outlet.send(notification("notifications/elicitation/complete", told))
     finally:
         edge.calls_waiting -= 1
-    responses = {approval_question.KEY: msgspec.Raw(answer.result)}
-    return Inputs(call.root, _rounds(call), responses=responses, approval=approval.approval_id, asked_by=way)
+    given = msgspec.Raw(answer.result)
+    return Inputs(call.root, _rounds(call), approval=approval.approval_id, asked_by=way, answer=given)
 
 
 def _way(call: Ongoing) -> Channel | None:

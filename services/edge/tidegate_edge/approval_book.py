@@ -108,6 +108,10 @@ class ApprovalBook:
             except TimeoutError:
                 return
 
+    def is_awaited(self, approval_id: str) -> bool:
+        """Whether a call waits here for its decision."""
+        return approval_id in self._waiting
+
     @asynccontextmanager
     async def turn(self, binding: str) -> AsyncIterator[None]:
         """One at a time, of calls that are the same: so that a person is asked once about them."""

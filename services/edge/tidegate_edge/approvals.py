@@ -142,12 +142,12 @@ async def _take_answer(edge: Edge, call: Ongoing, inputs: Inputs, binding: str) 
         return
     if approval.approver != ANYBODY or not approval.serves(call.approver, call.rules):
         return
-    if approval_question.KEY not in inputs.responses:
+    if inputs.answer is None:
         return  # a request that came again without the answer: it is asked again
-    meaning, reason = approval_question.meant(inputs.responses[approval_question.KEY], inputs.asked_by)
+    meaning, reason = approval_question.meant(inputs.answer, inputs.asked_by)
     if meaning == "opened":
-        await edge.approvals.decided(approval, PAGE_WAIT_S)
-    elif meaning == "nothing":
+        return  # the page tells the rest
+    if meaning == "nothing":
         call.dismissed = True
     elif approval.state == "pending":
         assert call.ruling is not None
@@ -193,19 +193,33 @@ async def _takes(edge: Edge, call: Ongoing, name: str, ttl_s: float) -> bool:
 
 
 async def ask(edge: Edge, call: Ongoing) -> Reply | Inputs:
-    """Put the question to the client, where it may be asked; else say who can approve, and how. `Inputs`: a legacy
-    client has answered, and the call is decided anew.
+    """Put the question to the client, where it may be asked; else say who can approve, and how. `Inputs`: the person
+    has answered meanwhile, and the call is admitted and decided anew.
     """
     approval = call.approval
     if approval is None:
         return reply.refusal(call)
     if call.dismissed:
         return refused(call, approval, DISMISSED)
+    if (inputs := await _from_page(edge, call, approval)) is not None:
+        return inputs
     if approval.approver == ANYBODY:
         asked = await (ask_modern if call.request.modern else ask_live)(edge, call, approval)
         if asked is not None:
             return asked
     return refused(call, approval, _how(call, approval))
+
+
+async def _from_page(edge: Edge, call: Ongoing, approval: Approval) -> Inputs | None:
+    """A modern client comes back from the page: wait a while for what was said there. None: nothing was."""
+    inputs = call.inputs
+    if inputs is None or inputs.asked_by != "url" or inputs.approval != approval.approval_id or not call.request.modern:
+        return None
+    if inputs.answer is None or approval_question.meant(inputs.answer, "url")[0] != "opened":
+        return None
+    await edge.approvals.decided(approval, PAGE_WAIT_S)
+    now = edge.approvals.of(approval.tenant).get(approval.approval_id)
+    return inputs if now is not None and now.state in ("granted", "denied") else None
 
 
 def refused(call: Ongoing, approval: Approval, sentence: str) -> Reply:

@@ -96,9 +96,9 @@ def inputs_of(edge: Edge, visit: Visit, call: Ongoing) -> Inputs | None:
     state = _decode_state(opened)
     if state.expires_s < time.time() or (state.server, state.target) != (call.server, call.target):
         raise StateRefused
-    if state.approval:  # the answers are for the gateway: no server sees them
-        members.pop("inputResponses", None)
-        return Inputs(state.root, state.rounds, responses=responses, approval=state.approval, asked_by=state.asked_by)
+    if state.approval:
+        answer = responses.get(approval_question.KEY)
+        return Inputs(state.root, state.rounds, approval=state.approval, asked_by=state.asked_by, answer=answer)
     return Inputs(
         state.root,
         state.rounds,

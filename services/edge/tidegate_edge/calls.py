@@ -79,8 +79,9 @@ class Inputs(msgspec.Struct, frozen=True):
     asked: dict[str, Asked] = {}  # what a paused legacy upstream waits for
     ticket: bytes = b""  # of the pause
     held_by: str = ""  # the bus address of the edge that holds it; "": any
-    approval: str = ""  # the gateway's own question, which `responses` answer
+    approval: str = ""  # the gateway's own question
     asked_by: Channel = "form"
+    answer: msgspec.Raw | None = None  # to that question: for the gateway alone, no server sees it
     approved: Approved | None = None  # the rounds before went on by this approval
 
 

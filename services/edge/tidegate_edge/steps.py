@@ -49,6 +49,8 @@ def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = No
     call.inputs = inputs or bridge.inputs_of(edge, visit, call)
     if call.inputs is not None:
         call.root = call.inputs.root
+        if call.inputs.approval:
+            call.members.pop("inputResponses", None)
     if handle is not None:
         call.root = handle.root
     return call
