@@ -13,6 +13,7 @@ from tidegate_cli import (
     ability_commands,
     approval_commands,
     bundle_commands,
+    catalog_commands,
     erase_commands,
     export_commands,
     log_commands,
@@ -65,6 +66,7 @@ sql_commands.add_to(app)
 bundle_commands.add_to(app)
 approval_commands.add_to(app)
 quarantine_commands.add_to(app)
+catalog_commands.add_to(app)
 export_commands.add_to(app)
 verify_commands.add_to(app)
 rebuild_commands.add_to(app)
