@@ -1,6 +1,8 @@
 """Who is decided for by a canary; what releases count, and when that is told; bundles made ready in turns."""
 
+import gc
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tidegate_edge.catalog import Catalog
 from tidegate_edge.kept import keep, kept_release
 from tidegate_edge.observing import CLOSELY_FOR_US, RARELY_US, RAREST_US, Watched, is_due
 from tidegate_edge.preparing import TURN_S, prepared
+from tidegate_edge.retiring import Large, let_go
 from tidegate_edge.rings import Rings, fits, is_here, part_of
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.tallies import Shadow, Tally
@@ -216,10 +219,12 @@ def test_each_role_is_kept_in_a_file_of_its_own_and_the_ruling_one_where_it_alwa
 
 def test_threads_take_turns_sooner_while_a_bundle_is_made_ready_and_as_before_afterwards() -> None:
     before, during = sys.getswitchinterval(), []
+    assert gc.isenabled()
 
     class Noting(dict[str, bytes]):
         def get(self, *given: Any) -> Any:
             during.append(sys.getswitchinterval())
+            assert not gc.isenabled()
             return super().get(*given)
 
     made = bundle('@id("a") permit (principal, action, resource);')
@@ -229,4 +234,24 @@ def test_threads_take_turns_sooner_while_a_bundle_is_made_ready_and_as_before_af
     assert max(during) <= TURN_S * 1.01
     with pytest.raises(BundleFault):
         prepared(bundle("permit (principal"))
-    assert sys.getswitchinterval() == before
+    assert (sys.getswitchinterval(), gc.isenabled()) == (before, True)
+
+
+def test_what_is_let_go_of_is_gone_but_for_what_others_hold() -> None:
+    made = bundle("".join(f'@id("r{number}") permit (principal, action, resource);' for number in range(20)))
+    engine = Engine.build(made, [ToolFacts("up", "echo")], {"up": ()})
+    other = engine.with_tools([ToolFacts("up", "note")], {"up": ()})
+    assert engine.standing(principal(), "up", "echo") is not None
+    gone, shared, rule = weakref.ref(engine), weakref.ref(engine.rules[0]), weakref.ref(engine.rules[-1])
+    held: list[Large] = [engine]
+    del engine
+    let_go(held)
+    assert (held, gone()) == ([], None)
+    assert shared() is other.rules[0]
+    verdict = other.standing(principal(), "up", "note")
+    assert verdict is not None
+    assert verdict.effect == "allow"
+    held = [other]
+    del other
+    let_go(held)
+    assert (shared(), rule()) == (None, None)

@@ -27,13 +27,14 @@ from tidegate_edge.edge import Edge
 from tidegate_edge.kept import keep, kept_release
 from tidegate_edge.observing import LOOK_S, Make, Observer, Watched
 from tidegate_edge.preparing import Prepared, prepared
+from tidegate_edge.retiring import Retired
 from tidegate_edge.rings import Rings, is_here
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.tallies import Shadow, Tally
 
 ADVANCE_S: Final = 1.0
 WAITING_MAX: Final = 64  # outcomes that wait for their turn; past it the log is read no further
-READY_MAX: Final = 4  # bundles that are kept ready: those with a role, and one to roll back to
+READY_PER_TENANT: Final = 4  # bundles that are kept ready: those with a role, and one to roll back to
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Releases:
         self._states = {tenant: PolicyState(tenant, self._ring, trust) for tenant in tenants}
         self._running: dict[str, dict[Role, Running]] = {tenant: {} for tenant in self._states}
         self._ready: OrderedDict[str, Prepared] = OrderedDict()  # by digest
+        self._retired = Retired()
         self._catalog = Catalog()
         self._server_labels: dict[str, tuple[str, ...]] = {}
         self._waiting: asyncio.Queue[tuple[str, Activation | Withdrawal | Rejection]] = asyncio.Queue(WAITING_MAX)
@@ -128,9 +130,10 @@ class Releases:
             self._waiting.task_done()
 
     async def advance(self) -> None:
-        """Take up what was held back until its time (`not_before`). Until cancelled."""
+        """Take up what was held back until its time (`not_before`), and let go of what has ruled. Until cancelled."""
         while True:
             await asyncio.sleep(ADVANCE_S)
+            await self._retired.sweep()
             for tenant, state in self._states.items():
                 while state.awaited and (outcome := state.advance(now_us())) is not None:
                     await self._take(tenant, outcome)
@@ -213,8 +216,8 @@ class Releases:
             ready = await asyncio.to_thread(lambda: prepared(activation.bundle))
         self._ready[digest] = ready
         self._ready.move_to_end(digest)
-        while len(self._ready) > READY_MAX:
-            self._ready.popitem(last=False)
+        while len(self._ready) > READY_PER_TENANT * len(self._states):
+            self._retired.add(self._ready.popitem(last=False)[1].engine)
         return ready
 
     def _made(self, ready: Prepared, release: Release) -> Ruling:
@@ -241,6 +244,10 @@ class Releases:
         edge, place = self._edge, self._edge.settings
         shadow = running.get("shadow")
         running = {role: one if role == "shadow" else _beside(one, shadow) for role, one in running.items()}
+        used = {id(one.ruling.engine) for one in running.values()}
+        for one in self._running[tenant].values():
+            if id(one.ruling.engine) not in used:
+                self._retired.add(one.ruling)
         self._running[tenant] = running
         before = edge.rings.get(tenant) or Rings(None)
         ruling, canary = running.get("ruling"), running.get("canary")

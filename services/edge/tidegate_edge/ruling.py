@@ -60,6 +60,12 @@ class Ruling:
         self.lists: dict[tuple[str, str, str, bool, bool], Pages] = {}
         self.servers: dict[tuple[str, str], frozenset[str]] = {}  # those of use to a principal, by its facts and door
 
+    def parts(self) -> list[list[Any]]:
+        """See `Engine.parts`."""
+        own: list[list[Any]] = [list(self._standing), list(self._needs), list(self.lists.values())]
+        beside = [part for shadow in self.shadows for part in shadow.engine.parts()]
+        return [*own, *beside, *self.engine.parts()]
+
     def standing(self, principal: Principal, item: Item) -> Verdict | None:
         """The decision that holds for any arguments; None where they matter."""
         key = (principal.key, item.server, item.action)

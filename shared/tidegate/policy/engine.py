@@ -19,7 +19,7 @@ from tidegate.errors import BundleFault
 from tidegate.limits import POLICY_ROUTES_MAX
 from tidegate.policy.arguments import NotRepresentable, encode_arguments
 from tidegate.policy.bundle import ENTITIES, Bundle
-from tidegate.policy.circumstances import encode_facts
+from tidegate.policy.circumstances import encode_facts, looked_at
 from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate.policy.preparing import PolicyPrincipal, Route, authorize, hopeless, prepare
@@ -33,6 +33,7 @@ __all__ = ["Engine", "PolicyPrincipal", "ToolFacts", "Verdict"]
 VERDICTS_PER_ROUTE_MAX = 64
 REACHED_MAX = 4_000_000  # entities that all routes hold, past the least number of routes
 ROUTES_MIN = 256
+_NONE: frozenset[str] = frozenset()
 _encode = msgspec.json.Encoder().encode
 
 
@@ -48,6 +49,11 @@ class _Content:
     @cached_property
     def shadowing(self) -> bool:
         return any(rule.shadow for rule in self.rules)
+
+    @cached_property
+    def looks_around(self) -> bool:
+        """Whether any rule looks at circumstances."""
+        return any(looked_at(rule.needs) for rule in self.rules)
 
 
 class Engine:
@@ -112,6 +118,13 @@ class Engine:
         """Whether there are rules in shadow mode: `unshadowed` may decide otherwise."""
         return self._content.shadowing and not any(rule.shadow for rule in self._index.rules)
 
+    def parts(self) -> list[list[Any]]:
+        """What it is made of, in lists. Python lets no other thread run while it clears a thing and all that it alone
+        holds; whoever has no more use for a large engine holds its parts, and lets go of them one by one.
+        """
+        own: list[list[Any]] = [list(self._routes.values()), list(self._targets.values())]
+        return [*own, self._index.slices, list(self.rules), list(self._content.book.entities.values())]
+
     def standing(self, principal: PolicyPrincipal, server: str, tool: str) -> Verdict | None:
         """The verdict on every call of this tool, whatever its arguments; None where that depends on them."""
         return self._route(principal, server, tool).standing
@@ -126,7 +139,7 @@ class Engine:
 
     def needs_facts(self, principal: PolicyPrincipal, server: str, tool: str) -> frozenset[str]:
         """The circumstances that matter for calls of this tool: of "now", "time", "network", "taint", "protocol"."""
-        return self._route(principal, server, tool).looked_at
+        return self._route(principal, server, tool).looked_at if self._content.looks_around else _NONE
 
     def needs_arguments(self, principal: PolicyPrincipal, server: str, tool: str) -> bool:
         """Whether the verdict on calls of this tool depends on their arguments."""

@@ -77,6 +77,11 @@ class RuleIndex:
             and rule.resource.admits(target.server, target.server_ancestors)
         )
 
+    @property
+    def slices(self) -> list[Slice]:
+        """All that are kept now."""
+        return list(self._slices.values())
+
     def slice(self, rules: Iterable[Rule]) -> Slice:
         """These rules as a set, parsed at first use."""
         chosen = tuple(rules)
