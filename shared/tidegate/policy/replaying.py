@@ -26,6 +26,7 @@ _RULED_OUT: Final = frozenset(
     {"unknown-tool", "unknown-prompt", "unknown-resource", "definition-held", "facts-unavailable"}
 )
 _ALWAYS_KNOWN: Final = frozenset({"protocol"})
+_TIMED: Final = frozenset({"protocol", "now", "time"})
 
 Blank = Literal["erased", "not-kept", "elsewhere"]
 """Why a decision is not made again: who asked was erased; the arguments or circumstances matter and were not kept; it
@@ -98,14 +99,14 @@ def past_of(event: CallRequested, sealed: Sealed | None) -> Past:
 
 def _known(inputs: DecisionInputs, sealed: Sealed | None) -> frozenset[str]:
     """What was told to the rules is known though it be empty; what was not, where it was kept all the same."""
-    found = {*_ALWAYS_KNOWN, *inputs.facts}
-    if inputs.now_us:
-        found |= {"now", "time"}
+    found = _TIMED if inputs.now_us else _ALWAYS_KNOWN
+    if inputs.facts:
+        found = found.union(inputs.facts)
     if inputs.taint:
-        found.add("taint")
+        found |= {"taint"}
     if sealed is not None and sealed.address:
-        found.add("network")
-    return frozenset(found)
+        found |= {"network"}
+    return found
 
 
 def action_of(method: str, target: str, labels: tuple[str, ...]) -> str:
