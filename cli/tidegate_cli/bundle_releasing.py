@@ -123,4 +123,4 @@ def guard_told(guard: dict[str, Any]) -> str:
 
 
 def _stands(state: str) -> str:
-    return {"ruling": "rules", "canary": "canary", "shadow": "shadow", "withdrawal": "withdrawn"}.get(state, "")
+    return {"ruling": "rules", "withdrawal": "withdrawn"}.get(state, state)
