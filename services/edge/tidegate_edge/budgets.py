@@ -1,6 +1,6 @@
 """Limits and budgets of calls: what a call takes before it is forwarded, and what it is charged when it has ended.
 
-    plan → draw → (forward) → charge
+    plan → draw → (forward) → count → charge
 
 Counterparts: `tidegate/policy/budgeting.py` says which limits a call meets, `purses.py` holds the leases, `shortage.py`
 the words of a refusal. A call that is refused, for whatever reason, uses nothing.
@@ -86,38 +86,36 @@ class Budgets:
         _release(call.held)
         call.held = []
 
-    async def charge(self, call: Ongoing, ended: Ended) -> None:
-        """What the ended call used. Its records are told of before its answer leaves."""
-        plan, held = call.plan, call.held
-        if plan is None:
+    async def count(self, call: Ongoing, ended: Ended) -> None:
+        """Tell which records the answer holds, before it leaves."""
+        plan = call.plan
+        if plan is None or plan.counted is None or ended.outcome not in _COUNTED or call.method != "tools/call":
             return
-        if not call.forwarded_us:
-            self.undo(call)
+        try:
+            marks = records_in(plan.counted, ended.result, self._mark_key(call.principal.tenant))
+        except msgspec.DecodeError:
             return
-        call.held = []
-        for purse, meter in held:
-            if purse.is_places:
-                purse.give_back(meter.amount)
+        call.records = len(marks)
+        for hold in call.held:
+            if marks and hold.meter.measure.of == "daily-records":
+                await hold.owner.mark(hold.purse, marks)
+
+    @staticmethod
+    def charge(call: Ongoing, ended: Ended) -> None:
+        """What the ended call used, beyond what it took. Of one that was never forwarded, nothing."""
+        plan = call.plan
+        if plan is None or not call.forwarded_us:
+            return
+        held, call.held = call.held, []
         size = len(call.arguments) + len(ended.result)
         call.cost_micros = plan.cost(size)
-        marks = self._marks(call, ended, plan)
-        call.records = len(marks)
-        for purse, meter in held:
-            purses = self._shared if purse in self._shared else self._local
+        for purse, meter, owner in held:
             if meter.measure.of == "daily-bytes":
-                purses.charge(purse, size)
+                owner.charge(purse, size)
             elif meter.measure.of == "daily-cost":
-                purses.charge(purse, call.cost_micros - meter.amount)
-            elif meter.measure.of == "daily-records" and marks:
-                await purses.mark(purse, marks)
-
-    def _marks(self, call: Ongoing, ended: Ended, plan: Plan) -> set[bytes]:
-        if plan.counted is None or ended.outcome not in _COUNTED or call.method != "tools/call":
-            return set()
-        try:
-            return records_in(plan.counted, ended.result, self._mark_key(call.principal.tenant))
-        except msgspec.DecodeError:
-            return set()
+                owner.charge(purse, call.cost_micros - meter.amount)
+            elif purse.is_places:
+                purse.give_back(meter.amount)
 
     async def run(self) -> None:
         """Tell the stores what was used. Until cancelled."""
@@ -139,5 +137,5 @@ class Budgets:
 
 
 def _release(held: list[Hold]) -> None:
-    for purse, meter in held:
+    for purse, meter, _ in held:
         purse.give_back(meter.amount)

@@ -130,10 +130,11 @@ class Shortage(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """What one call has taken of one counter."""
+    """What one call has taken of one counter, and of whose."""
 
     purse: Purse
     meter: Meter
+    owner: "Purses"
 
 
 class Purses:
@@ -154,9 +155,6 @@ class Purses:
     def active(self) -> int:
         return len(self._active)
 
-    def __contains__(self, purse: Purse) -> bool:
-        return self._purses.get(purse.counter) is purse
-
     def take_known(self, meters: Sequence[Meter], held: list[Hold]) -> list[Meter]:
         """Take what leases have; what lacks comes back."""
         now_s, purses = self._clock(), self._purses
@@ -164,7 +162,7 @@ class Purses:
         for meter in meters:
             purse = purses.get(meter.counter)
             if purse is not None and purse.take(meter.amount, now_s):
-                held.append(Hold(purse, meter))
+                held.append(Hold(purse, meter, self))
             else:
                 lacking.append(meter)
         return lacking
@@ -205,7 +203,7 @@ class Purses:
         for purse, meter in zip(purses, meters, strict=True):
             purse.units -= meter.amount
             purse.in_use += meter.amount if purse.is_places else 0
-            held.append(Hold(purse, meter))
+            held.append(Hold(purse, meter, self))
         return None
 
     def _dry(self, meter: Meter, now_s: float) -> Share | None:
@@ -331,4 +329,4 @@ class Purses:
 def _dry_s(purse: Purse, share: Share) -> float:
     if purse.is_places:
         return DRY_PLACES_S
-    return min(share.retry_ms / 1000 if share.retry_ms else DRY_S, DRY_S)
+    return min(share.retry_ms / 1000 - 0.0005 if share.retry_ms else DRY_S, DRY_S)

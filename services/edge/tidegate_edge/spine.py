@@ -86,8 +86,10 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
     try:
         answer = await steps.forward(edge, call)
         ended, answered = steps.inspect_result(edge, call, answer)
+        if call.plan is not None:
+            await edge.budgets.count(call, ended)
         if call.tainting is not None:
-            ended, answered = await call.tainting.before(ended, answered)
+            ended, answered = await call.tainting.before(call, ended, answered)
     except Fault as fault:
         ended, answered = steps.failed(edge, call, fault)
     except asyncio.CancelledError:
@@ -110,7 +112,6 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
 
 async def _settle(edge: Edge, call: Ongoing, ended: Ended) -> None:
     edge.counters.ended(ended.outcome)
-    if call.plan is not None:
-        await edge.budgets.charge(call, ended)
+    edge.budgets.charge(call, ended)
     event = completed_event(call, ended, edge.place, edge.limits.capture_bytes_max)
     await edge.recorder.record_completion(event, call.terms.mode)

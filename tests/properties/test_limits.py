@@ -1,0 +1,264 @@
+"""Laws of limits: whatever edges do and in whatever order, together they never get more than there is."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.policy.budgeting import Meter
+from tidegate.policy.budgets import BudgetLimit, Measure, Measured
+from tidegate.sessions.budgets import GRACE_S, LEASE_S, Counter, Draw, Kind, Share, Standing, day_at
+from tidegate.sessions.memory_budgets import MemoryBudgets
+from tidegate.sessions.port import SessionsUnavailable
+from tidegate_edge.purses import TICK_S, Hold, Purses
+
+START_MS = 1_790_000_000_000
+
+
+class Time:
+    """One time for everybody: the store's wall clock and the edges' monotonic ones."""
+
+    def __init__(self) -> None:
+        self.ms = START_MS
+
+    def wall(self) -> int:
+        return self.ms
+
+    def monotonic(self) -> float:
+        return (self.ms - START_MS) / 1000
+
+
+class Slow:
+    """A store whose answers take a few turns of the loop, and that may be away or lose an answer."""
+
+    def __init__(self, store: MemoryBudgets, turns: Sequence[int]) -> None:
+        self._store = store
+        self._turns = list(turns)
+        self._asked = 0
+        self.is_away = False
+        self.loses = False
+
+    async def draw(self, holder: str, draws: Sequence[Draw]) -> list[Share]:
+        await self._wait()
+        if self.is_away:
+            raise SessionsUnavailable("away")
+        shares = await self._store.draw(holder, draws)
+        await self._wait()
+        if self.loses:
+            raise SessionsUnavailable("the answer was lost")
+        return shares
+
+    async def standings(self, tenant: str, most: int) -> tuple[list[Standing], bool]:
+        return await self._store.standings(tenant, most)
+
+    async def _wait(self) -> None:
+        self._asked += 1
+        for _ in range(self._turns[self._asked % len(self._turns)]):
+            await asyncio.sleep(0)
+
+
+def meter(of: Measured, kind: Kind, most: int, refill: int = 0, every_ms: int = 0, amount: int = 1) -> Meter:
+    limit = BudgetLimit("x", 1, (), (), (), (), (), ("user",), (), "refuse", "", "")
+    counter = Counter("acme", f"{of}-x", kind, most, refill, every_ms)
+    return Meter(limit, Measure(of, most, refill, every_ms), counter, amount)
+
+
+@dataclass
+class World:
+    """Edges, and what they let pass: when and how much."""
+
+    purses: list[Purses]
+    store: Slow
+    time: Time
+    passed: list[tuple[int, int]] = field(default_factory=list)
+    under_way: list[tuple[Purses, list[Hold], int]] = field(default_factory=list)
+
+    async def call(self, edge: int, meters: list[Meter]) -> bool:
+        purses, held = self.purses[edge], list[Hold]()
+        lacking = purses.take_known(meters, held)
+        try:
+            short = await purses.take(lacking, held) if lacking else None
+        except SessionsUnavailable:
+            short = True  # type: ignore[assignment]
+        if short is not None:
+            for hold in held:
+                hold.purse.give_back(hold.meter.amount)
+            return False
+        self.passed.append((self.time.ms, meters[0].amount))
+        self.under_way.append((purses, held, self.time.ms))
+        return True
+
+    def end(self, index: int) -> None:
+        _, held, _ = self.under_way.pop(index % len(self.under_way))
+        for hold in held:
+            if hold.purse.is_places:
+                hold.purse.give_back(hold.meter.amount)
+
+    async def pass_ticks(self, number: int) -> None:
+        """As time passes on edges that live."""
+        for _ in range(number):
+            self.time.ms += int(TICK_S * 1000)
+            await asyncio.gather(*[purses.tick() for purses in self.purses])
+
+    async def do(self, step: tuple[str, int], meters: list[Meter]) -> None:
+        what, number = step
+        edge = number % len(self.purses)
+        match what:
+            case "call":
+                await self.call(edge, meters)
+            case "burst":
+                await asyncio.gather(*[self.call((edge + n) % len(self.purses), meters) for n in range(8)])
+            case "end" if self.under_way:
+                self.end(number)
+            case "tick":
+                await asyncio.gather(self.purses[edge].tick(), self.call(edge, meters))
+            case "close":
+                await self.purses[edge].close()
+            case "wait":
+                self.time.ms += number * 37
+            case "die":  # its calls end with it; what it held is not told
+                self.under_way = [one for one in self.under_way if one[0] is not self.purses[edge]]
+                self.purses[edge] = Purses(self.store, f"edge-{edge}-{self.time.ms}", self.time.monotonic)
+            case "away":
+                self.store.is_away = number % 2 == 0
+            case "loses":
+                self.store.loses = number % 3 == 0
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["call", "call", "burst", "end", "tick", "close", "wait", "wait", "die", "away", "loses"]),
+        st.integers(0, 400),
+    ),
+    max_size=60,
+)
+TURNS = st.lists(st.integers(0, 3), min_size=1, max_size=7)
+
+
+def world(edges: int, turns: Sequence[int]) -> World:
+    time = Time()
+    store = Slow(MemoryBudgets(time.wall), turns)
+    return World([Purses(store, f"edge-{n}", time.monotonic) for n in range(edges)], store, time)
+
+
+def run(work: Any) -> None:
+    asyncio.run(work)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, TURNS, st.integers(1, 4), st.integers(1, 40), st.integers(1, 30), st.sampled_from([500, 1_000, 60_000]))
+def test_no_stretch_of_time_sees_more_than_the_burst_and_what_came_meanwhile(
+    steps: list[tuple[str, int]], turns: list[int], edges: int, most: int, refill: int, every_ms: int
+) -> None:
+    async def law() -> None:
+        here = world(edges, turns)
+        meters = [meter("calls", "bucket", most, refill, every_ms)]
+        for step in steps:
+            await here.do(step, meters)
+        lowest = 0.0  # over all stretches that end with a call, of what came less what was let pass, before their first
+        for number, (at, _) in enumerate(here.passed):
+            came = (at - START_MS) * refill / every_ms
+            lowest = max(lowest, came - number) if number else came
+            assert number + 1 - came + lowest <= most + 1e-6
+
+    run(law())
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, TURNS, st.integers(1, 4), st.integers(1, 60), st.integers(1, 7))
+def test_no_day_sees_more_than_its_quota(
+    steps: list[tuple[str, int]], turns: list[int], edges: int, most: int, amount: int
+) -> None:
+    async def law() -> None:
+        here = world(edges, turns)
+        meters = [meter("daily-calls", "day", most, amount=amount)]
+        for step in steps:
+            await here.do((step[0], step[1] * 5_000) if step[0] == "wait" else step, meters)
+        by_day: dict[str, int] = {}
+        for at, units in here.passed:
+            date = day_at("UTC", at).date
+            by_day[date] = by_day.get(date, 0) + units
+        # What is on lease at midnight is of the day before; it lasts for LEASE_S of the next one at most.
+        late = {day_at("UTC", at).date for at, _ in here.passed if at - day_at("UTC", at).start_ms < LEASE_S * 1000}
+        assert all(units <= most * (2 if date in late else 1) for date, units in by_day.items())
+
+    run(law())
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, TURNS, st.integers(1, 4), st.integers(1, 12))
+def test_no_more_calls_are_under_way_than_there_are_places(
+    steps: list[tuple[str, int]], turns: list[int], edges: int, most: int
+) -> None:
+    """Of edges that can tell the store that they live: a call that outlasts its edge's word may be one too many."""
+
+    async def law() -> None:
+        here = world(edges, turns)
+        meters = [meter("concurrent", "places", most)]
+        for what, number in steps:
+            if what in ("away", "loses"):
+                continue
+            if what == "wait":
+                await here.pass_ticks(number // 10)
+                continue
+            await here.do((what, number), meters)
+            assert len(here.under_way) <= most
+
+    run(law())
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, TURNS, st.integers(1, 4), st.integers(1, 60))
+def test_what_no_edge_uses_is_there_again_for_any_of_them(
+    steps: list[tuple[str, int]], turns: list[int], edges: int, most: int
+) -> None:
+    async def law() -> None:
+        here = world(edges, turns)
+        meters = [meter("daily-calls", "day", most)]
+        for what, number in steps:
+            if what == "wait":
+                await here.pass_ticks(number // 10)
+            elif what not in ("die", "away", "loses"):
+                await here.do((what, number), meters)
+        await here.pass_ticks(24)
+        while await here.call(0, meters):
+            pass
+        assert len(here.passed) == most, "every unit is used once, and none is lost"
+
+    run(law())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([1_000, 60_000, 3_600_000]), st.integers(1, 3))
+def test_after_the_time_that_was_told_there_is_room(most: int, refill: int, every_ms: int, edges: int) -> None:
+    async def law() -> None:
+        here = world(edges, [0])
+        one = meter("calls", "bucket", most, refill, every_ms)
+        while await here.call(0, [one]):
+            pass
+        purses, held = here.purses[0], list[Hold]()
+        for _ in range(3):
+            short = await purses.take(purses.take_known([one], held), held)
+            assert short is not None
+            assert short.share is not None
+            here.time.ms += max(short.share.retry_ms, 1)
+            assert await here.call(0, [one])
+
+    run(law())
+
+
+def test_a_dead_edge_s_places_come_back_when_its_word_has_run_out() -> None:
+    async def law() -> None:
+        here = world(2, [0])
+        meters = [meter("concurrent", "places", 4)]
+        for _ in range(4):
+            assert await here.call(0, meters)
+        await here.do(("die", 0), meters)
+        assert not await here.call(1, meters)
+        here.time.ms += int((LEASE_S + GRACE_S) * 1000)
+        assert await here.call(1, meters)
+
+    run(law())
