@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.e2e.test_streams_edge import streaming
 from tests.parts.approving import NONE, PAGE, House, asked, house, nonce, refusal
+from tests.parts.clients.driving import KINDS, Kind, sdk_client
 from tests.parts.edge import Answer, Client, Speaker, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -251,3 +252,37 @@ async def test_nothing_but_a_plain_yes_lets_a_call_pass(at: House) -> None:
         asyncio.run_coroutine_threadsafe(tried(answer), loop).result(30)
 
     await asyncio.to_thread(all_of_them)
+
+
+# the official clients
+
+YES = {"action": "accept", "content": {"approve": True}}
+NOT = {"action": "decline"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_official_clients_ask_their_person_and_bring_the_answer(at: House, kind: Kind) -> None:
+    alice = at.person()
+    url, token = f"http://{alice.speakers[0].listen}/mcp", alice.speakers[0].auth
+
+    def drive() -> None:
+        mark = nonce()
+        with sdk_client(kind, url, token, YES) as client:
+            assert mark in client.call("up__note", words=mark)["content"][0]["text"]
+            (told,) = client.do("asked")
+            assert "wants to call the tool note of the server up" in told
+            assert mark in client.call("up__note", words=mark)["content"][0]["text"]  # and is asked each time
+            assert len(client.do("asked")) == 2
+        assert at.sighted(mark) == 2
+        mark = nonce()
+        with sdk_client(kind, url, token, NOT) as client:
+            refused = client.call("up__note", words=mark)
+            assert refused["isError"]
+            assert refused["_meta"]["tidegate/decision"]["reason"] == "approval-denied"
+        mark = nonce()
+        with sdk_client(kind, url, token) as client:
+            told = client.call("up__note", words=mark)["content"][0]["text"]
+            assert "tidegate approvals approve" in told
+        assert at.sighted(mark) == 0
+
+    await asyncio.to_thread(drive)

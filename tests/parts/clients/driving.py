@@ -67,8 +67,10 @@ class SdkClient:
 
 
 @contextlib.contextmanager
-def sdk_client(kind: Kind, url: str, token: str) -> Iterator[SdkClient]:
-    """Connected on entry, closed by the SDK's own rules on exit (it ends its session)."""
+def sdk_client(kind: Kind, url: str, token: str, elicits: dict[str, Any] | None = None) -> Iterator[SdkClient]:
+    """Connected on entry, closed by the SDK's own rules on exit (it ends its session). `elicits` is how it answers
+    forms; without it, it cannot be asked.
+    """
     if kind == "1.30":
         command = [str(sdk130.python()), str(_HERE / "sdk130_client.py")]
     else:
@@ -77,7 +79,7 @@ def sdk_client(kind: Kind, url: str, token: str) -> Iterator[SdkClient]:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     client = SdkClient(process)
     try:
-        client.say({"url": url, "token": token})
+        client.say({"url": url, "token": token, "elicits": elicits})
         client.about = client.do("about")
         yield client
         assert process.stdin is not None

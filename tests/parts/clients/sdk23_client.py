@@ -1,6 +1,7 @@
 """The official SDK, `mcp==2.3.*`, driven line by line: steps come on stdin as JSON, their outcomes go to stdout.
 
-`python sdk23_client.py auto|legacy`; the first line is {"url", "token"}. Counterparts: driving.py, sdk130_client.py.
+`python sdk23_client.py auto|legacy`; the first line is {"url", "token", "elicits"}, of which the last is how it answers
+forms. Counterparts: driving.py, sdk130_client.py.
 """
 
 import json
@@ -13,12 +14,18 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.shared.exceptions import MCPError
+from mcp_types import ElicitResult
 
 
 async def main(mode: str) -> None:
     opening = json.loads(await anyio.to_thread.run_sync(sys.stdin.readline))
     http = create_mcp_http_client({"Authorization": f"Bearer {opening['token']}"})
     sessions: list[str] = []
+    asked: list[str] = []
+
+    async def elicit(context: Any, params: Any) -> ElicitResult:
+        asked.append(params.message)
+        return ElicitResult(**opening["elicits"])
 
     async def note_session(response: Any) -> None:
         if "mcp-session-id" in response.headers:
@@ -39,6 +46,8 @@ async def main(mode: str) -> None:
             case "end":
                 headers = {"Mcp-Session-Id": sessions[-1], "MCP-Protocol-Version": client.protocol_version}
                 return (await http.delete(opening["url"], headers=headers)).status_code
+            case "asked":
+                return asked
             case "about":
                 return {
                     "protocol": client.protocol_version,
@@ -48,7 +57,9 @@ async def main(mode: str) -> None:
             case _:
                 raise ValueError(do)
 
-    async with http, Client(streamable_http_client(opening["url"], http_client=http), mode=mode) as client:
+    transport = streamable_http_client(opening["url"], http_client=http)
+    answers = elicit if opening.get("elicits") else None
+    async with http, Client(transport, mode=mode, elicitation_callback=answers) as client:
         while line := await anyio.to_thread.run_sync(sys.stdin.readline):
             do, *arguments = json.loads(line)
             try:
