@@ -168,6 +168,26 @@ def test_no_stretch_of_time_sees_more_than_the_burst_and_what_came_meanwhile(
 
 
 @settings(max_examples=60, deadline=None)
+@given(TURNS, st.integers(1, 4), st.integers(1, 60), st.integers(1, 9_000))
+def test_leases_that_are_kept_while_a_bucket_fills_do_not_come_on_top(
+    turns: list[int], edges: int, most: int, wait_ms: int
+) -> None:
+    async def law() -> None:
+        here = world(edges, turns)
+        meters = [meter("calls", "bucket", most, 1, 1)]
+        for edge in range(edges):
+            await here.call(edge, meters)
+        here.time.ms += wait_ms
+        here.passed.clear()
+        for edge in range(edges):
+            while await here.call(edge, meters):
+                pass
+        assert len(here.passed) <= most
+
+    run(law())
+
+
+@settings(max_examples=60, deadline=None)
 @given(STEPS, TURNS, st.integers(1, 4), st.integers(1, 60), st.integers(1, 7))
 def test_no_day_sees_more_than_its_quota(
     steps: list[tuple[str, int]], turns: list[int], edges: int, most: int, amount: int
