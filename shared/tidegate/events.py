@@ -177,7 +177,7 @@ class SessionTainted(Event, frozen=True, kw_only=True, tag="session.tainted.v1")
     subject_id: str
     agent: str
     labels: tuple[str, ...]  # those that are new to the session
-    call_id: str  # of the call whose answer brought them
+    call_id: str  # of the call whose answer brought them; "": the server said something outside of calls
     server: str
     target: str
 

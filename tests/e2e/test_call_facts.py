@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tests.parts.edge import LEGACY, MODERN, Answer, RunningEdge, Speaker, legacy_body, running_edge
+from tests.parts.edge import until as edge_until
+from tests.parts.radio import radio
 from tests.parts.scripted import Scripted, Seen, Stream, http, progress, refusal, result, scripted, text, tool
 
 from tidegate.events import CallRequested, SessionTainted
@@ -353,3 +355,37 @@ async def test_a_rule_over_a_taint_that_nobody_can_tell_refuses(
     assert len(up.calls("send")) == reached
     assert reason(await person.call("up__echo")) == "", "no rule asks for it here"
     assert reason(await person.call("up__office")) == "forbidden-by-rule"
+
+
+async def test_what_a_server_says_outside_of_calls_taints_the_session_that_hears_it(
+    up: Scripted, tmp_path: Any
+) -> None:
+    async def blocked(server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            http(result(seen, text("forbidden-word-4711")), headers=f"mcp-session-id: {server.sessions[-1]}\r\n")
+        )
+
+    async with radio("sessions") as news:
+        news.behaviours["echo"] = blocked
+        servers = {"up": {"url": up.url}, "news": {"url": news.url, "labels": ["read-private"]}}
+        async with running_edge(tmp_path, servers, bundle=BUNDLE, rules=RULES) as other:
+            one = Person(other.place.listen, other.place.token())
+            await one.initialize()
+            given = {"Accept": "text/event-stream", "MCP-Protocol-Version": LEGACY, "Mcp-Session-Id": one.session}
+            client = await one.connect()
+            client.write(one.request(b"", verb="GET", headers={**given, "Content-Type": "", "Content-Length": ""}))
+            await client.stream()
+            calling = {
+                name: one.legacy("tools/call", {"name": name, "arguments": {}}) for name in ("news__echo", "up__send")
+            }
+            session = await news.session_of(lambda: one.ask(calling["news__echo"]))
+            assert reason(await one.ask(calling["up__send"])) == "", "a blocked answer has told it nothing"
+            await edge_until(lambda: session in news.listening)
+            for words in ("salaries: 4,711", "and more"):
+                news.say(session, "notifications/message", {"level": "info", "data": words})
+            heard = [(await client.event()) for _ in range(2)]
+            assert [event.json["params"]["data"] for event in heard if event] == ["salaries: 4,711", "and more"]
+            assert reason(await one.ask(calling["up__send"])) == "forbidden-by-rule"
+            client.close()
+            (event,) = await tainted(other)
+            assert (event.labels, event.server, event.call_id) == (("read-private",), "news", "")

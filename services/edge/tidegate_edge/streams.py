@@ -16,7 +16,7 @@ from tidegate.claims import Principal
 from tidegate.errors import Fault
 from tidegate.ids import now_us
 from tidegate.sessions.port import KeptEvent, SessionRecord, SessionsUnavailable
-from tidegate_edge import asking, lists, sessions, steps
+from tidegate_edge import asking, lists, sessions, steps, tainting
 from tidegate_edge.accept import LEGACY_VERSIONS, MODERN_VERSIONS, Request, refuse
 from tidegate_edge.announcements import Hearing
 from tidegate_edge.calls import Ongoing, requested_event
@@ -163,6 +163,7 @@ class GetStream:
         self.visit = visit
         self.out = out
         self.wanted: dict[str, frozenset[str]] = {}  # by server: its URIs that the session subscribed to
+        self._taintings: dict[str, tainting.Tainting | None] = {}
 
     async def stay(self, standing: Standing, ears: Ears) -> None:
         """Until there is no reason for the stream any more; `ears` follow what the session holds and wants."""
@@ -218,8 +219,19 @@ class GetStream:
             level = self.visit.record.log_level if self.visit.record else ""
             if not is_loud_enough(params, level, silent_by_default=False):
                 return
-        if (shown := passed_on(self.edge, self.visit, server, method, params)) is not None:
-            self.out.send(notification(method, shown))
+        if (shown := passed_on(self.edge, self.visit, server, method, params)) is None:
+            return
+        message = notification(method, shown)
+        if (taints := self._tainting(server)) is not None and method != UPDATED:  # which tells no more than a URI
+            taints.say(message)
+        else:
+            self.out.send(message)
+
+    def _tainting(self, server: str) -> tainting.Tainting | None:
+        """One for each server, which keeps the order of what it says."""
+        if server not in self._taintings:
+            self._taintings[server] = tainting.of_server(self.edge, self.visit, server, self.out.send)
+        return self._taintings[server]
 
     async def ask(self, server: str, method: str, params: bytes) -> Answer:
         """A server's question that belongs to no request of the client's: a call of its own, governed as one."""
@@ -235,6 +247,7 @@ class GetStream:
             if server not in lists.visible_servers(ruling, visit.principal, visit.door):
                 call.refuse("policy", "server-not-visible", "The server may not ask this client.")
         if call.decision == "allow":
+            call.tainting = self._tainting(server)
             return await asking.ask(edge, call, method, params)
         await edge.recorder.record(requested_event(call, edge.place, edge.limits.capture_bytes_max), call.terms.mode)
         return Answer(error=encode(RpcError(INVALID_REQUEST, call.message)))

@@ -7,7 +7,8 @@ without such labels, or in sessions that have them already: they have no `Tainti
 
 import asyncio
 import logging
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -19,6 +20,7 @@ from tidegate_edge.edge import Edge
 from tidegate_edge.facts import UNAVAILABLE
 from tidegate_edge.messages import Reply
 from tidegate_edge.upstream.port import Answer, Paused
+from tidegate_edge.visit import Visit
 
 HELD_MAX: Final = 256  # messages of one call that wait until the taint is noted
 HELD_BYTES_MAX: Final = 1024 * 1024
@@ -31,26 +33,53 @@ def of(edge: Edge, call: Ongoing) -> "Tainting | None":
     brought = edge.taint_labels.intersection(call.labels)
     if not brought or call.method in targets.SUBSCRIBING:
         return None
-    known = edge.sessions.known_taint(call.principal.tenant, call.visit.session_id)
-    return None if known is not None and brought <= known else Tainting(edge, call, brought)
+    if _is_noted(edge, call.visit, brought):
+        return None
+    cause = Cause(call.call_id, call.server, call.dimensions["target"])
+    return Tainting(edge, call.visit, brought, cause, lambda message: call.visit.outlet.send(message))
+
+
+def of_server(edge: Edge, visit: Visit, server: str, send: Callable[[bytes], None]) -> "Tainting | None":
+    """The same for what a server says outside of calls, by the labels of the whole server."""
+    ruling = edge.ruling_of(visit.principal)
+    shelf = ruling.catalog.shelves.get(server) if ruling is not None else None
+    brought = edge.taint_labels.intersection(shelf.labels if shelf is not None else ())
+    if not brought or _is_noted(edge, visit, brought):
+        return None
+    return Tainting(edge, visit, brought, Cause("", server, ""), send)
+
+
+def _is_noted(edge: Edge, visit: Visit, brought: frozenset[str]) -> bool:
+    known = edge.sessions.known_taint(visit.principal.tenant, visit.session_id)
+    return known is not None and brought <= known
+
+
+class Cause(NamedTuple):
+    """What brought a taint."""
+
+    call_id: str  # "": the server said something outside of any call
+    server: str
+    target: str
 
 
 class Tainting:
-    """Of one call: holds back what its server says until the session's taint is noted."""
+    """Of one call, or of a server on a standing stream: holds back what is said until the session's taint is noted."""
 
-    def __init__(self, edge: Edge, call: Ongoing, brought: frozenset[str]) -> None:
-        self._edge, self._call, self._brought = edge, call, brought
+    def __init__(
+        self, edge: Edge, visit: Visit, brought: frozenset[str], cause: Cause, send: Callable[[bytes], None]
+    ) -> None:
+        self._edge, self._visit, self._brought, self._cause, self._send = edge, visit, brought, cause, send
         self._noting = asyncio.Lock()
         self._is_noted = self._is_closed = False
         self._held: list[bytes] = []
         self._held_bytes = 0
 
     def say(self, message: bytes) -> None:
-        """A message for the client, in its turn once the taint is noted. Past the bounds the call's messages are lost,
-        as any may be.
+        """A message for the client, in its turn once the taint is noted. Past the bounds messages are lost, as any may
+        be.
         """
         if self._is_noted:
-            self._call.visit.outlet.send(message)
+            self._send(message)
             return
         if self._is_closed or len(self._held) >= HELD_MAX or self._held_bytes + len(message) > HELD_BYTES_MAX:
             return
@@ -67,14 +96,16 @@ class Tainting:
                 self._is_noted = True
         held, self._held = self._held, []
         for message in held:
-            self._call.visit.outlet.send(message)
+            self._send(message)
 
     def close(self) -> None:
         """The call is over: what is still held back is not said after its answer."""
         self._is_closed = True
         self._held.clear()
 
-    async def before(self, ended: Ended, answer: Answer | Paused | Reply) -> tuple[Ended, Answer | Paused | Reply]:
+    async def before(
+        self, call: Ongoing, ended: Ended, answer: Answer | Paused | Reply
+    ) -> tuple[Ended, Answer | Paused | Reply]:
         """The answer once its taint is noted; else a refusal in its place, and how the call ended then."""
         if isinstance(answer, Reply):  # the inspection keeps it back: nothing of it is passed on
             return ended, answer
@@ -82,10 +113,10 @@ class Tainting:
             await self.note()
         except Fault as fault:
             sentence = (
-                f"{self._call.server} answered, but its answer is kept back, for what this session has read could not "
+                f"{call.server} answered, but its answer is kept back, for what this session has read could not "
                 f"be noted: {fault.sentence}. The call was carried out."
             )
-            refused = reply.refused(self._call, sentence, decision="deny", reason=UNAVAILABLE)
+            refused = reply.refused(call, sentence, decision="deny", reason=UNAVAILABLE)
             return msgspec.structs.replace(ended, outcome="blocked", reason=UNAVAILABLE, message=sentence), refused
         return ended, answer
 
@@ -94,14 +125,14 @@ class Tainting:
             await self.note()
         except Fault as fault:
             self._held.clear()
-            _log.warning("what %s said meanwhile is not passed on: %s", self._call.server, fault.sentence)
+            _log.warning("what %s said meanwhile is not passed on: %s", self._cause.server, fault.sentence)
         except Exception:  # this task's own loop: nobody else could catch it
             self._held.clear()
-            _log.exception("what %s said meanwhile is not passed on", self._call.server)
+            _log.exception("what %s said meanwhile is not passed on", self._cause.server)
 
     async def _note(self) -> None:
-        edge, call = self._edge, self._call
-        visit, principal, limits = call.visit, call.principal, edge.limits
+        edge, visit, limits = self._edge, self._visit, self._edge.limits
+        principal = visit.principal
         ttl_s = limits.session_window_s if visit.record is None else limits.session_idle_s
         fresh = await edge.sessions.taint(principal.tenant, visit.session_id, self._brought, ttl_s)
         if not fresh:
@@ -112,8 +143,8 @@ class Tainting:
             subject_id=principal.subject_id,
             agent=principal.agent,
             labels=tuple(sorted(fresh)),
-            call_id=call.call_id,
-            server=call.server,
-            target=call.dimensions["target"],
+            call_id=self._cause.call_id,
+            server=self._cause.server,
+            target=self._cause.target,
         )
         await edge.recorder.record(event, "spool")
