@@ -251,7 +251,9 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             now_us=call.requested_us,
             control_epoch=call.control_epoch,
             role=call.ruling.role if call.ruling is not None else "ruling",
+            kind=principal.kind,
             taint=call.facts.taint,
+            facts=_told(call),
             arguments_kept=_are_kept(call, arguments),
         ),
         findings=call.findings,
@@ -271,6 +273,13 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             inputs=_answers(call, bytes_max=capture_bytes_max),
         ),
     )
+
+
+def _told(call: Ongoing) -> tuple[str, ...]:
+    """The circumstances that the rules were told."""
+    if call.ruling is None or call.item is None:
+        return ()
+    return tuple(sorted(call.ruling.needs(call.principal, call.item)))
 
 
 def _approval_id(call: Ongoing) -> str:

@@ -25,6 +25,9 @@ RESOURCES_READ: Final = "resources/read"
 _RULED_OUT: Final = frozenset(
     {"unknown-tool", "unknown-prompt", "unknown-resource", "definition-held", "facts-unavailable"}
 )
+_ASKED: Final = frozenset(
+    {"approval-required", "approved", "approval-denied", "approval-used", "approvals-unknown"}
+)  # whatever came of it
 _ALWAYS_KNOWN: Final = frozenset({"protocol"})
 _TIMED: Final = frozenset({"protocol", "now", "time"})
 
@@ -70,7 +73,7 @@ def past_of(event: CallRequested, sealed: Sealed | None) -> Past:
     """`sealed` is the event's personal part, opened; None where its key is gone."""
     inputs = event.inputs
     action = action_of(event.method, event.target, event.labels)
-    asked = bool(event.approval_id)
+    asked = event.reason in _ASKED
     return Past(
         call_id=event.call_id,
         time_us=event.requested_us,
