@@ -175,7 +175,8 @@ def _show(found: Abilities) -> None:
     order = list(_WORDS)
     for one in sorted(found.can, key=lambda can: (order.index(can.answer), can.server, can.action)):
         why = plain(", ".join(one.rules) or one.reason)
-        told = f"{why}  [dim]{plain(one.message)}[/]" if one.answer == "deny" and one.rules else why
+        is_told = one.answer == "deny" and (one.rules or one.reason == "definition-held")
+        told = f"{why}  [dim]{plain(one.message)}[/]" if is_told else why
         style = _STYLES[one.answer]
         table.add_row(
             f"[{style}]{_WORDS[one.answer]}[/]", plain(f"{one.server}/{one.action}"), plain(" ".join(one.labels)), told

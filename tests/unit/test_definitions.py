@@ -240,10 +240,11 @@ def test_the_answer_is_bounded_whatever_is_compared() -> None:
 
 
 def test_references_that_lead_in_circles_end() -> None:
-    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}, "also": {"$ref": "#/$defs/Loop"}}}
+    properties = {"next": {"$ref": "#/$defs/Node"}, "also": {"$ref": "#/$defs/Loop"}}
+    node = {"type": "object", "properties": properties}
     loop = {"$ref": "#/$defs/Loop"}
     before = changed("inputSchema/$defs", {"Node": node, "Loop": loop}, changed(f"{IN}/at/$ref", "#/$defs/Node"))
-    wider = {**node, "properties": {**node["properties"], "more": {"type": "string"}}}
+    wider = {"type": "object", "properties": {**properties, "more": {"type": "string"}}}
     after = changed("inputSchema/$defs", {"Node": wider, "Loop": loop}, before)
     found = compared(before, after)
     assert [change.sentence for change in found.changes] == ["inputSchema.at.more is new, and optional."]

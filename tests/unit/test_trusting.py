@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from tidegate.chain import Chain
 from tidegate.events import AnyEvent, ToolApproved, ToolDefined, ToolHeld, ToolWithdrawn
 from tidegate.limits import TOOLS_PER_SERVER_MAX
 from tidegate.policy.bundle import bundle_of
 from tidegate.policy.check import check_bundle
 from tidegate.policy.definition_rules import LAX, NO_RULES, Rules, read_definition_rules
+from tidegate.policy.history import World, what_can_be_called
 from tidegate.policy.trusting import FIRST_LIST_US, KEPT_MAX, Judge, Judgement, Trusting
 
 STRICT = Rules()
@@ -211,3 +213,24 @@ def test_the_check_of_a_bundle_knows_the_file() -> None:
     assert [str(problem) for problem in problems] == [
         "definitions.yaml:2: `new` is one of allow, alert, hold, not 'held'"
     ]
+
+
+class Somebody:
+    user, agent, groups, kind = "alice", "lab", ("eng",), "user"
+
+
+@pytest.mark.parametrize(("at_us", "answer"), [(1, "allow"), (2, "deny"), (3, "allow")])
+def test_what_could_be_called_then_knows_what_was_held_then(at_us: int, answer: str) -> None:
+    files = {
+        "manifest.json": '{"v": 1, "name": "x"}',
+        "policies/p.cedar": '@id("a") permit (principal, action, resource);',
+        "definitions.yaml": "v: 1",
+    }
+    bundle = bundle_of({path: text.encode() for path, text in files.items()})
+    world = World("acme", "main", at_us)
+    for event in (defined("plain"), defined("wider", 2), approved("wider", 3)):
+        world.apply(Chain("edge.1.1").seal(event).value or b"")
+    (can,) = what_can_be_called(world, bundle, Somebody(), "")
+    assert can.answer == answer
+    assert can.reason == ("definition-held" if answer == "deny" else "granted")
+    assert ("inputSchema.url is new" in can.message) is (answer == "deny")

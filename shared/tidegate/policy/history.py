@@ -4,7 +4,8 @@ histories `policy`, `control` and `catalog` up to then; and what somebody could 
 Times are those of the writers. An edge obeys within a second: a call in that second may have met what ruled before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -22,9 +23,11 @@ from tidegate.events import (
 )
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.control import Quarantines
+from tidegate.policy.definition_rules import DEFINITIONS, DefinitionRules, load_definition_rules
 from tidegate.policy.engine import Engine, PolicyPrincipal, ToolFacts
 from tidegate.policy.labels import tool_labels
 from tidegate.policy.replaying import PROMPTS_GET, RESOURCES_READ
+from tidegate.policy.trusting import Judge, Trusting
 
 HISTORIES: Final = ("policy", "control", "catalog")
 Answer = Literal["allow", "by-arguments", "ask", "deny"]
@@ -52,6 +55,7 @@ class World:
         self.quarantines = Quarantines()
         self._tenant = tenant
         self._ring = ring
+        self._trust = Trusting(tenant)
         self._servers: dict[str, ServerRegistered] = {}
         self._tools: dict[tuple[str, str], ToolDefined] = {}
         self._offers: dict[tuple[str, str, str], None] = {}
@@ -64,6 +68,7 @@ class World:
             return
         if event.tenant != self._tenant or event.time_us > self.at_us:
             return
+        self._trust.apply(event)
         match event:
             case BundleReleased(role="ruling"):
                 if event.ring == self._ring and (self.release is None or event.number > self.release.number):
@@ -89,6 +94,17 @@ class World:
         """Everything that rules decide about, by server and name."""
         return sorted([*self._tool_facts(), *self._other_facts()], key=lambda one: (one.server, one.tool))
 
+    def held(self, rules: DefinitionRules) -> dict[tuple[str, str], str]:
+        """(server, tool) → why it was held back because of its definition."""
+        found: dict[tuple[str, str], str] = {}
+        judge = Judge()
+        for (server, tool), event in self._tools.items():
+            known, definition = self._trust.of(server, tool), partial(bytes, event.definition)
+            judged = judge.judge(rules.of(server), known, server, tool, event.digest, definition)
+            if judged.action == "hold":
+                found[server, tool] = judged.sentence
+        return found
+
     def _tool_facts(self) -> Iterator[ToolFacts]:
         for (server, tool), event in self._tools.items():
             registered = self._servers.get(server)
@@ -111,15 +127,25 @@ def what_can_be_called(world: World, bundle: Bundle, principal: PolicyPrincipal,
     """By this principal, with the bundle that ruled then; `subject_id` "": quarantines of the person are not known."""
     facts = world.facts()
     engine = Engine.build(bundle, facts, world.server_labels)
-    return [_can(world, engine, principal, subject_id, one) for one in facts]
+    held = world.held(load_definition_rules(bundle.files.get(DEFINITIONS)))
+    return [_can(world, held, engine, principal, subject_id, one) for one in facts]
 
 
-def _can(world: World, engine: Engine, principal: PolicyPrincipal, subject_id: str, facts: ToolFacts) -> Can:
+def _can(
+    world: World,
+    held: Mapping[tuple[str, str], str],
+    engine: Engine,
+    principal: PolicyPrincipal,
+    subject_id: str,
+    facts: ToolFacts,
+) -> Can:
     server, tool = facts.server, facts.tool
     stopped = world.quarantines.match("", subject_id, principal.agent, server, tool, world.at_us)
     if stopped is not None:
         told = f"This {stopped.scope} was in quarantine: {stopped.reason}"
         return Can(server, tool, facts.labels, "deny", "quarantined", (stopped.quarantine_id,), told)
+    if (why := held.get((server, tool))) is not None:
+        return Can(server, tool, facts.labels, "deny", "definition-held", (), why)
     verdict = engine.hidden(principal, server, tool) or engine.standing(principal, server, tool)
     if verdict is not None:
         return Can(server, tool, facts.labels, verdict.effect, verdict.reason, verdict.rules, verdict.told)
