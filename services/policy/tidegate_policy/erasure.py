@@ -3,7 +3,7 @@
 Order: the event is durable, with its state record `done: false`; then each key gets a None value; then `done: true`.
 Whatever a crash left undone is finished at the next start. A key that comes late, from an edge that had not heard yet,
 is taken off as soon as it is seen: one made before the erasure, or one that was destroyed, whenever its record says it
-was made. This service needs no master: it never opens a key. Counterparts:
+was made. It takes no master: no key is opened for it. Counterparts:
 `tidegate/privacy/erasure.py` (the state record), the edge's `vault.py`.
 """
 
