@@ -7,7 +7,7 @@ are those of the latest recorded call before, unless they are given.
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -44,6 +44,7 @@ class Who(msgspec.Struct, frozen=True):
     groups: tuple[str, ...]
     subject_id: str = ""
     groups_of_us: int = 0
+    kind: Literal["user", "service"] = "user"
 
 
 class Abilities(msgspec.Struct, frozen=True):
@@ -58,12 +59,20 @@ class Abilities(msgspec.Struct, frozen=True):
 
 
 def show_abilities(
-    user: str, agent: str, groups: tuple[str, ...], at_us: int, server: str, ring: str, config: Path, as_json: bool
+    user: str,
+    agent: str,
+    groups: tuple[str, ...],
+    at_us: int,
+    server: str,
+    ring: str,
+    config: Path,
+    as_json: bool,
+    kind: Literal["user", "service"] = "user",
 ) -> None:
     """Raises Fault."""
     settings = live_settings(config)
     meant = _meant(settings, user)
-    found = asyncio.run(_abilities(settings, user, meant, agent, groups, at_us or now_us(), ring))
+    found = asyncio.run(_abilities(settings, user, meant, agent, groups, at_us or now_us(), ring, kind))
     if server:
         found = msgspec.structs.replace(found, can=[one for one in found.can if one.server == server])
     if as_json:
@@ -73,9 +82,16 @@ def show_abilities(
 
 
 async def _abilities(
-    settings: Settings, user: str, meant: str, agent: str, groups: tuple[str, ...], at_us: int, ring: str
+    settings: Settings,
+    user: str,
+    meant: str,
+    agent: str,
+    groups: tuple[str, ...],
+    at_us: int,
+    ring: str,
+    kind: Literal["user", "service"],
 ) -> Abilities:
-    who = await _who(settings, user, meant, agent, groups, at_us)
+    who = msgspec.structs.replace(await _who(settings, user, meant, agent, groups, at_us), kind=kind)
     async with reading(settings) as log:
         world = World(settings.tenant, ring, at_us)
         async for record in records(log, HISTORIES, follow=False):
@@ -162,7 +178,8 @@ def _show(found: Abilities) -> None:
     since = f" [dim](as of {_time(who.groups_of_us)})[/]" if who.groups_of_us else ""
     groups = plain(", ".join(who.groups)) or "none"
     agent = f" through {plain(who.agent)}" if who.agent else ""
-    say(f"[bold]{plain(who.user)}[/]{agent}, groups {groups}{since}, at {_time(found.at_us)}")
+    kind = "the service account " if who.kind == "service" else ""
+    say(f"{kind}[bold]{plain(who.user)}[/]{agent}, groups {groups}{since}, at {_time(found.at_us)}")
     if not who.subject_id:
         say("[yellow]whether the person is in quarantine is not known[/]: no recorded call shows their subject id")
     if not found.release:

@@ -1,6 +1,6 @@
 """`tidegate can`: what somebody could call, and when."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,9 @@ def can(
         list[str] | None,
         typer.Option("--groups", help="With these groups, as eng,oncall; default: those of the latest recorded call."),
     ] = None,
+    service: Annotated[
+        bool, typer.Option("--service", help="It is a service account, a `ServiceAccount` to the rules.")
+    ] = False,
     at: Annotated[
         str, typer.Option("--at", metavar="TIME", help="As of then: 2026-11-01T12:00, or an age as 7d.")
     ] = "",
@@ -37,4 +40,5 @@ def can(
     from tidegate_cli.options import names_of
 
     at_us = age_us(at, option="--at")
-    show_abilities(user, agent, names_of(groups or []), at_us, server, ring, config, as_json)
+    kind: Literal["user", "service"] = "service" if service else "user"
+    show_abilities(user, agent, names_of(groups or []), at_us, server, ring, config, as_json, kind)

@@ -30,12 +30,19 @@ from tidegate.policy.replaying import PROMPTS_GET, RESOURCES_READ
 from tidegate.policy.trusting import Judge, Trusting
 
 HISTORIES: Final = ("policy", "control", "catalog")
+_IN_WORDS: Final = {
+    "now": "the time",
+    "time": "the time",
+    "network": "the caller's address",
+    "taint": "what the session has read",
+    "protocol": "the revision of MCP",
+}
 Answer = Literal["allow", "by-arguments", "ask", "deny"]
 _decode_definition: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Can(msgspec.Struct, frozen=True):
-    """Whether something may be called. `by-arguments`: some calls may, others not."""
+    """Whether something may be called. `by-arguments`: some calls may, others not, by arguments or circumstances."""
 
     server: str
     action: str  # a tool's own name; `prompts/get`, `resources/read`: all prompts, all resources of the server
@@ -149,4 +156,13 @@ def _can(
     verdict = engine.hidden(principal, server, tool) or engine.standing(principal, server, tool)
     if verdict is not None:
         return Can(server, tool, facts.labels, verdict.effect, verdict.reason, verdict.rules, verdict.told)
-    return Can(server, tool, facts.labels, "by-arguments", "depends-on-arguments")
+    return _depends(engine, principal, facts)
+
+
+def _depends(engine: Engine, principal: PolicyPrincipal, facts: ToolFacts) -> Can:
+    call = (principal, facts.server, facts.tool)
+    by_arguments, looked_at = engine.needs_arguments(*call), engine.needs_facts(*call)
+    what = [*(["the arguments"] if by_arguments else []), *(_IN_WORDS[name] for name in sorted(looked_at))]
+    reason = "depends-on-arguments" if by_arguments or not looked_at else "depends-on-circumstances"
+    told = f"It depends on {', '.join(dict.fromkeys(what))}." if looked_at else ""
+    return Can(facts.server, facts.tool, facts.labels, "by-arguments", reason, (), told)
