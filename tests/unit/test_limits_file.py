@@ -222,7 +222,7 @@ limits:
 prices: [{tools: {git: [git_pull]}, per_call: 1}]
 records: {git/other: "x[]"}
 """
-    problems = check_bundle(bundle(text, **{"schema_dot_cedarschema": SCHEMA}))
+    problems = check_bundle(bundle(text, schema_dot_cedarschema=SCHEMA))
     told = [(problem.line, problem.sentence.split(";")[0]) for problem in problems if problem.path == "limits.yaml"]
     assert told == [
         (4, "the schema has no tool 'git/git_lag'"),

@@ -39,6 +39,7 @@ class Purse:
     __slots__ = (
         "counter",
         "date",
+        "day",
         "drawn_s",
         "dry",
         "dry_until_s",
@@ -59,6 +60,7 @@ class Purse:
         self.counter = counter
         self.units = 0
         self.in_use = 0  # places that calls under way have
+        self.day = 0  # of which the lease is
         self.until_s = 0.0
         self.drawn_s = 0.0
         self.used_s = 0.0
@@ -107,14 +109,14 @@ class Purse:
         rest = self.units + self.in_use if self.is_places else self.units
         need = amount or 1
         want = 0 if self.counter.kind == "distinct" else max(need, self.want * self.typical)
-        return Draw(self.counter, need, want, rest)
+        return Draw(self.counter, need, want, rest, day=self.day)
 
     def settle(self) -> Draw:
         """Tell what is used, and give back what is not."""
         back = max(self.units, 0)
         self.units -= back
         rest = self.in_use if self.is_places else self.units
-        return Draw(self.counter, rest=rest, back=0 if self.is_places else back)
+        return Draw(self.counter, rest=rest, back=0 if self.is_places else back, day=self.day)
 
     def is_due(self, now_s: float) -> bool:
         if not (self.units or self.is_known or self.pending):
@@ -215,8 +217,10 @@ class Purses:
         return purse.dry._replace(retry_ms=max(1, retry_ms - passed_ms) if retry_ms else 0)
 
     def _receive(self, purse: Purse, draw: Draw, share: Share, at_s: float) -> None:
+        if share.day != purse.day:  # what was left of the day before is lost
+            purse.day, purse.units = share.day, min(purse.units, 0)
         purse.units += share.granted - min(draw.rest, 0)  # a debt is told now
-        purse.drawn_s, purse.until_s = at_s, at_s + LEASE_S
+        purse.drawn_s, purse.until_s = at_s, at_s + share.lease_ms / 1000
         purse.left = share.left
         purse.is_known = share.granted > 0 or draw.rest > 0
         self._active[purse] = None

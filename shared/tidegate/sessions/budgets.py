@@ -46,6 +46,7 @@ class Draw(NamedTuple):
     want: int = 0  # taken where there is plenty
     rest: int = 0  # what the holder has of it after this, without what it gets now; below zero: a debt, to be counted
     back: int = 0  # what it gives back unused
+    day: int = 0  # as the share said of which `rest` and `back` are: what is left of a day is not of the next one
     marks: tuple[bytes, ...] = ()  # of things seen: MARKS_AT_ONCE_MAX at most
 
 
@@ -56,6 +57,8 @@ class Share(NamedTuple):
     left: int  # in the counter, after this
     is_short: bool
     retry_ms: int  # of a short one: when there is enough again at the latest; 0: that cannot be told
+    lease_ms: int = int(LEASE_S * 1000)  # for how long it may be used
+    day: int = 0  # of a day's quota: which day
 
 
 class Standing(msgspec.Struct, frozen=True):

@@ -47,6 +47,10 @@ class _State:
     leases: dict[str, tuple[int, int]] = field(default_factory=dict)  # holder → units, until
     marks: set[bytes] = field(default_factory=set)
 
+    @property
+    def day(self) -> int:
+        return self.ends_ms if self.counter.kind == "day" else 0
+
     def held(self, now_ms: int, beside: str = "") -> int:
         return sum(units for who, (units, until) in self.leases.items() if until > now_ms and who != beside)
 
@@ -98,7 +102,7 @@ class MemoryBudgets:
 
 def _settled(state: _State, draw: Draw, holder: str, now_ms: int) -> int:
     """What is left, once what the holder tells of its lease is counted."""
-    counter, rest = state.counter, max(draw.rest, 0)
+    counter, rest, back = state.counter, max(draw.rest, 0), draw.back if draw.day == state.day else 0
     others, own = state.held(now_ms, holder), state.leases.get(holder, (0, 0))
     if counter.kind == "places":
         return counter.most - others - rest
@@ -107,12 +111,12 @@ def _settled(state: _State, draw: Draw, holder: str, now_ms: int) -> int:
         return counter.most - len(state.marks)
     debt = max(-draw.rest, 0)
     if counter.kind == "day":
-        state.used = max(0, state.used - draw.back) + debt
+        state.used = max(0, state.used - back) + debt
         return counter.most - state.used
     passed = max(0, now_ms - state.at_ms)
     kept = own[0] if own[1] > now_ms else 0
     came = min(state.free + passed * counter.refill / counter.every_ms, counter.most - others - kept)
-    state.free = max(0.0, min(came + draw.back - debt, counter.most - others - rest))
+    state.free = max(0.0, min(came + back - debt, counter.most - others - rest))
     state.at_ms = now_ms
     return math.floor(state.free + _EPSILON)
 
@@ -125,18 +129,19 @@ def _share(state: _State, draw: Draw, holder: str, now_ms: int, left: int, short
     elif counter.kind == "bucket":
         state.free = max(0.0, state.free - got)
     spent = 0 if counter.kind == "places" else draw.need
-    units = max(draw.rest, 0) + max(got - spent, 0)
+    units = (max(draw.rest, 0) if draw.day == state.day else 0) + max(got - spent, 0)
     state.leases = {who: lease for who, lease in state.leases.items() if lease[1] > now_ms and who != holder}
     held = sum(units for units, _ in state.leases.values())
     if units:
         state.leases[holder] = (units, now_ms + _LEASE_MS)
     state.until_ms = _until_ms(state, now_ms)
+    lasts = min(int(LEASE_S * 1000), state.ends_ms - now_ms if state.ends_ms else _LEASE_MS)
     if left >= draw.need:
-        return Share(got, left - got, False, 0)
+        return Share(got, left - got, False, 0, lasts, state.day)
     retry = _retry_ms(state, draw.need - left, now_ms)
     if left + held >= draw.need and counter.kind != "distinct":
         retry = min(retry or HELD_RETRY_MS, HELD_RETRY_MS)
-    return Share(0, max(left, 0), True, 0 if counter.kind == "places" else retry)
+    return Share(0, max(left, 0), True, 0 if counter.kind == "places" else retry, lasts, state.day)
 
 
 def _until_ms(state: _State, now_ms: int) -> int:

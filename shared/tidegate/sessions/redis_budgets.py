@@ -31,6 +31,7 @@ from tidegate.sessions.port import SessionsUnavailable
 from tidegate.sessions.redis_link import Argument, Link
 
 _LEASE_MS: Final = int((LEASE_S + GRACE_S) * 1000)
+_USED_MS: Final = int(LEASE_S * 1000)
 _ANSWERED_MS: Final = 10_000
 _KEPT_MS: Final = 60_000  # of a day that is over
 _SCANNED: Final = 1_000
@@ -39,25 +40,29 @@ _OTHER_DAY: Final = 0
 _TRIES: Final = 3
 
 # KEYS answered, then for each draw its hash and its set of marks.
-# ARGV holder, lease ms, part, ms that a day's keys outlive it, ms for an answer, ms to retry where others hold it; then
-# for each draw: name, kind, most, refill, every ms, day's start, day's end, need, want, rest, back, number of marks,
-# marks. Answers {1, now, then granted, left, short, retry ms for each}, or {0, now} where a day is not today.
+# ARGV holder, ms after which a lease is lost, part, ms that a day's keys outlive it, ms for an answer, ms to retry when
+# others hold it, ms for which a lease may be used; then for each draw: name, kind, most, refill, every ms, its day's
+# start and end, need, want, rest, back, of which day these are, number of marks, marks. Answers {1, now, then granted,
+# left, short, retry ms, lease ms, day for each}, or {0, now} where a day is not today.
 _DRAW: Final = """
 local answered = redis.call('GET', KEYS[1])
 if answered then return cmsgpack.unpack(answered) end
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local holder, lease, part, kept = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local draws, at = {}, 7
+local lasts = tonumber(ARGV[7])
+local draws, at = {}, 8
 for i = 1, (#KEYS - 1) / 2 do
   local d = {hash = KEYS[2 * i], set = KEYS[2 * i + 1], name = ARGV[at], kind = ARGV[at + 1], marks = {}}
   d.most, d.refill, d.every = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   d.starts, d.ends = tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
   d.need, d.want = tonumber(ARGV[at + 7]), tonumber(ARGV[at + 8])
   d.rest, d.back = tonumber(ARGV[at + 9]), tonumber(ARGV[at + 10])
-  local count = tonumber(ARGV[at + 11])
-  for m = 1, count do d.marks[m] = ARGV[at + 11 + m] end
-  at = at + 12 + count
+  d.day = d.kind == 'day' and d.ends or 0
+  if tonumber(ARGV[at + 11]) ~= d.day then d.rest, d.back = math.min(d.rest, 0), 0 end
+  local count = tonumber(ARGV[at + 12])
+  for m = 1, count do d.marks[m] = ARGV[at + 12 + m] end
+  at = at + 13 + count
   if d.ends > 0 and (now < d.starts or now >= d.ends) then return {0, now} end
   draws[i] = d
 end
@@ -120,6 +125,7 @@ for _, d in ipairs(draws) do
   local n = #answer
   answer[n + 1], answer[n + 2] = got, math.max(0, d.left - got)
   answer[n + 3], answer[n + 4] = lacks and 1 or 0, retry
+  answer[n + 5], answer[n + 6] = d.ends > 0 and math.min(lasts, d.ends - now) or lasts, d.day
 end
 redis.call('SET', KEYS[1], cmsgpack.pack(answer), 'PX', ARGV[5])
 return answer
@@ -145,8 +151,8 @@ class RedisBudgets:
             self._ahead_ms, self._has_asked = answer[1] - time.monotonic() * 1000, True
             if answer[0] != _OTHER_DAY:
                 return [
-                    Share(got, left, bool(short), retry)
-                    for got, left, short, retry in zip(*[iter(answer[2:])] * 4, strict=True)
+                    Share(got, left, bool(short), retry, lease, day)
+                    for got, left, short, retry, lease, day in zip(*[iter(answer[2:])] * 6, strict=True)
                 ]
         raise SessionsUnavailable("the clock of the session store does not stand still; check it")
 
@@ -154,7 +160,7 @@ class RedisBudgets:
         now = int(time.monotonic() * 1000 + self._ahead_ms) if self._has_asked else now_us() // 1000
         root = _root(tenant)
         keys: list[str] = [f"{root}answered|{name}"]
-        arguments: list[Argument] = [holder, _LEASE_MS, PART, _KEPT_MS, _ANSWERED_MS, HELD_RETRY_MS]
+        arguments: list[Argument] = [holder, _LEASE_MS, PART, _KEPT_MS, _ANSWERED_MS, HELD_RETRY_MS, _USED_MS]
         for draw in draws:
             counter = draw.counter
             is_daily = counter.kind in ("day", "distinct")
@@ -162,7 +168,7 @@ class RedisBudgets:
             digest = hashlib.blake2b(f"{counter.name}|{date}".encode(), digest_size=16).hexdigest()
             keys += [f"{root}counter|{digest}", f"{root}marks|{digest}"]
             arguments += [counter.name, counter.kind, counter.most, counter.refill, counter.every_ms, start, end]
-            arguments += [draw.need, draw.want, draw.rest, draw.back, len(draw.marks), *draw.marks]
+            arguments += [draw.need, draw.want, draw.rest, draw.back, draw.day, len(draw.marks), *draw.marks]
         return keys, arguments
 
     async def standings(self, tenant: str, most: int) -> tuple[list[Standing], bool]:
