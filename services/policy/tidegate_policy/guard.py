@@ -27,7 +27,10 @@ class Counts(NamedTuple):
         return Counts(*(one + more for one, more in zip(self, other, strict=True)))
 
     def minus(self, other: "Counts") -> "Counts":
-        return Counts(*(max(0, one - less) for one, less in zip(self, other, strict=True)))
+        """Never less than nothing, nor more of a part than of the whole."""
+        decided = max(0, self.decided - other.decided)
+        parts = (max(0, one - less) for one, less in zip(self[1:], other[1:], strict=True))
+        return Counts(decided, *(min(part, decided) for part in parts))
 
 
 def judge(guard: Guard, own: Counts, other: Counts) -> str:

@@ -22,6 +22,7 @@ ACTOR: Final = "guard"
 LATE_US: Final = 10_000_000  # an edge's last word on a watched release may come that much after the watch
 _GUARDED: Final[tuple[Role, ...]] = ("canary", "ruling")
 _LOOK_S: Final = 0.5
+_RETRY_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Guardian:
                     await self.look()
             except Fault as fault:
                 _log.error("a release could not be taken back, it is tried again: %s", fault.sentence)
+                await asyncio.sleep(_RETRY_S)
             await asyncio.sleep(_LOOK_S)
 
     async def look(self) -> None:

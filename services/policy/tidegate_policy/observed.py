@@ -66,7 +66,10 @@ class Observations:
 
 
 def counts_of(event: BundleObserved) -> Counts:
-    return Counts(event.decided, event.denied, event.asked, event.errors, event.slow, event.differed)
+    """Nothing is counted more often than calls were decided, whatever an edge says."""
+    decided = max(0, event.decided)
+    parts = (event.denied, event.asked, event.errors, event.slow, event.differed)
+    return Counts(decided, *(min(max(0, part), decided) for part in parts))
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:
