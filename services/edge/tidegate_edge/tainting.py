@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 
 def of(edge: Edge, call: Ongoing) -> "Tainting | None":
     """What must be noted before the client hears of this call's content; None: nothing that is not noted already."""
-    brought = edge.taint_labels.intersection(call.labels)
-    if not brought or call.method in targets.SUBSCRIBING:
+    if edge.taint_labels.isdisjoint(call.labels) or call.method in targets.SUBSCRIBING:
         return None
+    brought = edge.taint_labels.intersection(call.labels)
     if _is_noted(edge, call.visit, brought):
         return None
     cause = Cause(call.call_id, call.server, call.dimensions["target"])
