@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 _KNOWN = frozenset((*TOPICS, *STATE_TOPICS))
 _TOPIC_EXISTS = 36  # Kafka's error code: another process created it in the same moment
 _TRANSACTION_MS = 15_000  # what a writer that died mid-append can hold up its readers
+_RETRY_MS = 20  # Kafka still ends a transaction when the next one begins, and says so: a release waits for that
 _T = TypeVar("_T")
 
 
@@ -211,7 +212,11 @@ class KafkaLog:
     def _producer(self, transactional_id: str | None) -> AIOKafkaProducer:
         options: dict[str, Any] = for_aiokafka(self._settings)
         if transactional_id is not None:
-            options |= {"transactional_id": transactional_id, "transaction_timeout_ms": _TRANSACTION_MS}
+            options |= {
+                "transactional_id": transactional_id,
+                "transaction_timeout_ms": _TRANSACTION_MS,
+                "retry_backoff_ms": _RETRY_MS,
+            }
         return AIOKafkaProducer(
             acks="all",
             enable_idempotence=True,
