@@ -30,6 +30,10 @@ APPROVABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read", "r
 """A completion is asked for with each key that is pressed: nobody is asked about it."""
 LEASED_BEYOND_S: Final = 86_400.0  # after a grant has expired, its lease stands so much longer: clocks differ
 PAGE_WAIT_S: Final = 20.0  # for a decision on the page, before the client is asked again
+ALONE: Final = (
+    "This call needs an approval, and none can be used here: edges need a session store that they share "
+    "(`sessions: redis://…`), or an approval might be used twice. Tell the operator."
+)
 DISMISSED: Final = "The question was put away without an answer, so the call was not made. Call again to be asked."
 
 
@@ -38,6 +42,9 @@ async def settle(edge: Edge, call: Ongoing) -> None:
     no, else `ask` with `call.approval`, which waits. Raises LogUnavailable.
     """
     if call.method not in APPROVABLE:
+        return
+    if edge.settings.sessions == "memory" and not edge.settings.is_local:
+        call.refuse("policy", "approvals-unavailable", ALONE)
         return
     if not edge.approvals.is_current:
         call.refuse("policy", "approvals-unknown", "Which approvals were used is not known yet. Try again shortly.")
