@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tidegate.policy.definitions import CHANGES_MAX, RANKS, SENTENCE_CHARS_MAX, VALUE_CHARS_MAX, compare
-from tidegate.policy.instructing import instructions_in
+from tidegate.policy.instructing import _PATTERNS, instructions_in
 from tidegate.policy.schema_changes import schema_changes
 
 KEYWORDS = ["type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "anyOf"]
@@ -83,6 +83,13 @@ def test_any_text_is_looked_at_and_what_is_told_is_printable(text: str) -> None:
     for told in instructions_in(text):
         assert told.words.isprintable()
         assert len(told.words) <= 120
+
+
+@given(st.sampled_from(_PATTERNS).flatmap(lambda one: st.tuples(st.just(one), st.from_regex(one[3]))))
+def test_no_text_that_a_pattern_finds_is_passed_over_for_its_hints(found: Any) -> None:
+    (_, _, hints, pattern), text = found
+    if pattern.search(text.lower()):
+        assert any(hint in text.lower() for hint in hints)
 
 
 # ---- schemas whose every keyword can be told: closed objects, as what is declared is what is used

@@ -8,6 +8,7 @@ tells itself: rather twice than never.
 import asyncio
 import hashlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -60,6 +61,7 @@ class Holding:
             if self.trust.of(item.server, item.name) is None:
                 self._later.setdefault((item.server, item.name), self.trust.is_later(item.server, at_us))
             self._judged(item, LAX)
+            time.sleep(0)  # lets calls go on: a comparison holds the interpreter
 
     def held(self, tenant: str, rules: DefinitionRules, catalog: Catalog, *, tells: bool) -> Mapping[Target, str]:
         """Why which tools are held. `tells`: the log is told of what is held and what alerts."""

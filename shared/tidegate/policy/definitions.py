@@ -8,7 +8,6 @@ A definition comes from outside and is read by models: every string in it counts
 docs/definitions.md tells what each rank means.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -203,35 +202,43 @@ def _value(value: Any) -> str:
 
 def _instructing(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
     """What speaks to a model now and did not before: by text, then by what was found in it."""
-    known = Counter(text for _, text in _strings(before))
-    old: set[tuple[str, str]] = set()
-    fresh: list[tuple[str, str, Told]] = []
-    for path, text in _strings(after):
-        if not known[text]:
-            fresh += [(path, text, told) for told in instructions_in(text)]
-    if fresh:
-        old = {(told.name, told.words) for text in known for told in instructions_in(text)}
-    for path, text, told in fresh:
+    known = {text for _, text in _strings(before)} if before else set()
+    fresh: list[tuple[_Way, str, Told]] = []
+    for way, text in _strings(after):
+        if text not in known and (found := instructions_in(text)):
+            fresh += [(way, text, told) for told in found]
+    old = {(told.name, told.words) for text in known for told in instructions_in(text)} if fresh else set()
+    for way, text, told in fresh:
         if (told.name, told.words) not in old:
+            path = _path(way)
             sentence = f"{path} {told.what} ({told.name}): {told.words}"
             yield Change("instructing", path, "", _value(text), visible(sentence, SENTENCE_CHARS_MAX))
 
 
-def _strings(definition: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(path, text) of every string, names of members included. Pictures are not text."""
-    waiting: list[tuple[str, Any]] = [
-        (visible(key, 80), value) for key, value in sorted(definition.items(), reverse=True) if key not in _PICTURES
+_Way = tuple[Any, ...]
+"""(where the member stands, its name): nested from the inside, so that nothing is joined that nobody reads."""
+
+
+def _strings(definition: dict[str, Any]) -> Iterator[tuple[_Way, str]]:
+    """(way, text) of every string, names of members included. Pictures are not text."""
+    waiting: list[tuple[_Way, Any]] = [
+        (((), key), value) for key, value in sorted(definition.items(), reverse=True) if key not in _PICTURES
     ]
     while waiting:
-        path, value = waiting.pop()
+        way, value = waiting.pop()
         if isinstance(value, str):
-            yield path, value
+            yield way, value
         elif isinstance(value, dict):
             for key in sorted(value):
-                yield path, key
-            below = [
-                (f"{path}.{visible(key, 80)}"[:SENTENCE_CHARS_MAX], value[key]) for key in sorted(value, reverse=True)
-            ]
-            waiting += below
+                yield way, key
+            waiting += [((way, key), value[key]) for key in sorted(value, reverse=True)]
         elif isinstance(value, list):
-            waiting += [(f"{path}[]"[:SENTENCE_CHARS_MAX], one) for one in reversed(value)]
+            waiting += [((way, "[]"), one) for one in reversed(value)]
+
+
+def _path(way: _Way) -> str:
+    parts: list[str] = []
+    while way:
+        way, name = way
+        parts.append(visible(name, 80))
+    return ".".join(reversed(parts)).replace(".[]", "[]")[:SENTENCE_CHARS_MAX]

@@ -8,6 +8,7 @@ inspection of results has patterns of its own (`tidegate.inspection.packs`).
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -15,6 +16,9 @@ import msgspec
 SHOWN_CHARS_MAX: Final = 120
 TEXT_CHARS_MAX: Final = 1024 * 1024
 SPEAKING_CHARS_MIN: Final = 6  # nothing below says anything
+SHORT_CHARS_MAX: Final = 200
+SHORT_KEPT_MAX: Final = 8_192
+ENCODED_CHARS_MIN: Final = 80
 
 _NEGATED: Final = r"(?:do not|don'?t|never|must not|mustn'?t|should not|shouldn'?t|avoid|refrain from|without)"
 _TELL: Final = r"(?:tell|mention|inform|notify|reveal|disclos|explain|alert|report|show|say|warn)\w{0,3}"
@@ -46,21 +50,23 @@ _INVISIBLE: Final = re.compile(f"[{_HIDDEN}{_CONTROLS}\u2028\u2029\u200c\u200d\u
 _STRIPPED: Final = re.compile(f"[{_HIDDEN}\u200c\u200d\ufe00-\ufe0f]")
 _SPACES: Final = re.compile(r"\s+")
 _PADDING: Final = re.compile(r"[ \t\u00a0\u2000-\u200a\u3000]{60}|(?:[ \t]*\n){15}")
-_BASE64: Final = re.compile(r"(?<![A-Za-z0-9+/=_.-])[A-Za-z0-9+/_-]{80,}={0,2}(?![A-Za-z0-9+/=])")
+_BASE64: Final = re.compile(r"(?<![A-Za-z0-9+/=_.-])[A-Za-z0-9+/_-]{80,}={0,2}(?![A-Za-z0-9+/=])")  # ENCODED_CHARS_MIN
 _SIGNS_MIN: Final = 20  # different ones in an encoded passage; a ruler of dashes has one
 
-_PATTERNS: Final[tuple[tuple[str, str, re.Pattern[str]], ...]] = tuple(
-    (name, what, re.compile(pattern))
-    for name, what, pattern in (
+_PATTERNS: Final[tuple[tuple[str, str, tuple[str, ...], re.Pattern[str]], ...]] = tuple(
+    (name, what, tuple(hints.split("|")), re.compile(pattern))
+    for name, what, hints, pattern in (  # a text without any of the hints cannot match
         (
             "ignore-instructions",
             "tells a model to set other instructions aside",
+            "ignore|disregard|forget|override|bypass|instruction|from now on|you are now",
             rf"\b(?:ignore|disregard|forget|override|bypass)\b {_GAP}{{0,30}}?\b{_EARLIER} {_GAP}{{0,30}}?\b{_ORDERS}"
             r"|\bnew (?:system )?instructions?:|\bfrom now on,? (?:you|always|never|ignore|every)\b|\byou are now\b",
         ),
         (
             "secrecy",
             "wants something kept from the user",
+            "user|human|person|people|operator|anyone|anybody",
             rf"\b{_NEGATED} (?:\w+ ){{0,2}}{_TELL} {_GAP}{{0,60}}?\b{_SOMEBODY}\b"
             rf"|\bwithout (?:the )?{_SOMEBODY}(?:'s)? (?:knowledge|knowing|consent|approval|confirmation|permission)\b"
             rf"|\bwithout (?:asking|informing|notifying) (?:the )?{_SOMEBODY}\b"
@@ -69,12 +75,14 @@ _PATTERNS: Final[tuple[tuple[str, str, re.Pattern[str]], ...]] = tuple(
         (
             "markup",
             "is marked up as if it came from the system",
+            "<|[inst]|[/inst]",
             r"<\s*/?\s*(?:important|system|secret|instructions?|hidden|critical|assistant)\b[^<>]{0,40}>"
             r"|<\|(?:im_start|im_end|system|endoftext|start_header_id)\|>|\[/?inst\]|<</?sys>>",
         ),
         (
             "order",
             "orders when tools are to be called",
+            "this tool|this function|before |after |when",
             r"\b(?:call|use|invoke|run|execute) this (?:tool|function) "
             r"(?:first|before|always|instead of (?:any|all|every|other)|prior to|whenever|every time)\b"
             r"|\b(?:always|must|should) (?:first )?(?:call|use|invoke|run) this (?:tool|function)\b"
@@ -86,6 +94,7 @@ _PATTERNS: Final[tuple[tuple[str, str, re.Pattern[str]], ...]] = tuple(
         (
             "secret-files",
             "names files in which secrets are kept",
+            ".ssh|.aws|.gnupg|.kube|.netrc|.npmrc|.pgpass|id_|mcp.json|claude_desktop_config|/etc/",
             rf"\b{_READ}\b{_GAP}{{0,80}}?(?:~|\$home|/root|/home/[\w-]+|%userprofile%)?[/\\]?"
             r"(?:\.ssh\b|\.aws\b|\.gnupg\b|\.kube\b|\.netrc\b|\.npmrc\b|\.pgpass\b|\bid_(?:rsa|ed25519|ecdsa)\b"
             r"|\.cursor/mcp\.json|\bmcp\.json\b|\bclaude_desktop_config\b|/etc/(?:passwd|shadow)\b)",
@@ -93,6 +102,8 @@ _PATTERNS: Final[tuple[tuple[str, str, re.Pattern[str]], ...]] = tuple(
         (
             "send-away",
             "wants what is private sent somewhere",
+            "@|conversation|chat |history|messages|prompt|credential|secret|password|api|token|key|environment|env "
+            "|context|instructions above",
             rf"\b{_MOVE}\b {_GAP}{{0,60}}?\b{_INTIMATE}\b{_GAP}{{0,60}}?\b(?:to|as|in|into|via|with|using)\b"
             rf"|\b(?:send|forward|bcc|cc|copy|upload|e?mail)\b {_GAP}{{0,60}}?\bto\b {_GAP}{{0,40}}?"
             r"[\w.+-]{1,64}@(?!example\.)[\w-]{1,63}\.\w{2,}"
@@ -101,6 +112,7 @@ _PATTERNS: Final[tuple[tuple[str, str, re.Pattern[str]], ...]] = tuple(
         (
             "pipe-to-shell",
             "has a command that runs what it downloads",
+            "curl|wget",
             r"\b(?:curl|wget)\b[^|\n]{1,200}\|\s{0,4}(?:sudo )?(?:ba|z|da)?sh\b",
         ),
     )
@@ -115,24 +127,34 @@ class Told(msgspec.Struct, frozen=True):
     words: str
 
 
-def instructions_in(text: str) -> Iterator[Told]:
+def instructions_in(text: str) -> tuple[Told, ...]:
     """What in a text speaks to a model, at most one of each name. Total: any text, in linear time."""
     if len(text) < SPEAKING_CHARS_MIN and text.isascii() and text.isprintable():
-        return
-    text = text[:TEXT_CHARS_MAX]
+        return ()
+    return _in_short(text) if len(text) <= SHORT_CHARS_MAX else tuple(_found(text[:TEXT_CHARS_MAX]))
+
+
+@lru_cache(SHORT_KEPT_MAX)
+def _in_short(text: str) -> tuple[Told, ...]:
+    """Names, types and short descriptions are the same in many definitions."""
+    return tuple(_found(text))
+
+
+def _found(text: str) -> Iterator[Told]:
     plain = text if text.isascii() else _FLAG.sub("", text)
     if (unseen := _UNSEEN.search(plain)) is not None:
         start = max(0, unseen.start() - 20)
         yield Told("hidden-characters", "has characters that nobody sees", visible(plain[start : unseen.end() + 60]))
-    if (padding := _PADDING.search(plain)) is not None and plain[padding.end() :].strip():
+    spaced = "    " in plain or "\n" in plain or not plain.isascii() or "\t" in plain
+    if spaced and (padding := _PADDING.search(plain)) is not None and plain[padding.end() :].strip():
         yield Told("padding", "is pushed out of sight by empty space", visible(plain[padding.end() :].strip()))
-    for found in _BASE64.finditer(plain):
+    for found in _BASE64.finditer(plain) if len(plain) >= ENCODED_CHARS_MIN else ():
         if _is_encoded(found[0]):
             yield Told("encoded", "has a passage that only a program can read", visible(found[0]))
             break
     folded = _folded(plain)
-    for name, what, pattern in _PATTERNS:
-        if (match := pattern.search(folded)) is not None:
+    for name, what, hints, pattern in _PATTERNS:
+        if any(hint in folded for hint in hints) and (match := pattern.search(folded)) is not None:
             yield Told(name, what, visible(match[0]))
 
 
