@@ -19,9 +19,9 @@ from tidegate.policy.definition_rules import Action, Rules, stricter
 from tidegate.policy.definitions import Change, Comparison, compare, graver
 
 FIRST_LIST_US: Final = 5_000_000  # edges that see a server for the first time record its list within this time
-KEPT_MAX: Final = 4  # definitions of a tool beside the trusted one
+KEPT_MAX: Final = 3  # definitions of a tool: the trusted one, the one that is offered, and one before
 TOLD_MAX: Final = 50_000
-COMPARED_MAX: Final = 10_000
+COMPARED_MAX: Final = 50_000
 SENTENCES_MAX: Final = 20  # of a judgement, in an event
 
 State = Literal["trusted", "new", "changed", "held"]
@@ -126,7 +126,9 @@ class Trusting:
         if known is None:
             return None
         if isinstance(event, ToolWithdrawn):
-            return msgspec.structs.replace(known, current="", since_us=event.time_us) if known.current else known
+            trusted = {digest: raw for digest, raw in known.definitions.items() if digest == known.trusted}
+            gone = msgspec.structs.replace(known, current="", since_us=event.time_us, definitions=trusted)
+            return gone if known.current else known
         if known.approval is not None and event.time_us < known.approval.time_us:
             return known
         return msgspec.structs.replace(known, approved=event.digest, approval=event)
@@ -147,10 +149,9 @@ class Trusting:
             )
         if event.digest == known.current:
             return known
-        kept = {**known.definitions}
-        kept.pop(event.digest, None)
+        kept = {digest: raw for digest, raw in known.definitions.items() if digest != event.digest}
         kept[event.digest] = definition
-        spare = [digest for digest in kept if digest not in (known.trusted, known.first, event.digest)]
+        spare = [digest for digest in kept if digest not in (known.trusted, event.digest)]
         for digest in spare[: max(0, len(kept) - KEPT_MAX)]:
             del kept[digest]
         return msgspec.structs.replace(known, current=event.digest, since_us=event.time_us, definitions=kept)
