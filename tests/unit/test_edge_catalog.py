@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tidegate.policy.labels import tool_labels
 from tidegate.settings import Naming, SetTool, Toolset
 from tidegate_edge.catalog import Catalog, Plan, Shelf, renamed, shelve
 from tidegate_edge.upstream.port import Definitions
@@ -132,6 +133,12 @@ def test_what_a_server_suggests_stands_until_the_operator_says_otherwise(
 ) -> None:
     definition = {"name": "x", "inputSchema": OBJECT, "annotations": annotations}
     assert shelf(definition, x=operator).tools[0].labels == labels
+
+
+def test_what_is_taken_away_for_a_server_is_for_all_its_tools() -> None:
+    hinted = {"annotations": {"openWorldHint": True}}
+    assert tool_labels(hinted, ("sensitive", "-egress"), ()) == ("open-world", "returns-untrusted", "sensitive")
+    assert tool_labels(hinted, ("egress", "-egress"), ()) == ("egress", "open-world", "returns-untrusted")
 
 
 def test_the_first_of_two_tools_with_one_name_stands() -> None:

@@ -22,6 +22,7 @@ from tidegate.policy.bundle import ENTITIES, Bundle
 from tidegate.policy.circumstances import encode_facts, looked_at
 from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.facts import NO_FACTS, Facts
+from tidegate.policy.labels import plain_labels
 from tidegate.policy.preparing import PolicyPrincipal, Route, authorize, hopeless, prepare
 from tidegate.policy.rules import NOTHING, Rule, parse_rules
 from tidegate.policy.slices import RuleIndex
@@ -85,7 +86,7 @@ class Engine:
     def with_tools(self, tools: Iterable[ToolFacts], servers: Mapping[str, Iterable[str]]) -> "Engine":
         """The same rules, shared as parsed, for another catalogue. Raises ConfigFault on a label with a slash."""
         engine = Engine(self._content, self._index)
-        engine._servers = {name: tuple(labels) for name, labels in servers.items()}
+        engine._servers = {name: plain_labels(labels) for name, labels in servers.items()}
         engine._tools = {(facts.server, facts.tool): facts for facts in tools}
         for label in {label for labels in engine._servers.values() for label in labels}:
             check_label(label)

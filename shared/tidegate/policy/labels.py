@@ -18,12 +18,17 @@ TAKEN_AWAY: Final = "-"
 
 
 def tool_labels(definition: dict[str, Any], server: Iterable[str], operator: Iterable[str]) -> tuple[str, ...]:
-    """Sorted. `operator` are the labels for this tool; the server's own cannot be taken away here."""
-    given = tuple(operator)
-    away = {label.removeprefix(TAKEN_AWAY) for label in given if label.startswith(TAKEN_AWAY)}
-    added = {label for label in given if not label.startswith(TAKEN_AWAY)}
+    """Sorted. `operator` are the labels for this tool. What is given, for the tool or its server, stays."""
+    for_server, for_tool = tuple(server), tuple(operator)
+    away = {label.removeprefix(TAKEN_AWAY) for label in (*for_server, *for_tool) if label.startswith(TAKEN_AWAY)}
+    added = plain_labels(for_tool)
     suggested = set() if added else set(_hinted(definition)) - away
-    return tuple(sorted({*server, *added, *suggested}))
+    return tuple(sorted({*plain_labels(for_server), *added, *suggested}))
+
+
+def plain_labels(given: Iterable[str]) -> tuple[str, ...]:
+    """Without those that take a suggestion away."""
+    return tuple(label for label in given if not label.startswith(TAKEN_AWAY))
 
 
 def _hinted(definition: dict[str, Any]) -> Iterator[str]:
