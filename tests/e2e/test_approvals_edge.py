@@ -233,6 +233,22 @@ async def test_what_is_masked_is_shown_to_nobody_and_bound_all_the_same(at: Hous
         assert SECRET.encode() not in await edge.place.shown()
 
 
+async def test_an_approval_is_for_what_was_decided_on_fixed_arguments_and_masked_values_included(at: House) -> None:
+    mark, alice = nonce(), at.person()
+    fixed = "/mcp/sets/fixed"
+    told = refusal(await alice.call("pay", {"words": f"{mark} {SECRET}"}, path=fixed))
+    await at.decide(told["approval"]["id"], grant=True)
+    another = {"words": f"{mark} {SECRET[:-1]}X"}  # is masked to the same
+    assert refusal(await alice.call("pay", another, path=fixed))["approval"]["id"] != told["approval"]["id"]
+    assert (
+        refusal(await alice.call("up__pay", {"words": f"{mark} {SECRET}"}))["approval"]["id"] != told["approval"]["id"]
+    )
+    assert at.sighted(mark) == 0
+    same = {"words": f"{mark} {SECRET}", "to": "the-landlord"}  # by any door
+    assert "the-landlord" in (await alice.call("up__pay", same, at=1)).text
+    assert at.sighted(mark) == 1
+
+
 async def test_what_may_not_be_sent_is_refused_and_nobody_is_asked(at: House) -> None:
     mark, alice = nonce(), at.person()
     told = refusal(await alice.call("up__note", {"words": f"{mark} forbidden-word-1234"}))

@@ -57,6 +57,7 @@ BUNDLE = {
     "policies/p.cedar": RULES,
     "inspection.yaml": INSPECTION,
 }
+SETS = {"fixed": {"tools": [{"server": "up", "tool": "pay", "arguments": {"to": "the-landlord"}}]}}
 _numbers = itertools.count()
 
 
@@ -98,6 +99,7 @@ class Person:
         state: str | None = None,
         responses: Any = None,
         method: str = "tools/call",
+        path: str = "/mcp",
     ) -> Answer:
         """One request; with `state`, the retry that brings an answer."""
         meta = {
@@ -116,7 +118,7 @@ class Person:
             params["inputResponses"] = responses
         speaker = self.speakers[at]
         headers = {"Mcp-Name": name} if method == "resources/read" else {}
-        return await speaker.ask(speaker.modern(method, params, headers=headers), 30)
+        return await speaker.ask(speaker.modern(method, params, headers=headers, path=path), 30)
 
 
 def place_subject(edge: RunningEdge, issuer: str, user: str) -> str:
@@ -313,6 +315,7 @@ async def house(root: Path, number: int = 2, **more: Any) -> AsyncIterator[House
                 "public_url": f"http://127.0.0.1:{free_port()}",
                 "secrets_file": str(root / "secrets.json"),
                 "sessions": url,
+                "sets": SETS,
                 **more,
             }
             edges: list[RunningEdge] = []

@@ -19,7 +19,7 @@ from tidegate.ids import now_us, uuid7
 from tidegate.limits import APPROVAL_TTL_S, APPROVALS_PENDING_MAX
 from tidegate.policy.approvals import ANYBODY, SOMEBODY_ELSE, Approval, binding_of
 from tidegate.sessions.port import SessionsUnavailable
-from tidegate_edge import approval_question, reply, steps, targets
+from tidegate_edge import approval_question, reply, steps
 from tidegate_edge.approval_asking import ask_live, ask_modern
 from tidegate_edge.approval_records import decide, mode_of, say
 from tidegate_edge.calls import TARGET_CHARS_MAX, Approved, Inputs, Ongoing, captured
@@ -44,7 +44,7 @@ async def settle(edge: Edge, call: Ongoing) -> None:
     if call.method not in APPROVABLE:
         return
     if edge.settings.sessions == "memory" and not edge.settings.is_local:
-        call.refuse("policy", "approvals-unavailable", ALONE)
+        call.refuse("policy", "approvals-unknown", ALONE)
         return
     if not edge.approvals.is_current:
         call.refuse("policy", "approvals-unknown", "Which approvals were used is not known yet. Try again shortly.")
@@ -72,7 +72,7 @@ def _binding(edge: Edge, call: Ongoing) -> str:
         method=call.method,
         server=call.server,
         target=call.target,
-        arguments=targets.decided_on(call) or {},
+        arguments=call.asked_about,
     )
 
 

@@ -98,6 +98,7 @@ class Ongoing:
         "arguments",
         "arguments_captured",
         "arguments_masked",
+        "asked_about",
         "asked_for_s",
         "begun_ns",
         "bundle",
@@ -176,6 +177,7 @@ class Ongoing:
         self.message = ""
         self.rules: tuple[str, ...] = ()
         self.approver = ""  # of an ask, as the rules say
+        self.asked_about: dict[str, Any] = {}  # of an ask: the arguments that were decided on, before any masking
         self.asked_for_s = 0  # of an ask: how long it may stand; 0: as long as any
         self.approval: Approval | None = None  # that waits for a person, or lets the call pass
         self.approved: Approved | None = None  # the call has taken it: nobody else goes on by it

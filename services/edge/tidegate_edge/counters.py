@@ -13,6 +13,7 @@ _GAUGES = {
     "tidegate_connections": "Open client connections",
     "tidegate_streams": "GET streams and subscriptions that are open",
     "tidegate_questions": "Questions put to legacy clients and not yet answered",
+    "tidegate_approvals": "Approvals that this edge knows of, whatever became of them, until they expire",
     "tidegate_pending_records": "Records handed over and not yet durable",
     "tidegate_spool_backlog_records": "Records durable here and not yet in the log",
     "tidegate_spool_backlog_bytes": "Bytes durable here and not yet in the log",

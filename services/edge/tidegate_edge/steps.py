@@ -123,7 +123,7 @@ def decide(edge: Edge, call: Ongoing) -> None:
         call.reason, call.message = verdict.reason, verdict.told
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
         if verdict.effect == "ask":
-            call.approver, call.asked_for_s = verdict.approver, verdict.expires_s
+            call.approver, call.asked_for_s, call.asked_about = verdict.approver, verdict.expires_s, arguments
         if call.item.input_schema is not None and not call.hidden:
             _compare_param_headers(call, arguments)
     call.policy_us = call.now_us() - call.requested_us

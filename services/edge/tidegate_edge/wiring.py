@@ -308,6 +308,7 @@ def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
         "tidegate_connections": connections,
         "tidegate_streams": len(edge.streams),
         "tidegate_questions": len(edge.asks),
+        "tidegate_approvals": len(edge.approvals),
         **edge.budgets.gauges(),
         **records.gauges(),
         "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
