@@ -16,6 +16,7 @@ from tidegate_cli import (
     catalog_commands,
     erase_commands,
     export_commands,
+    limits_commands,
     log_commands,
     quarantine_commands,
     rebuild_commands,
@@ -65,6 +66,7 @@ ability_commands.add_to(app)
 sql_commands.add_to(app)
 bundle_commands.add_to(app)
 approval_commands.add_to(app)
+limits_commands.add_to(app)
 quarantine_commands.add_to(app)
 catalog_commands.add_to(app)
 export_commands.add_to(app)

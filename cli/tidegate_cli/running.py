@@ -23,7 +23,8 @@ from tidegate.log.port import EventLog
 from tidegate.policy.signing import open_signing_key, trusted_keys
 from tidegate.secrets import open_secrets
 from tidegate.serving import Awaiting, health_routes, open_server
-from tidegate.sessions.opening import open_sessions
+from tidegate.sessions.opening import open_budgets, open_sessions
+from tidegate.sessions.port import Budgets, SessionStore
 from tidegate.settings import Settings
 from tidegate_cli.options import make_data_dir, write_serving
 
@@ -84,6 +85,15 @@ class House:
         self.http: type | None = None
         self.watch_connections: Callable[[set[Any]], None] | None = None
         self._logs: dict[str | None, EventLog] = {}
+        self._sessions: SessionStore | None = None
+
+    async def sessions(self) -> SessionStore:
+        """Started; one for all of this process."""
+        if self._sessions is None:
+            self._sessions = open_sessions(self.settings)
+            await self._sessions.start()
+            self.stack.push_async_callback(self._sessions.stop)
+        return self._sessions
 
     async def log(self, writer_id: str | None = None) -> EventLog:
         """The log, prepared. In local mode everybody shares the one owner of the file."""
@@ -102,7 +112,14 @@ async def _open_policy(house: House) -> None:
 
     settings = house.settings
     log = await house.log(writer_id(settings))
-    policy = await house.stack.enter_async_context(open_policy(settings, log, open_secrets(settings), house.registry))
+    budgets: Budgets | None
+    if settings.is_local:
+        budgets = await house.sessions()
+    else:
+        budgets = await house.stack.enter_async_context(open_budgets(settings))
+    policy = await house.stack.enter_async_context(
+        open_policy(settings, log, open_secrets(settings), house.registry, budgets)
+    )
     house.app.include_router(policy.routes)
     house.parts["policy"] = policy.awaiting
 
@@ -134,9 +151,7 @@ async def _open_edge(house: House) -> None:
     from tidegate_edge.wiring import open_edge
 
     settings = house.settings
-    sessions = open_sessions(settings)
-    await sessions.start()
-    house.stack.push_async_callback(sessions.stop)
+    sessions = await house.sessions()
     own = (open_signing_key(settings).public,) if settings.is_local else ()
     trust = trusted_keys((*settings.trust.bundle_keys, *own))
     edge = await house.stack.enter_async_context(

@@ -20,6 +20,7 @@ from tidegate.policy.bundle import load_bundle
 from tidegate.policy.signing import open_signing_key
 from tidegate.privacy.master import open_wrapping
 from tidegate.secrets import ClusterSecrets
+from tidegate.sessions.port import Budgets
 from tidegate.settings import Settings
 from tidegate_policy.access import Access, Verifier
 from tidegate_policy.api import management_router
@@ -30,6 +31,7 @@ from tidegate_policy.catalogue_api import catalogue_router
 from tidegate_policy.erasure import Eraser
 from tidegate_policy.guarding import Guardian
 from tidegate_policy.journal import Journal
+from tidegate_policy.limits_api import limits_router
 from tidegate_policy.opening import Opener
 from tidegate_policy.publish import Publisher, Terms
 from tidegate_policy.quarantine import Warden
@@ -66,6 +68,7 @@ async def create_policy(
     verifier: Verifier,
     clock: Callable[[], int] = now_us,
     secrets: ClusterSecrets | None = None,
+    budgets: Budgets | None = None,
 ) -> AsyncIterator[PolicyService]:
     """From start to stop. `log` is prepared, with Kafka under the writer id of `writer_id`.
 
@@ -96,6 +99,7 @@ async def create_policy(
     curator = Curator(state, journal, publisher, settings.region, clock)
     router.include_router(catalogue_router(access, curator, require_ready))
     router.include_router(approvals_router(access, approver, opener, require_ready, clock))
+    router.include_router(limits_router(access, budgets, settings.tenant, require_ready, clock))
     service = PolicyService(state, publisher, guardian, warden, eraser, approver, router, key.public, awaiting)
     if (
         settings.is_local and settings.policy
