@@ -126,7 +126,14 @@ class Service:
 class Cluster:
     """The processes, and what a test asks of them."""
 
-    def __init__(self, directory: Path, bootstrap: str, settings: Mapping[str, Any], number_of_edges: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        bootstrap: str,
+        settings: Mapping[str, Any],
+        number_of_edges: int,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.directory = directory
         self.bootstrap = bootstrap
         self.prefix = f"t{uuid4().hex[:10]}."
@@ -135,6 +142,7 @@ class Cluster:
         self.issuer = LocalIssuer.open(directory, self.public_url)
         create_secrets(directory / "secrets.json")
         self._settings = dict(settings)
+        self._own = dict(own or {})
         self._listens = {name: f"127.0.0.1:{free_port()}" for name in ("policy", "audit-consumer", "detector")}
         self.policy = self._service("policy", "policy", self._listens["policy"])
         self.audit = self._service("audit-consumer", "audit-consumer", self._listens["audit-consumer"])
@@ -221,6 +229,7 @@ class Cluster:
             "kafka": {"prefix": self.prefix, "partitions": 2, "replication": 1, "min_insync": 1},
             "services": {service: {"listen": own} for service, own in self._listens.items()},
             **self._settings,
+            **self._own.get(name, {}),
         }
 
 
@@ -234,11 +243,14 @@ def running_cluster(
     edges: int = 2,
     audit: bool = False,
     detecting: bool = False,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> Iterator[Cluster]:
-    """Ready on entry, the bundle ruling every edge; gone on exit. `settings` are further keys of the files."""
+    """Ready on entry, the bundle ruling every edge; gone on exit. `settings` are further keys of the files, `own` those
+    of single services by their names.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(directory, bootstrap, {"servers": dict(servers), **settings}, edges)
+    cluster = Cluster(directory, bootstrap, {"servers": dict(servers), **settings}, edges, own)
     wanted = [cluster.policy, *cluster.edges, *([cluster.audit] * audit), *([cluster.detector] * detecting)]
     try:
         for service in wanted:
