@@ -1,8 +1,11 @@
 """What a session has read: known at every edge once it is said, for as long as the session lasts; on every adapter."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import pytest
+from tests.chaos.links import Link, running_links
 from tests.parts.session_stores import Edges, until
 from tests.parts.valkey import Valkey
 
@@ -132,3 +135,57 @@ async def test_what_redis_loses_is_put_back_by_an_edge_that_knows_it(pair: Edges
     assert await pair.a.taint_of("acme", "s") == BOTH
     assert await pair.b.taint_of("acme", "s") == BOTH
     assert pair.a.known_taint("acme", "s") == BOTH
+
+
+@contextlib.asynccontextmanager
+async def two_edges(valkey: Valkey) -> AsyncIterator[tuple[RedisSessions, RedisSessions, Link]]:
+    """The second one's way to Redis is in our hands."""
+    with running_links() as links:
+        host, _, port = valkey.url.removeprefix("redis://").partition("/")[0].rpartition(":")
+        way = links.open("b", lambda: (host, int(port)))
+        a, b = (RedisSessions(url, per_subject_max=3) for url in (valkey.url, f"redis://127.0.0.1:{way.port}/0"))
+        await a.start()
+        await b.start()
+        try:
+            await until(lambda: not a.awaiting and not b.awaiting)
+            yield a, b, way
+        finally:
+            way.heal()
+            await a.stop()
+            await b.stop()
+
+
+@pytest.mark.redis
+async def test_an_edge_that_goes_silent_is_waited_for_until_it_trusts_its_memory_no_more(valkey: Valkey) -> None:
+    async with two_edges(valkey) as (a, b, way):
+        assert await b.taint_of("acme", "s") == frozenset()
+        way.hold()
+        assert await a.taint("acme", "s", READ, 60) == READ
+        assert b.known_taint("acme", "s") is None
+        way.heal()
+        await until(lambda: not b.awaiting)
+        assert await b.taint_of("acme", "s") == READ
+
+
+@pytest.mark.redis
+async def test_an_edge_that_hears_late_is_waited_for(valkey: Valkey) -> None:
+    async with two_edges(valkey) as (a, b, way):
+        way.slow(0.2)
+        for number in range(3):
+            session = f"s-{number}"
+            assert await b.taint_of("acme", session) == frozenset()
+            assert await a.taint("acme", session, READ, 60) == READ
+            assert b.known_taint("acme", session) == READ
+
+
+@pytest.mark.redis
+async def test_an_edge_whose_connections_broke_asks_before_it_says_what_it_knew(valkey: Valkey) -> None:
+    async with two_edges(valkey) as (a, b, way):
+        assert await b.taint_of("acme", "s") == frozenset()
+        way.cut()
+        await until(lambda: bool(b.awaiting))
+        assert await a.taint("acme", "s", READ, 60) == READ
+        way.heal()
+        await until(lambda: not b.awaiting)
+        assert b.known_taint("acme", "s") is None
+        assert await b.taint_of("acme", "s") == READ

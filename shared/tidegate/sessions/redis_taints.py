@@ -30,6 +30,7 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('PEXPIRE', KE
 return {redis.call('PUBLISH', ARGV[3], ARGV[4]), fresh, redis.call('HKEYS', KEYS[1])}
 """
 _COPY_KEPT_S: Final = 3_600.0
+_DELIVERED_S: Final = 0.5  # what an edge hears last may have been on its way for so long
 
 
 class Tainted(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +79,7 @@ class RedisTaints:
                 receivers, fresh, held = await self._taint([taint_key(tenant, session_id)], arguments)
             self._keep(tenant, session_id, _Copy(epoch, _labels(held), ttl_s))
             with contextlib.suppress(TimeoutError):  # who has not heard it by then knows that it hears nothing
-                async with asyncio.timeout(SILENCE_S):
+                async with asyncio.timeout(SILENCE_S + _DELIVERED_S):
                     await waiting.until(int(receivers))
         return _labels(fresh)
 
