@@ -61,14 +61,15 @@ def _now(now_us: int) -> str:
     """Cedar's datetimes have milliseconds."""
     if (at := _moment(now_us, UTC)) is None:
         return ""
-    stamp = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
-    return f'{{"__extn":{{"fn":"datetime","arg":"{stamp}"}}}}'
+    stamp = at.replace(tzinfo=None).isoformat(timespec="milliseconds")
+    return f'{{"__extn":{{"fn":"datetime","arg":"{stamp}Z"}}}}'
 
 
 def _time(now_us: int, zone: tzinfo) -> str:
     if (at := _moment(now_us, zone)) is None:
         return ""
-    return f'{{"hour":{at.hour},"minute":{at.minute},"weekday":{at.isoweekday()},"date":"{at:%Y-%m-%d}"}}'
+    date = at.date().isoformat()
+    return f'{{"hour":{at.hour},"minute":{at.minute},"weekday":{at.isoweekday()},"date":"{date}"}}'
 
 
 def _moment(now_us: int, zone: tzinfo) -> datetime | None:
