@@ -31,6 +31,7 @@ def say_differences(found: Differences) -> None:
     _say_changes("[yellow]more permissive[/]", found.of("more-permissive"))
     _say_changes("[cyan]stricter[/]", found.of("stricter"))
     _say_unreachable(found)
+    _say_limits(found)
     tried = f"{found.decisions} calls that rules and cases mention, decided by both"
     if not found.changes:
         say(f"[green]no decision differs[/]  {tried}")
@@ -64,6 +65,13 @@ def _say_changes(title: str, changes: list[Change]) -> None:
         say(f"    for example {plain(_told(change.example))}")
     if len(changes) > SHOWN_MAX:
         say(f"and {len(changes) - SHOWN_MAX} more; --json lists all")
+
+
+def _say_limits(found: Differences) -> None:
+    titles = {"more-permissive": "[yellow]more permissive[/]", "stricter": "[cyan]stricter[/]", "other": "changed"}
+    for change in found.limits:
+        named = f"limit {change.limit}  " if change.limit else ""
+        say(f"{titles[change.direction]}  {plain(f'{named}{change.sentence}')}")
 
 
 def _say_unreachable(found: Differences) -> None:

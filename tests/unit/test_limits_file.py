@@ -11,6 +11,7 @@ from tidegate.policy.budgeting import Budgeting, Plan, records_in
 from tidegate.policy.budgets import Measure, read_limits
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.check import check_bundle
+from tidegate.policy.differences import compare
 
 SCHEMA = """
 entity Group in [Group];
@@ -237,3 +238,32 @@ def test_a_bundle_with_a_slip_cannot_rule() -> None:
     with pytest.raises(BundleFault, match=r"limits.yaml"):
         Budgeting.of(bundle("limits: [{id: x}]"))
     assert check_bundle(bundle("limits: [{id: x}]"))
+
+
+def test_a_comparison_tells_which_limits_are_stricter_and_which_are_not() -> None:
+    old = """
+limits:
+  - {id: pace, per: user, calls: 10/minute}
+  - {id: day, per: user, daily: {calls: 100}, away: refuse}
+  - {id: gone, per: user, concurrent: 1}
+prices: [{per_call: 0.5}]
+"""
+    new = """
+
+limits:
+  - {id: pace, per: tool, calls: 5/minute}
+  - {id: day, per: user, daily: {calls: 200, bytes: 1MB}, away: allow}
+  - {id: new, team: x, per: user, concurrent: 2}
+prices: [{per_call: 0.5}]
+"""
+    found = compare(bundle(old), bundle(new)).limits
+    assert [(one.direction, one.limit, one.sentence) for one in found] == [
+        ("stricter", "pace", "10 calls in 60 s → 5 calls in 60 s"),
+        ("other", "pace", "counts per user → per tool"),
+        ("more-permissive", "day", "100 calls a day → 200 calls a day"),
+        ("stricter", "day", "now bounds 1000000 bytes a day"),
+        ("more-permissive", "day", "while Redis is away: refuse → allow"),
+        ("stricter", "new", "new: 2 calls at a time per user"),
+        ("more-permissive", "gone", "gone: 1 calls at a time per user"),
+    ]
+    assert compare(bundle(new), bundle(new)).limits == ()

@@ -16,6 +16,7 @@ from tidegate.policy.entities import ToolFacts
 from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
+from tidegate.policy.limit_differences import LimitChange, limit_changes
 from tidegate.policy.situations import Person, Situation, situations_of
 from tidegate.policy.verdict import Effect, Verdict
 
@@ -77,6 +78,7 @@ class Differences(msgspec.Struct, frozen=True):
     unreachable: tuple[Unreached, ...]
     decisions: int
     whole: bool
+    limits: tuple[LimitChange, ...] = ()
 
     def of(self, direction: Direction) -> list[Change]:
         return [change for change in self.changes if change.direction == direction]
@@ -84,7 +86,7 @@ class Differences(msgspec.Struct, frozen=True):
 
 def compare(old: Bundle, new: Bundle) -> Differences:
     """Raises BundleFault where one of them cannot decide."""
-    return _Comparison(old, new).run()
+    return msgspec.structs.replace(_Comparison(old, new).run(), limits=limit_changes(old, new))
 
 
 @dataclass
