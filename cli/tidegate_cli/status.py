@@ -1,4 +1,4 @@
-"""The work of `tidegate status`: readiness of the services, edges and releases, quarantines, backlog."""
+"""The work of `tidegate status`: readiness of the services, edges and releases, quarantines, approvals, backlog."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tidegate_cli.output import plain, print_document, say
 from tidegate_cli.quarantining import quarantine_line
 
 TIMEOUT_S = 5.0
+APPROVALS_MAX = 1_000
 BACKLOG = (
     "tidegate_pending_records",
     "tidegate_spool_backlog_records",
@@ -30,6 +31,7 @@ def show_status(config: Path, as_json: bool) -> int:
     try:
         management = open_management(settings)
         found |= {"edges": management.get("/edges"), "quarantines": management.get("/quarantines")}
+        found["waiting_approvals"] = len(management.get("/approvals", limit=APPROVALS_MAX))
     except Fault as fault:
         found["management"] = fault.sentence
     if as_json:
@@ -80,10 +82,13 @@ def _show(found: dict[str, Any]) -> None:
         say(_edge(edge))
     for quarantine in found.get("quarantines", ()):
         say(f"quarantine  {quarantine_line(quarantine)}")
+    if waiting := found.get("waiting_approvals", 0):
+        told = "1 call waits" if waiting == 1 else f"{waiting} calls wait"
+        say(f"[yellow]{told} for a person[/]: tidegate approvals list")
     if backlog := found["backlog"]:
         say("  ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in backlog.items()))
     if "management" in found:
-        say(f"[yellow]edges and quarantines are not known:[/] {plain(found['management'])}")
+        say(f"[yellow]edges, quarantines or approvals are not known:[/] {plain(found['management'])}")
 
 
 def _state(service: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ def test_the_list_tells_who_wants_what_since_when_and_for_how_long_still(house: 
         if one["approval_id"] == approval_id
     ]
     assert (one["login"], one["may_decide"], one["shut"]) == ("alice@example.com", True, "")
+    assert "for a person: tidegate approvals list" in told(house.run("status").stdout)
     stranger = ("--user", "eve@example.com", "--groups", "sales")
     assert house.run("approvals", "list", "--ids", *stranger).stdout == ""
     assert told(house.run("approvals", "list", *stranger).stdout) == "No call waits for a person."

@@ -91,7 +91,7 @@ class Approver:
             await self._journal.append(compose)
             self.approvals.apply(event)
             self._stored[approval_id] = decided
-            return decided
+            return self.approvals.get(approval_id) or decided  # an edge's word may have come meanwhile
 
     def note(self, record: Delivered) -> None:
         """See a record of `control` or `control-state` pass by; `reconcile` then acts on what differs."""
