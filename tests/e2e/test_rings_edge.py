@@ -1,6 +1,5 @@
 """Canaries and shadows at a real edge: who is decided for by what, what is recorded, and what a restart begins with."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.parts.edge import BUNDLE, Client, RunningEdge, Speaker, running_edge, until
 from tests.parts.scripted import Scripted, scripted
 
-from tidegate.events import BundleActivated, BundleObserved, BundleRejected, CallRequested, Role
+from tidegate.chain import Chain
+from tidegate.events import BundleActivated, BundleObserved, BundleRejected, CallRequested, QuarantineImposed, Role
 from tidegate.log.port import Record
 from tidegate.policy.release import ROLES, pointer_key
 from tidegate.policy.signing import Guard, Release, SigningKey, Stage
@@ -341,16 +341,34 @@ async def test_a_restarted_edge_decides_by_what_it_kept_with_the_log_away(
         assert (again.bundle, again.inputs.release) == (other.bundle, 1)
 
 
-async def test_a_large_bundle_is_made_ready_while_quarantines_and_calls_go_on(ring: Ring) -> None:
+async def test_quarantines_and_calls_go_on_while_a_large_bundle_is_made_ready(ring: Ring) -> None:
     many = "".join(
         f'@id("r{number}") permit (principal in Group::"g{number}", action == Action::"up/t{number}", resource);\n'
-        for number in range(800)
+        for number in range(1_500)
     )
-    await ring.running.log.append(ring.records(files(many)))
-    answered = 0
-    while not await ring.has("ruling", ring.number):
-        assert (await ring.speaker().call("up__echo", {})).status == 200
-        answered += 1
-        await asyncio.sleep(0)
-    assert answered > 0
+    log, before = ring.running.log, ring.number
+    quarantine = QuarantineImposed(
+        **ring.running.edge.place.stamp(ring.tenant),
+        quarantine_id="q-large",
+        scope="agent",
+        value="stopped",
+        reason="meanwhile",
+        actor="tests",
+    )
+    sealed = Chain("tests-quarantine").seal(quarantine)
+    await log.append(
+        [*ring.records(files(many)), Record("control-state", f"{ring.tenant}|q-large".encode(), sealed.value)]
+    )
+    stopped = ring.running.place.speaker(agent="stopped")
+
+    async def is_stopped() -> bool:
+        answer = await stopped.call("up__echo", {})
+        return bool(answer.result.get("isError"))
+
+    await until(is_stopped)
+    ruling = ring.running.edge.rings[ring.tenant].ruling
+    assert ruling is not None
+    assert ruling.number == before, "the quarantine did not wait for the bundle that came before it"
+    await until(lambda: ring.has("ruling", ring.number))
     assert (await ring.decided(ring.speaker())).inputs.release == ring.number
+    await log.append([Record("control-state", f"{ring.tenant}|q-large".encode(), None)])
