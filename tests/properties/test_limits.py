@@ -282,3 +282,17 @@ def test_a_dead_edge_s_places_come_back_when_its_word_has_run_out() -> None:
         assert await here.call(1, meters)
 
     run(law())
+
+
+def test_a_limit_that_becomes_narrower_holds_at_once_and_what_was_on_lease_does_not_count() -> None:
+    async def law() -> None:
+        here = world(2, [0])
+        wide, narrow = meter("calls", "bucket", 40_000, 1, 60_000), meter("calls", "bucket", 7, 1, 60_000)
+        await here.call(0, [wide])
+        here.passed.clear()
+        assert await here.call(0, [narrow]), "what this edge had on lease has gone back with the same word"
+        for edge in (0, 1, 0, 1):
+            await asyncio.gather(*[here.call(edge, [narrow]) for _ in range(8)])
+        assert len(here.passed) == 7
+
+    run(law())

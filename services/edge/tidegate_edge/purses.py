@@ -49,6 +49,7 @@ class Purse:
         "lock",
         "pending",
         "seen",
+        "spare",
         "typical",
         "units",
         "until_s",
@@ -59,6 +60,7 @@ class Purse:
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
         self.units = 0
+        self.spare = 0  # of it, to be given back with the next word
         self.in_use = 0  # places that calls under way have
         self.day = 0  # of which the lease is
         self.until_s = 0.0
@@ -93,6 +95,13 @@ class Purse:
             self.in_use += amount
         return True
 
+    def change(self, counter: Counter) -> None:
+        """Another bundle bounds it otherwise: what is held was measured by the old bound, and goes back."""
+        self.counter, self.dry = counter, None
+        if not self.is_places:
+            self.spare += max(self.units, 0)
+        self.units = min(self.units, 0)
+
     def give_back(self, amount: int) -> None:
         """What was taken and not used; of places, used no more."""
         self.units += amount
@@ -109,17 +118,18 @@ class Purse:
         rest = self.units + self.in_use if self.is_places else self.units
         need = amount or 1
         want = 0 if self.counter.kind == "distinct" else max(need, self.want * self.typical)
-        return Draw(self.counter, need, want, rest, day=self.day)
+        back, self.spare = self.spare, 0
+        return Draw(self.counter, need, want, rest, back, self.day)
 
     def settle(self) -> Draw:
         """Tell what is used, and give back what is not."""
-        back = max(self.units, 0)
-        self.units -= back
+        back = max(self.units, 0) + self.spare
+        self.units, self.spare = min(self.units, 0), 0
         rest = self.in_use if self.is_places else self.units
         return Draw(self.counter, rest=rest, back=0 if self.is_places else back, day=self.day)
 
     def is_due(self, now_s: float) -> bool:
-        if not (self.units or self.is_known or self.pending):
+        if not (self.units or self.spare or self.is_known or self.pending):
             return False
         return self.units < 0 or now_s - self.drawn_s >= SETTLED_S or now_s - self.used_s >= IDLE_S
 
@@ -146,7 +156,7 @@ class Purses:
         self._store = store
         self._holder = holder
         self._clock = clock
-        self._purses: dict[Counter, Purse] = {}
+        self._purses: dict[tuple[str, str], Purse] = {}  # by tenant and name of the counter
         self._active: dict[Purse, None] = {}
         self._away_until_s = 0.0
         self._swept_s = 0.0
@@ -162,7 +172,10 @@ class Purses:
         now_s, purses = self._clock(), self._purses
         lacking: list[Meter] = []
         for meter in meters:
-            purse = purses.get(meter.counter)
+            counter = meter.counter
+            purse = purses.get((counter.tenant, counter.name))
+            if purse is not None and purse.counter is not counter and purse.counter != counter:
+                purse.change(counter)
             if purse is not None and purse.take(meter.amount, now_s):
                 held.append(Hold(purse, meter, self))
             else:
@@ -278,7 +291,7 @@ class Purses:
                 continue
             if purse.is_due(now_s):
                 due.setdefault(purse.counter.tenant, []).append(purse)
-            elif not (purse.units or purse.is_known or purse.pending or purse.in_use):
+            elif not (purse.units or purse.spare or purse.is_known or purse.pending or purse.in_use):
                 del self._active[purse]
         with contextlib.suppress(SessionsUnavailable):
             for purses in due.values():
@@ -313,21 +326,22 @@ class Purses:
                     await self._settle(purses[start : start + DRAWS_AT_ONCE_MAX])
 
     def _purse(self, counter: Counter) -> Purse:
-        purse = self._purses.get(counter)
+        key = (counter.tenant, counter.name)
+        purse = self._purses.get(key)
         if purse is None:
             if len(self._purses) >= PURSES_MAX:
                 self._sweep(self._clock())
             if len(self._purses) >= PURSES_MAX:
                 raise SessionsUnavailable(f"this edge holds {PURSES_MAX} counters of limits, and no more fit")
-            purse = self._purses[counter] = Purse(counter)
+            purse = self._purses[key] = Purse(counter)
         return purse
 
     def _sweep(self, now_s: float) -> None:
         """Forget counters that nobody has used for a while."""
         self._swept_s = now_s
-        for counter, purse in list(self._purses.items()):
+        for key, purse in list(self._purses.items()):
             if purse not in self._active and now_s - purse.used_s > FORGOTTEN_S and not purse.lock.locked():
-                del self._purses[counter]
+                del self._purses[key]
 
 
 def _dry_s(purse: Purse, share: Share) -> float:
