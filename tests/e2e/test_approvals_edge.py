@@ -54,6 +54,17 @@ async def test_a_call_that_is_declined_is_not_made_and_not_asked_about_again(at:
     assert (at.sighted(mark), await at.decisions(mark)) == (0, Counter(ask=1, deny=4))
 
 
+async def test_who_declines_is_heard_even_if_somebody_else_agreed_meanwhile(at: House) -> None:
+    mark, alice = nonce(), at.person()
+    _, state = asked(await alice.call("up__note", {"words": mark}))
+    approval_id = refusal(await alice.call("up__note", {"words": mark}, can=NONE))["approval"]["id"]
+    await at.decide(approval_id, grant=True)
+    answer = await alice.call("up__note", {"words": mark}, state=state, responses=NO)
+    assert refusal(answer)["reason"] == "approval-denied"
+    assert refusal(await alice.call("up__note", {"words": mark}, at=1))["reason"] == "approval-denied"
+    assert at.sighted(mark) == 0
+
+
 async def test_a_no_in_the_form_is_a_no(at: House) -> None:
     mark, alice = nonce(), at.person()
     _, state = asked(await alice.call("up__note", {"words": mark}))

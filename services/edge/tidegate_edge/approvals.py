@@ -51,14 +51,18 @@ async def settle(edge: Edge, call: Ongoing) -> None:
         return
     if call.inputs is not None and call.inputs.approved is not None:
         await _continue(edge, call, call.inputs.approved)
-        return
-    binding = _binding(edge, call)
+    else:
+        await _look(edge, call)
+    if call.decision == "allow":
+        steps.fingerprint_arguments(edge, call)
+
+
+async def _look(edge: Edge, call: Ongoing) -> None:
     edge.approvals.tidy()
+    binding = _binding(edge, call)
     if call.inputs is not None and call.inputs.approval:
         await _take_answer(edge, call, call.inputs, binding)
     await _find(edge, call, binding)
-    if call.decision == "allow":
-        steps.fingerprint_arguments(edge, call)
 
 
 def _binding(edge: Edge, call: Ongoing) -> str:
@@ -80,7 +84,9 @@ async def _continue(edge: Edge, call: Ongoing, approved: Approved) -> None:
     """A further round of a call that was approved: its server asked something. Each round goes on once."""
     assert call.inputs is not None
     if call.approver not in (ANYBODY, approved.approver) or not set(call.rules) <= set(approved.rules):
-        call.refuse("policy", "approval-required", f"The rules changed meanwhile. {call.message} Call again from anew.")
+        call.refuse(
+            "policy", "approval-required", f"The rules changed meanwhile. {call.message} Call again, from the start."
+        )
         return
     name = f"{call.principal.tenant}|approval|{approved.approval_id}|{call.inputs.rounds}"
     if await _takes(edge, call, name, LEASED_BEYOND_S):
@@ -156,7 +162,7 @@ async def _take_answer(edge: Edge, call: Ongoing, inputs: Inputs, binding: str) 
         return  # the page tells the rest
     if meaning == "nothing":
         call.dismissed = True
-    elif approval.state == "pending":
+    elif meaning == "deny" or approval.state == "pending":  # a no counts beside somebody else's yes
         assert call.ruling is not None
         told = call.ruling.told(reason, "arguments")[: approval_question.REASON_CHARS_MAX]
         await decide(edge, approval, inputs.asked_by, meaning == "grant", told, mode_of(call))
