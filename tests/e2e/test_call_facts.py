@@ -3,6 +3,7 @@ holds of it.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest_asyncio
 from tests.parts.edge import LEGACY, MODERN, Answer, RunningEdge, Speaker, legacy_body, running_edge
 from tests.parts.edge import until as edge_until
 from tests.parts.radio import radio
-from tests.parts.scripted import Scripted, Seen, Stream, http, progress, refusal, result, scripted, text, tool
+from tests.parts.scripted import Scripted, Seen, Stream, http, progress, question, refusal, result, scripted, text, tool
 
-from tidegate.events import CallRequested, SessionTainted
+from tidegate.events import CallCompleted, CallRequested, SessionTainted
 from tidegate.sessions.port import SessionsUnavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -389,3 +390,46 @@ async def test_what_a_server_says_outside_of_calls_taints_the_session_that_hears
             client.close()
             (event,) = await tainted(other)
             assert (event.labels, event.server, event.call_id) == (("read-private",), "news", "")
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_an_answer_stays_here_where_the_session_read_something_while_the_question_was_open(
+    up: Scripted, tmp_path: Any, reads: bool
+) -> None:
+    async def asking(server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(writer)
+        await stream.send(question("q", message="what do they earn?", requestedSchema={"type": "object"}))
+        told = await server.answer_to("q")
+        await stream.send(result(seen, text("error" if "error" in told else "sent " + str(told["result"]))))
+        stream.end()
+
+    async with scripted("sessions", tools=[tool("echo")], behaviours={"echo": asking}) as out:
+        servers = {"up": {"url": up.url}, "out": {"url": out.url, "labels": ["egress"]}}
+        async with running_edge(tmp_path, servers, bundle=BUNDLE, rules=RULES) as other:
+            one = Person(other.place.listen, other.place.token())
+            await one.initialize(capabilities={"elicitation": {}})
+            client = await one.connect()
+            client.write(one.legacy("tools/call", {"name": "out__echo", "arguments": {}}))
+            await client.stream()
+            asked = await client.event()
+            while asked is not None and not asked.data:  # what primes the client to come back
+                asked = await client.event()
+            assert asked is not None
+            if reads:
+                reading = one.legacy("tools/call", {"name": "up__people", "arguments": {}})
+                assert reason(await one.ask(reading)) == ""
+            answer = {
+                "jsonrpc": "2.0",
+                "id": asked.json["id"],
+                "result": {"action": "accept", "content": {"sum": 4711}},
+            }
+            headers = {"Mcp-Session-Id": one.session, "MCP-Protocol-Version": LEGACY}
+            assert (await one.ask(one.request(json.dumps(answer).encode(), headers=headers))).status == 202
+            told = [event.json for event in await client.events()][-1]
+            client.close()
+            assert ("4711" in told["result"]["content"][0]["text"]) is not reads
+            assert ("4711" in str([seen.body for seen in out.seen])) is not reads
+            ended = [event for event in await other.place.events("calls") if isinstance(event, CallCompleted)]
+            (question_ended,) = [event for event in ended if event.method == "elicitation/create"]
+            expected = ("blocked", "forbidden-by-rule") if reads else ("ok", "granted")
+            assert (question_ended.outcome, question_ended.reason) == expected

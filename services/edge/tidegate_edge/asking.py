@@ -12,13 +12,13 @@ import msgspec
 from tidegate.errors import CallerFault, Fault, LogUnavailable
 from tidegate.events import Outcome
 from tidegate.ids import now_us
+from tidegate.policy.verdict import Verdict
 from tidegate.sessions.port import SessionsUnavailable
-from tidegate_edge import strict_json
+from tidegate_edge import facts, strict_json
 from tidegate_edge.abilities import ASKED_WITH
 from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, RpcError, encode
-from tidegate_edge.tainting import Tainting
 from tidegate_edge.upstream.port import Answer
 from tidegate_edge.visit import Visit
 
@@ -48,7 +48,7 @@ async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
         return _refused(INTERNAL_ERROR, f"the question could not be recorded, so it was not put: {fault.sentence}")
     if question.decision != "allow":
         return _refused(INVALID_REQUEST, question.message)
-    return await _put(edge, question, call.tainting)
+    return await _put(edge, call, question)
 
 
 def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
@@ -89,17 +89,18 @@ async def _not_put(edge: Edge, call: Ongoing, method: str, code: int, reason: st
     return _refused(code, message)
 
 
-async def _put(edge: Edge, question: Ongoing, tainting: Tainting | None) -> Answer:
+async def _put(edge: Edge, call: Ongoing, question: Ongoing) -> Answer:
     visit = question.visit
     question.forwarded_us = question.now_us()
     try:
-        if tainting is not None:
-            await tainting.note()
+        if call.tainting is not None:
+            await call.tainting.note()
         asking = edge.asks.ask(
             visit.outlet, visit.protocol_session, question.method, question.arguments, ANSWERED_WITHIN_S
         )
         answer = await while_the_session_stands(edge, visit, asking)
-        ended, answer = _inspected(question, answer)
+        denied = await facts.denied_since(edge, call)
+        ended, answer = _inspected(question, answer) if denied is None else _denied(question, denied)
     except Fault as fault:
         answer = _refused(INTERNAL_ERROR, fault.sentence)
         ended = _ended(question, "timeout" if "timeout" in fault.code else "upstream-failed", b"", fault.code)
@@ -133,6 +134,11 @@ async def while_the_session_stands(edge: Edge, visit: Visit, asking: Coroutine[A
 async def _settle(edge: Edge, question: Ongoing, ended: Ended) -> None:
     event = completed_event(question, ended, edge.place, edge.limits.capture_bytes_max)
     await edge.recorder.record_completion(event, question.terms.mode)
+
+
+def _denied(question: Ongoing, verdict: Verdict) -> tuple[Ended, Answer]:
+    """Which call it belongs to was permitted, and would not be any more: the answer stays here."""
+    return _ended(question, "blocked", b"", verdict.reason), _refused(INVALID_REQUEST, verdict.told)
 
 
 def _inspected(question: Ongoing, answer: Answer) -> tuple[Ended, Answer]:

@@ -7,9 +7,13 @@ the store cannot say, the call is refused, for a rule over what nobody knows mus
 
 import contextlib
 
+import msgspec
+
 from tidegate.ids import now_us
 from tidegate.policy.facts import NO_FACTS, Facts
+from tidegate.policy.verdict import Verdict
 from tidegate.sessions.port import SessionsUnavailable
+from tidegate_edge import targets
 from tidegate_edge.calls import Ongoing
 from tidegate_edge.catalog import Item
 from tidegate_edge.edge import Edge
@@ -42,6 +46,23 @@ async def gather(edge: Edge, call: Ongoing) -> None:
             call.hidden = not ruling.is_visible(call.principal, item)
             return
     call.facts = facts_of(edge, call.visit, needs, call.requested_us, taint)
+
+
+async def denied_since(edge: Edge, call: Ongoing) -> Verdict | None:
+    """Why nothing more may go to the server of a call that was permitted: the session has read something meanwhile, and
+    a rule looks at it. Raises SessionsUnavailable.
+    """
+    ruling, item = call.ruling, call.item
+    if ruling is None or item is None or call.method in targets.TASKS:
+        return None
+    if "taint" not in ruling.needs(call.principal, item):
+        return None
+    taint = await taint_of(edge, call.visit)
+    if taint.issubset(call.facts.taint):
+        return None
+    now = msgspec.structs.replace(call.facts, taint=tuple(sorted(taint)))
+    verdict = ruling.decide(call.principal, item, targets.decided_on(call) or {}, now)
+    return verdict if verdict.effect == "deny" else None
 
 
 def known(edge: Edge, visit: Visit, needs: frozenset[str]) -> Facts:
