@@ -287,8 +287,9 @@ def test_a_dead_edge_s_places_come_back_when_its_word_has_run_out() -> None:
 def test_a_limit_that_becomes_narrower_holds_at_once_and_what_was_on_lease_does_not_count() -> None:
     async def law() -> None:
         here = world(2, [0])
-        wide, narrow = meter("calls", "bucket", 40_000, 1, 60_000), meter("calls", "bucket", 7, 1, 60_000)
-        await here.call(0, [wide])
+        wide, narrow = meter("calls", "bucket", 400, 1, 60_000), meter("calls", "bucket", 7, 1, 60_000)
+        for _ in range(3):
+            await here.call(0, [wide])
         here.passed.clear()
         assert await here.call(0, [narrow]), "what this edge had on lease has gone back with the same word"
         for edge in (0, 1, 0, 1):

@@ -115,7 +115,8 @@ def _settled(state: _State, draw: Draw, holder: str, now_ms: int) -> int:
         return counter.most - state.used
     passed = max(0, now_ms - state.at_ms)
     kept = own[0] if own[1] > now_ms else 0
-    came = min(state.free + passed * counter.refill / counter.every_ms, counter.most - others - kept)
+    full = max(counter.most - others - kept, state.free)  # of a bound that was wider before, nothing is lost here
+    came = min(state.free + passed * counter.refill / counter.every_ms, full)
     state.free = max(0.0, min(came + back - debt, counter.most - others - rest))
     state.at_ms = now_ms
     return math.floor(state.free + _EPSILON)

@@ -91,7 +91,8 @@ for _, d in ipairs(draws) do
     d.left = d.most - d.used
   else
     local free, since = tonumber(stored.t) or d.most, tonumber(stored.a) or now
-    free = math.min(free + math.max(0, now - since) * d.refill / d.every, d.most - d.others - d.own)
+    local full = math.max(d.most - d.others - d.own, free)
+    free = math.min(free + math.max(0, now - since) * d.refill / d.every, full)
     d.free = math.max(0, math.min(free + d.back - debt, d.most - d.others - rest))
     d.left = math.floor(d.free + 0.000001)
   end
