@@ -125,7 +125,8 @@ def _show_definition(tool: dict[str, Any]) -> None:
     say(f"[dim]{since}{against}; {_trusted_by(tool) or 'approved by nobody'}[/]")
     for change in tool["differences"]:
         say(f"  [{RANK_STYLES[change['rank']]}]{change['rank']:>11}[/]  {_clean(change['sentence'])}")
-        for line in _sides(change["before"], change["after"]):
+        told = all(side and side in change["sentence"] for side in (change["before"], change["after"]))
+        for line in () if told else _sides(change["before"], change["after"]):
             say(f"               {line}")
     if not tool["differences"]:
         say("  [dim]nothing differs[/]" if tool["trusted"] else "  [dim]it is the first definition of this tool[/]")

@@ -1,6 +1,7 @@
 """Which definition is trusted, and what follows for what a server offers now: the fold, the rules, the judgement."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -124,6 +125,13 @@ def test_folding_twice_or_in_halves_is_folding_once() -> None:
         assert list(twice.all()) == list(once.all())
 
 
+def test_what_reaches_the_log_late_is_not_what_is_offered_now() -> None:
+    trusting = folded(defined("plain", 1), defined("wider", 5), defined("plain", 2), gone(3))
+    known = trusting.of("s", "t")
+    assert known is not None
+    assert (known.first, known.current, known.since_us) == ("plain", "wider", 5)
+
+
 def test_an_older_approval_that_is_read_again_takes_nothing_back() -> None:
     trusting = folded(defined("plain"), defined("wider", 2), approved("wider", 9), approved("plain", 3))
     known = trusting.of("s", "t")
@@ -201,6 +209,15 @@ def test_a_slip_is_a_problem_with_its_line(text: str, line: int, told: str) -> N
     assert rules == NO_RULES
     assert told in problems[0].sentence or "nests too deep" in problems[0].sentence
     assert problems[0].line in (line, 0, line + 1)
+
+
+def test_the_page_shows_the_defaults() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "definitions.md").read_text()
+    shown = page.split("```yaml\n")[1].split("```")[0]
+    rules, problems = read_definition_rules(shown)
+    assert problems == []
+    assert rules.every == Rules()
+    assert rules.of("git") == Rules(new="hold", described="hold")
 
 
 def test_the_check_of_a_bundle_knows_the_file() -> None:

@@ -98,10 +98,12 @@ class Watch:
         self._edge.holding.apply(event)
         if event.tenant != self._edge.settings.tenant:
             return
-        if isinstance(event, ToolDefined):
-            self.definitions[event.server, event.tool] = event.digest
-        elif isinstance(event, ToolWithdrawn):
-            self.definitions.pop((event.server, event.tool), None)
+        if isinstance(event, ToolDefined | ToolWithdrawn):
+            known = self._edge.holding.trust.of(event.server, event.tool)
+            if known is not None and known.current:
+                self.definitions[event.server, event.tool] = known.current
+            else:
+                self.definitions.pop((event.server, event.tool), None)
         elif isinstance(event, OfferDefined):
             self.offers[event.server, event.kind, event.target] = event.digest
         elif isinstance(event, OfferWithdrawn):

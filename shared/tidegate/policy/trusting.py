@@ -1,6 +1,7 @@
 """Which definition of each tool is trusted: the last one that was approved, else the first that was ever recorded. A
 fold of the history `catalog`, the same on every edge and in the policy service; and the judgement on what a server
-offers now. Pure; folding twice is folding once, for each tool's events come in one order.
+offers now. Pure; folding twice is folding once. What an edge has recorded may reach the log after what another one saw
+later: the time of an event counts.
 
 A tool that comes more than FIRST_LIST_US after its server's first one is not of the first list: it is `later`. What a
 withdrawn tool was trusted for stays, so that it cannot come back as something else. Counterparts: `definitions.py`
@@ -128,7 +129,7 @@ class Trusting:
         if isinstance(event, ToolWithdrawn):
             trusted = {digest: raw for digest, raw in known.definitions.items() if digest == known.trusted}
             gone = msgspec.structs.replace(known, current="", since_us=event.time_us, definitions=trusted)
-            return gone if known.current else known
+            return gone if known.current and event.time_us >= known.since_us else known
         if known.approval is not None and event.time_us < known.approval.time_us:
             return known
         return msgspec.structs.replace(known, approved=event.digest, approval=event)
@@ -147,7 +148,7 @@ class Trusting:
                 since_us=event.time_us,
                 definitions={event.digest: definition},
             )
-        if event.digest == known.current:
+        if event.digest == known.current or event.time_us < known.since_us:
             return known
         kept = {digest: raw for digest, raw in known.definitions.items() if digest != event.digest}
         kept[event.digest] = definition
