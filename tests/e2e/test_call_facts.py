@@ -15,6 +15,9 @@ from tests.parts.radio import radio
 from tests.parts.scripted import Scripted, Seen, Stream, http, progress, question, refusal, result, scripted, text, tool
 
 from tidegate.events import CallCompleted, CallRequested, SessionTainted
+from tidegate.policy.bundle import bundle_of
+from tidegate.policy.replaying import Replayer, differs, past_of
+from tidegate.policy.verdict import Verdict
 from tidegate.sessions.port import SessionsUnavailable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -433,3 +436,19 @@ async def test_an_answer_stays_here_where_the_session_read_something_while_the_q
             (question_ended,) = [event for event in ended if event.method == "elicitation/create"]
             expected = ("blocked", "forbidden-by-rule") if reads else ("ok", "granted")
             assert (question_ended.outcome, question_ended.reason) == expected
+
+
+async def test_every_recorded_decision_is_made_again_from_what_its_event_holds(
+    edge: RunningEdge, person: Person
+) -> None:
+    for name in NAMES:
+        await person.ask(person.calling_from("203.0.113.9", f"up__{name}"))
+    await person.call("up__send")
+    replayer = Replayer(bundle_of({path: content.encode() for path, content in BUNDLE.items()}))
+    pasts = [past_of(event, event.sealed) for event in (await requests(edge)).values()]
+    again = [(past, replayer.decide(past)) for past in pasts]
+    compared = [(past.action, differs(past, now)) for past, now in again if isinstance(now, Verdict)]
+    assert [one for one in compared if one[1]] == []
+    assert {past.action for past, now in again if isinstance(now, Verdict)} >= {*NAMES}
+    blank = {(past.reason, now) for past, now in again if not isinstance(now, Verdict)}
+    assert blank <= {("facts-unavailable", "elsewhere"), ("unknown-tool", "elsewhere")}
