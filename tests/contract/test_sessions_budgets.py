@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
+from tests.chaos.clocks import Clock, compiled
 from tests.parts.session_stores import redis_pair, until
 from tests.parts.valkey import Valkey
 
@@ -266,7 +269,7 @@ async def test_every_key_expires_and_stands_in_one_slot_of_its_tenant(valkey: Va
         stores = Stores(a, a, "ac me")
         draws = [Draw(stores.counter(kind, 5, refill=1, every_ms=1_000), 1) for kind in ("bucket", "day", "places")]
         await a.draw("a", [*draws, Draw(stores.counter("distinct", 5), marks=(b"x",))])
-        found: list[bytes] = await client.execute_command("KEYS", "*budget*")
+        found: Any = await client.keys("*budget*")
         keys = [key.decode() for key in found]
         assert len(keys) == 6
         assert all(key.startswith("ac%20me|1|budget|{ac%20me}|") for key in keys)
@@ -306,3 +309,42 @@ async def test_counters_are_lost_with_their_server_and_an_absent_one_is_told(val
             await one(a, Draw(counter, 1))
         valkey.start()
         assert (await one(a, Draw(counter, 2))).granted == 2
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("hours", [-30, -1, 1, 30])
+async def test_a_clock_of_redis_that_jumps_gives_a_filling_and_another_day_s_quota_at_most(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = compiled(tmp_path)
+    if library is None:
+        pytest.skip("no C compiler here")
+    clock = Clock(library, tmp_path / "clock")
+    for name, value in clock.environment.items():
+        monkeypatch.setenv(name, value)
+    server = Valkey(tmp_path)
+    server.start()
+    for name in clock.environment:
+        monkeypatch.delenv(name)
+    try:
+        async with redis_pair(server.url) as (a, _):
+            stores = Stores(a, a, "acme")
+            bucket, day, places = stores.bucket(10), stores.counter("day", 10), stores.counter("places", 3)
+            assert [
+                share.granted for share in await a.draw("a", [Draw(bucket, 10), Draw(day, 10), Draw(places, 3)])
+            ] == [
+                10,
+                10,
+                3,
+            ]
+            date = day_at("UTC", now_us() // 1000).date
+            clock.set(hours * 3600)
+            same_day = day_at("UTC", now_us() // 1000 + hours * HOUR_MS).date == date
+            assert (await one(a, Draw(bucket, 11))).is_short
+            (share,) = await a.draw("a", [Draw(day, 10, day=0)])
+            assert share.is_short == same_day, "the day is the one that Redis' clock says"
+            came = (await one(a, Draw(bucket, 0))).left
+            assert came == (0 if hours < 0 else min(10, hours))
+            assert not (await one(a, Draw(places, rest=3))).is_short, "who renews keeps its places"
+    finally:
+        server.stop()
