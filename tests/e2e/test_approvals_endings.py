@@ -116,6 +116,23 @@ async def test_no_approval_is_used_before_the_log_was_read(at: House, monkeypatc
     assert at.sighted(mark) == 0
 
 
+async def test_who_is_denied_while_the_lease_is_taken_gets_nothing(at: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark, alice = nonce(), at.person()
+    approval_id = refusal(await alice.call("up__pay", {"words": mark}))["approval"]["id"]
+    await at.decide(approval_id, grant=True)
+    take = at.edges[0].edge.sessions.take
+
+    async def slow(name: str, value: str, ttl_s: float) -> str:
+        await at.decide(approval_id, grant=False)
+        return await take(name, value, ttl_s)
+
+    monkeypatch.setattr(at.edges[0].edge.sessions, "take", slow)
+    assert refusal(await alice.call("up__pay", {"words": mark}))["reason"] == "approval-used"
+    monkeypatch.undo()
+    assert refusal(await alice.call("up__pay", {"words": mark}))["reason"] == "approval-denied"
+    assert at.sighted(mark) == 0
+
+
 # further rounds
 
 

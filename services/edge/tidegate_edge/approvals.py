@@ -175,6 +175,10 @@ async def consume(edge: Edge, call: Ongoing) -> None:
     left_s = max(0.0, (approval.expires_us - now_us()) / 1e6)
     if not await _takes(edge, call, lease_of(approval), left_s + LEASED_BEYOND_S):
         return
+    standing = edge.approvals.of(approval.tenant).get(approval.approval_id)
+    if standing is None or standing.state != "granted" or standing.expires_us <= now_us():
+        call.refuse("policy", "approval-used", "The approval of this call ended a moment ago. Call again to ask anew.")
+        return
     event = ApprovalConsumed(
         **edge.place.stamp(approval.tenant),
         approval_id=approval.approval_id,
