@@ -127,11 +127,11 @@ class Engine:
         return [*own, self._index.slices, list(self.rules), list(self._content.book.entities.values())]
 
     def standing(self, principal: PolicyPrincipal, server: str, tool: str) -> Verdict | None:
-        """The verdict on every call of this tool, whatever its arguments; None where that depends on them."""
+        """The verdict on every call of this tool; None where that depends on arguments or circumstances."""
         return self._route(principal, server, tool).standing
 
     def visible(self, principal: PolicyPrincipal, server: str, tool: str) -> bool:
-        """Whether some call of this tool may be allowed, at least after approval."""
+        """Whether some call of this tool may be allowed in some circumstances, at least after approval."""
         return self._route(principal, server, tool).hidden is None
 
     def hidden(self, principal: PolicyPrincipal, server: str, tool: str) -> Verdict | None:

@@ -38,6 +38,9 @@ _GRANTS_TAIL = """\
 #      path: {{below: docs}}   # the directory, or what lies in it
 #      count: {{at_most: 50, optional: true}}
 #    ask: true
+#    approver: other   # anybody but the requester, or a team; left out: the requester, too
+#    expires: 1h
+#    mode: shadow   # grants nothing yet; what it would allow is recorded
 """
 _RULES = """\
 // Rules that grants.yaml has no words for, in Cedar: docs/policy-encoding.md tells how a call looks to them.
