@@ -185,7 +185,7 @@ class Subscription:
         asked = {_FLAGS[name] for name in self._flags}
         while True:
             heard: list[Announcement] = await hearing.heard()
-            for kind in changes(self.edge, self._visit, heard):
+            for kind in await changes(self.edge, self._visit, heard):
                 if kind in asked:
                     self._outlet.send(notification(CHANGED[kind], encode({"_meta": self._tag})))
             for one in heard:

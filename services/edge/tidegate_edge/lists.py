@@ -4,6 +4,7 @@ be called is listed.
 Lists are rendered once per principal's facts, door and era, in pages with cursors of our own, and kept with the ruling.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +30,7 @@ from tidegate_edge.ruling import Ruling
 if TYPE_CHECKING:
     from tidegate_edge.edge import Edge
 
-__all__ = ["BadCursor", "discovered", "initialized", "listed", "visible_servers"]
+__all__ = ["BadCursor", "discovered", "initialized", "listed", "look_ahead", "visible_servers"]
 
 SERVER_INFO: Final = {"name": "tidegate", "title": "Tidegate", "version": __version__}
 LATEST_LEGACY: Final = max(LEGACY_VERSIONS)
@@ -39,6 +40,7 @@ DEGRADED_TTL_MS: Final = 1_000  # a server is in trouble: the list may soon be a
 DISCOVER_TTL_MS: Final = 60_000
 TASKS: Final = "io.modelcontextprotocol/tasks"  # of 2026-07-28 alone
 LISTS_KEPT_MAX: Final = 2_000
+LOOKED_AT_ONCE: Final = 32  # things; a millisecond's work where nothing is known of them yet
 MEMBERS: Final[dict[Kind, str]] = {
     "tool": "tools",
     "prompt": "prompts",
@@ -165,24 +167,45 @@ def visible_servers(ruling: Ruling, principal: Principal, door: str) -> frozense
     key = (principal.key, door)
     found = ruling.servers.get(key)
     if found is None:
-        catalog = ruling.catalog
-        found = frozenset(
-            server for server in catalog.door(door).servers if any(_visible_items(ruling, principal, door, server))
-        )
+        seen: set[str] = set()
+        for item in _items(ruling.catalog, door):
+            if item.server not in seen and ruling.is_visible(principal, item):
+                seen.add(item.server)
+        found = frozenset(seen)
         if len(ruling.servers) >= LISTS_KEPT_MAX:
             ruling.servers.clear()
         ruling.servers[key] = found
     return found
 
 
-def _visible_items(ruling: Ruling, principal: Principal, door: str, server: str) -> Iterator[bool]:
-    here, shelf = ruling.catalog.door(door), ruling.catalog.shelves[server]
+async def look_ahead(ruling: Ruling, principal: Principal, door: str) -> None:
+    """Find out what the principal may see at a door, a few things at a time: of a new bundle that takes long, and calls
+    go on meanwhile. Once per principal's facts and door; then lists are made of what is known.
+    """
+    key = (principal.key, door)
+    if key in ruling.looked:
+        return
+    for number, item in enumerate(_items(ruling.catalog, door), 1):
+        ruling.is_visible(principal, item)
+        if number % LOOKED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    if len(ruling.looked) >= LISTS_KEPT_MAX:
+        ruling.looked.clear()
+    ruling.looked.add(key)
+
+
+def _items(catalog: Catalog, door: str) -> Iterator[Item]:
+    """Everything at a door that rules decide about."""
+    here = catalog.door(door)
+    servers = frozenset(here.servers)
     for items in (here.tools, here.prompts):
-        yield from (ruling.is_visible(principal, item) for item in items.values() if item.server == server)
-    if server in here.readers:
-        yield ruling.is_visible(principal, shelf.any_resource)
-    if shelf.prompting and here.toolset is None:
-        yield ruling.is_visible(principal, shelf.any_prompt)
+        yield from (item for item in items.values() if item.server in servers)
+    for server in here.servers:
+        shelf = catalog.shelves[server]
+        if server in here.readers:
+            yield shelf.any_resource
+        if shelf.prompting and here.toolset is None:
+            yield shelf.any_prompt
 
 
 def initialized(ruling: Ruling | None, principal: Principal, door: str, requested: object) -> tuple[str, bytes]:

@@ -45,7 +45,7 @@ async def serve(edge: Edge, principal: Principal, door: str, request: Request, e
     if method in targets.GOVERNED or method in targets.TASKS:
         return await _governed(edge, visit, request)
     if method in LISTS:
-        return _list(edge, visit, request, LISTS[method])
+        return await _list(edge, visit, request, LISTS[method])
     return await _OTHERS[method](edge, visit, request)
 
 
@@ -80,7 +80,7 @@ def _misnamed(request: Request) -> str:
     return "" if isinstance(params.get(key), str) else f"params.{key} must be a string"
 
 
-def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
+async def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
     assert request.id is not None
     ruling = edge.ruling_of(visit.principal)
     if ruling is None:
@@ -91,6 +91,7 @@ def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
     cursor = request.params.get("cursor")
     if cursor is not None and not isinstance(cursor, str):
         return _invalid(request, "params.cursor must be a string")
+    await lists.look_ahead(ruling, visit.principal, visit.door)
     try:
         result = lists.listed(edge, ruling, visit.principal, visit.door, kind, request.modern, cursor)
     except lists.BadCursor as bad:

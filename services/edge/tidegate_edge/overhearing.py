@@ -164,14 +164,18 @@ def _is_quarantined(edge: Edge, visit: Visit, server: str) -> bool:
     return found is not None
 
 
-def changes(edge: Edge, visit: Visit, heard: Collection[Announcement]) -> list[ChangeKind]:
+async def changes(edge: Edge, visit: Visit, heard: Collection[Announcement]) -> list[ChangeKind]:
     """The lists that have changed for this client, each once."""
     principal = visit.principal
     ruling = edge.ruling_of(principal)
     if ruling is None:
         return []
+    concerning = [one for one in heard if _concerns(one, principal)]
+    if not concerning:
+        return []
+    await lists.look_ahead(ruling, principal, visit.door)
     servers = lists.visible_servers(ruling, principal, visit.door)
-    kinds = {one.kind for one in heard if one.server in servers and _concerns(one, principal)}
+    kinds = {one.kind for one in concerning if one.server in servers}
     return [kind for kind in CHANGED if kind in kinds]
 
 

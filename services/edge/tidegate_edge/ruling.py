@@ -59,6 +59,7 @@ class Ruling:
         # Rendered lists, by principal facts, door, kind, era and whether a server of theirs is in trouble.
         self.lists: dict[tuple[str, str, str, bool, bool], Pages] = {}
         self.servers: dict[tuple[str, str], frozenset[str]] = {}  # those of use to a principal, by its facts and door
+        self.looked: set[tuple[str, str]] = set()  # principals' facts and doors that all is known of
 
     def parts(self) -> list[list[Any]]:
         """See `Engine.parts`."""

@@ -76,6 +76,8 @@ async def initialize(edge: Edge, principal: Principal, door: str, request: Reque
     if request.id is None:
         return refuse(400, INVALID_REQUEST, "initialize is a request: give it an id")
     ruling = edge.ruling_of(principal)
+    if ruling is not None:
+        await lists.look_ahead(ruling, principal, door)
     version, result = lists.initialized(ruling, principal, door, request.params.get("protocolVersion"))
     at_us = now_us()
     session_id = uuid7(at_us)

@@ -203,7 +203,7 @@ class GetStream:
         """Changes that this edge hears of by itself."""
         while True:
             heard = await hearing.heard()
-            for kind in changes(self.edge, self.visit, heard):
+            for kind in await changes(self.edge, self.visit, heard):
                 self.out.send(notification(CHANGED[kind], b"{}"))
             for one in heard:
                 if one.kind == "updated" and one.tenant == self.visit.principal.tenant:
