@@ -143,17 +143,21 @@ def hopeless(
 ) -> Verdict | None:
     """Why a call with these arguments (as Cedar's JSON) is denied in any circumstances; None where some allow it."""
     user: Uid = (principal_type(principal), principal.user)
-    agent = _agent(principal.agent, book)
-    return _previewed(user, target, route.slice, route.reach.entities, agent, arguments).hidden
+    agent, needs = _agent(principal.agent, book), route.slice.needs
+    hidden: Verdict | None = None
+    for there in _presences(looked_at(needs), asked_after(needs)):
+        request = _partial_request(user, target, agent, arguments, there)
+        hidden = _preview(request, route.slice, route.reach.entities, target).hidden
+        if hidden is None:
+            break
+    return hidden
 
 
-def _previewed(
-    user: Uid, target: Target, rules: Slice, entities: cedar.Entities, agent: str, args: str = _UNKNOWN_ARGS
-) -> _Preview:
+def _previewed(user: Uid, target: Target, rules: Slice, entities: cedar.Entities, agent: str) -> _Preview:
     """For every way in which circumstances may be there or not: only what they agree about holds."""
     names = looked_at(rules.needs)
     found = [
-        _preview(_partial_request(user, target, agent, args, there), rules, entities, target)
+        _preview(_partial_request(user, target, agent, _UNKNOWN_ARGS, there), rules, entities, target)
         for there in _presences(names, asked_after(rules.needs))
     ]
     first = found[0]
