@@ -76,7 +76,10 @@ class Budgets:
         if refusing is not None:
             return Shortage(refusing, None)
         local = [meter for meter in lacking if meter.limit.away == "local"]
-        short = await self._local.take(local, held) if local else None
+        try:
+            short = await self._local.take(local, held) if local else None
+        except SessionsUnavailable:  # no room for more counters
+            return Shortage(local[0], None)
         self.uncounted += short is None and len(local) < len(lacking)
         return short
 

@@ -29,6 +29,7 @@ FRESH_S: Final = 1.0  # for so long the number of different things is taken to b
 WANT_MIN: Final = 4
 WANT_MAX: Final = 4_096
 MARKS_KEPT_MAX: Final = 100_000
+SLICE: Final = 1_000
 
 Clock = Callable[[], float]
 
@@ -286,13 +287,15 @@ class Purses:
         """Tell the store what is due; a store that is away is told later."""
         now_s = self._clock()
         due: dict[str, list[Purse]] = {}
-        for purse in list(self._active):
+        for number, purse in enumerate(list(self._active)):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)  # others have their turn
             if purse.lock.locked():
                 continue
             if purse.is_due(now_s):
                 due.setdefault(purse.counter.tenant, []).append(purse)
             elif not (purse.units or purse.spare or purse.is_known or purse.pending or purse.in_use):
-                del self._active[purse]
+                self._active.pop(purse, None)
         with contextlib.suppress(SessionsUnavailable):
             for purses in due.values():
                 for start in range(0, len(purses), DRAWS_AT_ONCE_MAX):

@@ -5,9 +5,10 @@ language is taught in docs/limits.md. Rules: a slip is a problem with its line a
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import yaml
 
@@ -40,6 +41,8 @@ Away = Literal["refuse", "allow", "local"]
 Measured = Literal["calls", "daily-calls", "daily-bytes", "daily-records", "daily-cost", "concurrent"]
 PER: Final[tuple[Per, ...]] = ("tenant", "user", "agent", "server", "tool")
 AWAY: Final[tuple[Away, ...]] = ("refuse", "allow", "local")
+
+T = TypeVar("T")
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RATE = re.compile(r"(\d{1,15}) ?/ ?(?:(\d{1,6}) )?(second|minute|hour|day)s?")
@@ -156,11 +159,11 @@ class _Reader:
             self._needs(limit, prices, records)
         return LimitsFile(tuple(limits), tuple(prices), records, tuple(self.problems))
 
-    def _each(self, node: yaml.Node | None, what: str, most: int, read: "object") -> list:  # type: ignore[type-arg]
-        found = []
+    def _each(self, node: yaml.Node | None, what: str, most: int, read: Callable[[yaml.Node], T]) -> list[T]:
+        found: list[T] = []
         for item in [] if node is None else _sequence(node, what, most):
             try:
-                found.append(read(item))  # type: ignore[operator]
+                found.append(read(item))
             except _Wrong as wrong:
                 self.problems.append(Problem(LIMITS, wrong.sentence, wrong.line))
         return found
@@ -281,10 +284,12 @@ def _money(node: yaml.Node, what: str) -> int:
 
 
 def _away(node: yaml.Node | None) -> Away:
-    given = "refuse" if node is None else _scalar(node, "away").text
+    if node is None:
+        return "refuse"
+    given = _scalar(node, "away").text
     found = next((one for one in AWAY if one == given), None)
     if found is None:
-        raise _Wrong(_line(node), f"`away` knows {', '.join(AWAY)}; '{given[:40]}' is none of them")  # type: ignore[arg-type]
+        raise _Wrong(_line(node), f"`away` knows {', '.join(AWAY)}; '{given[:40]}' is none of them")
     return found
 
 

@@ -179,7 +179,10 @@ class RedisBudgets:
         for _ in range(_SCANS_MAX):
             async with self._link.asked():
                 cursor, keys = await self._link.redis.scan(cursor, f"{_escaped(_root(tenant))}counter|*", _SCANNED)
-                hashes: list[Any] = [await self._link.redis.hgetall(key) for key in keys]
+                pipeline = self._link.redis.pipeline(transaction=False)
+                for key in keys:
+                    pipeline.hgetall(key)
+                hashes: list[Any] = await pipeline.execute()
                 clock = await self._link.redis.time()
             now = int(clock[0]) * 1000 + int(clock[1]) // 1000
             found += _standings(hashes, now)
