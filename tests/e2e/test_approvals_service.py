@@ -37,6 +37,7 @@ from tidegate.privacy.keys import SubjectKey, Wrapping, seal, topic_key
 from tidegate.privacy.master import open_wrapping
 from tidegate.secrets import open_secrets
 from tidegate.settings import Settings
+from tidegate_policy.approvals import Person
 from tidegate_policy.problems import ApiFault
 from tidegate_policy.service import create_policy, writer_id
 
@@ -623,14 +624,14 @@ async def test_over_kafka_one_service_decides_and_a_fenced_one_neither_decides_n
             async with create_policy(settings, logs[1], Nobody()) as second:
                 await until(lambda: not second.awaiting(), 60)
                 with pytest.raises(LogUnavailable) as fault:
-                    await first.approver.decide(one.approval_id, "deny", "", admin(), is_admin=True)
+                    await first.approver.decide(one.approval_id, "deny", "", admin())
                 assert fault.value.code == "writer-fenced"
                 await record(edge, two)
                 await stands(edge, two.approval_id, "pending")
-                done = await second.approver.decide(one.approval_id, "grant", "", admin(), is_admin=True)
+                done = await second.approver.decide(one.approval_id, "grant", "", admin())
                 assert done.state == "granted"
                 with pytest.raises(ApiFault) as late:
-                    await second.approver.decide(one.approval_id, "deny", "", admin(), is_admin=True)
+                    await second.approver.decide(one.approval_id, "deny", "", admin())
                 assert (late.value.status, late.value.code) == (409, "approval-granted")
                 assert (await states(edge))[one.approval_id].state == "granted"
                 assert len(await history(edge, one.approval_id)) == 2
@@ -646,8 +647,8 @@ class Nobody:
         return Refused("token-unknown", "nobody may ask here")
 
 
-def admin() -> Principal:
-    return Principal(
+def admin() -> Person:
+    principal = Principal(
         tenant="acme",
         issuer="i",
         subject="root",
@@ -665,6 +666,7 @@ def admin() -> Principal:
         expires_us=0,
         key="k",
     )
+    return Person(principal, is_admin=True)
 
 
 async def test_a_quarantine_of_the_detector_still_becomes_state_beside_approvals(service: Running) -> None:

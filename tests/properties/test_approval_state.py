@@ -26,7 +26,7 @@ from tidegate.events import (
 from tidegate.ids import uuid7
 from tidegate.log.port import Delivered, Record
 from tidegate.policy.approvals import Approval, ApprovalEvent, Approvals, approval_in, read_state
-from tidegate_policy.approvals import Approver, Said, state_at
+from tidegate_policy.approvals import Approver, Person, Said, state_at
 from tidegate_policy.journal import Journal
 from tidegate_policy.problems import ApiFault
 from tidegate_policy.state import ControlPlane
@@ -95,8 +95,8 @@ class World:
         return {"id": uuid7(), "time_us": self.now_us, "tenant": "acme", "region": "local"}
 
 
-def person(subject_id: str) -> Principal:
-    return Principal(
+def person(subject_id: str) -> Person:
+    principal = Principal(
         tenant="acme",
         issuer="i",
         subject=subject_id,
@@ -114,6 +114,7 @@ def person(subject_id: str) -> Principal:
         expires_us=0,
         key="",
     )
+    return Person(principal, is_admin=subject_id == "admin")
 
 
 def ask(world: World, name: str, approver: str) -> None:
@@ -199,7 +200,7 @@ async def try_to_decide(world: World, name: str, said: Said, who: str) -> None:
     world.now_us += 1
     refused: ApiFault | None = None
     try:
-        decided = await world.approver.decide(name, said, "r", person(who), is_admin=who == "admin")
+        decided = await world.approver.decide(name, said, "r", person(who))
     except ApiFault as fault:
         refused = fault
     except LogUnavailable:

@@ -8,7 +8,7 @@ is written to the state here, and what nobody decided or used in time is said to
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -51,6 +51,17 @@ _T = TypeVar("_T")
 _EVENTS: Final = (ApprovalRequested, ApprovalGranted, ApprovalDenied, ApprovalExpired, ApprovalConsumed)
 
 
+class Person(NamedTuple):
+    """Who asks, as their token says."""
+
+    principal: Principal
+    is_admin: bool
+
+    @property
+    def subject_id(self) -> str:
+        return self.principal.subject_id
+
+
 class Approver:
     """Writes decisions and the state, under the one turn of the journal."""
 
@@ -70,15 +81,16 @@ class Approver:
         """The personal part of a question, as it was recorded; None where it is not kept."""
         return self._asked.get(approval_id)
 
-    async def decide(self, approval_id: str, said: Said, reason: str, who: Principal, *, is_admin: bool) -> Approval:
+    async def decide(self, approval_id: str, said: Said, reason: str, who: Person) -> Approval:
         """What stands now. Raises ApiFault: one decision counts, and not everybody's. Raises LogUnavailable."""
         async with self._journal.turn:
             now_us = self._clock()
             approval = self.approvals.get(approval_id)
-            if approval is None or not may_see(approval, who, is_admin):
+            if approval is None or not may_see(approval, who):
                 raise unknown()
-            _check_may_decide(approval, who, is_admin)
-            if self._state.quarantines.match("", who.subject_id, who.agent, "", "", now_us) is not None:
+            _check_may_decide(approval, who)
+            agent = who.principal.agent
+            if self._state.quarantines.match("", who.subject_id, agent, "", "", now_us) is not None:
                 raise ApiFault(403, "approver-quarantined", "you are quarantined: somebody else has to decide")
             if not approval.is_open(now_us) or approval.state != "pending":
                 raise ApiFault(409, f"approval-{state_at(approval, now_us)}", _standing(approval, now_us))
@@ -107,6 +119,7 @@ class Approver:
         now_us = self._clock()
         waiting = self.approvals.lapsed(now_us)  # perhaps nobody has said yet that they expired
         for gone in self.approvals.forget_expired(now_us):
+            self._touched.add(gone.approval_id)
             self._drop_asked(gone.approval_id)
         for one in waiting:
             self.approvals.restore(one)
@@ -214,18 +227,18 @@ class Approver:
         return Record(STATE_TOPIC, state_key(self._state.tenant, approval_id), value)
 
 
-def may_see(approval: Approval, who: Principal, is_admin: bool) -> bool:
+def may_see(approval: Approval, who: Person) -> bool:
     """Whoever may decide, and the requester."""
-    return is_admin or approval.subject_id == who.subject_id or _is_member(approval, who)
+    return who.is_admin or approval.subject_id == who.subject_id or _is_member(approval, who)
 
 
-def may_decide(approval: Approval, who: Principal, is_admin: bool) -> bool:
+def may_decide(approval: Approval, who: Person) -> bool:
     """Requesters decide their own questions where the rule lets them; the others' are for administrators, and for
     members of the group that the rule names.
     """
     if approval.subject_id == who.subject_id:
         return approval.approver == ANYBODY
-    return (is_admin or _is_member(approval, who)) and may_grant(approval, who.subject_id, "api")
+    return (who.is_admin or _is_member(approval, who)) and may_grant(approval, who.subject_id, "api")
 
 
 def state_at(approval: Approval, now_us: int) -> str:
@@ -243,12 +256,12 @@ def unknown() -> ApiFault:
     )
 
 
-def _is_member(approval: Approval, who: Principal) -> bool:
-    return approval.approver not in (ANYBODY, SOMEBODY_ELSE) and approval.approver in who.groups
+def _is_member(approval: Approval, who: Person) -> bool:
+    return approval.approver not in (ANYBODY, SOMEBODY_ELSE) and approval.approver in who.principal.groups
 
 
-def _check_may_decide(approval: Approval, who: Principal, is_admin: bool) -> None:
-    if may_decide(approval, who, is_admin):
+def _check_may_decide(approval: Approval, who: Person) -> None:
+    if may_decide(approval, who):
         return
     if approval.subject_id == who.subject_id:
         raise ApiFault(403, "requester-may-not-approve", "this call is your own: somebody else has to decide")

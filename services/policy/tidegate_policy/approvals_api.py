@@ -5,18 +5,17 @@ Counterpart: `approvals.py`.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
-from tidegate.claims import Principal
 from tidegate.events import Channel
 from tidegate.policy.approvals import Approval, State
 from tidegate_policy.access import Access
-from tidegate_policy.approvals import Approver, Said, may_decide, may_see, state_at, unknown, wanted
+from tidegate_policy.approvals import Approver, Person, Said, may_decide, may_see, state_at, unknown, wanted
 from tidegate_policy.models import Strict
 from tidegate_policy.opening import WHY, Opened, Opener
 from tidegate_policy.problems import REFUSALS, ProblemDocument, ProblemRoute, not_found
@@ -89,17 +88,20 @@ class Decide(Strict):
     reason: str = Field("", max_length=500, description="Recorded for good, and told to the requester's agent")
 
 
-async def _caller(request: Request) -> Principal:
-    principal: Principal = request.state.principal
-    return principal
+async def _caller(request: Request) -> Person:
+    """Whom `Access.member` let in."""
+    return Person(request.state.principal, request.state.is_admin)
 
 
-async def _is_admin(request: Request) -> bool:
-    return bool(request.state.is_admin)
+Caller = Annotated[Person, Depends(_caller)]
 
 
-Caller = Annotated[Principal, Depends(_caller)]
-IsAdmin = Annotated[bool, Depends(_is_admin)]
+class Shelf(NamedTuple):
+    """What is read from."""
+
+    approver: Approver
+    opener: Opener
+    clock: Callable[[], int]
 
 
 def approvals_router(
@@ -116,16 +118,15 @@ def approvals_router(
         dependencies=[Depends(_BEARER), Depends(access.member), Depends(require_ready)],
         tags=["approvals"],
     )
-    _add_reading(router, approver, opener, clock)
-    _add_deciding(router, approver, opener, clock)
+    _add_reading(router, Shelf(approver, opener, clock))
+    _add_deciding(router, Shelf(approver, opener, clock))
     return router
 
 
-def _add_reading(router: APIRouter, approver: Approver, opener: Opener, clock: Callable[[], int]) -> None:
+def _add_reading(router: APIRouter, shelf: Shelf) -> None:
     @router.get("/approvals", summary="Calls that wait for a person, newest first")
     async def get_approvals(
         who: Caller,
-        is_admin: IsAdmin,
         state: Annotated[
             Literal["pending", "all"],
             Query(description="pending: those to be decided; all: also what was decided, until it expires"),
@@ -133,13 +134,12 @@ def _add_reading(router: APIRouter, approver: Approver, opener: Opener, clock: C
         limit: _LIMIT = 100,
     ) -> list[ApprovalView]:
         """Those that you may decide, and your own."""
-        now_us = clock()
         found = [
             one
-            for one in reversed(approver.approvals.current(now_us))
-            if may_see(one, who, is_admin) and (state == "all" or one.state == "pending")
+            for one in reversed(shelf.approver.approvals.current(shelf.clock()))
+            if may_see(one, who) and (state == "all" or one.state == "pending")
         ]
-        return [ApprovalView(**_told(one, opener, approver, who, is_admin, now_us)) for one in found[:limit]]
+        return [_view(shelf, one, who) for one in found[:limit]]
 
     @router.get(
         "/approvals/{approval_id}",
@@ -147,32 +147,33 @@ def _add_reading(router: APIRouter, approver: Approver, opener: Opener, clock: C
         response_model=ApprovalDetail,
         responses=not_found("No such approval, or none that you may see"),
     )
-    async def get_approval(approval_id: _ID, who: Caller, is_admin: IsAdmin) -> Response:
+    async def get_approval(approval_id: _ID, who: Caller) -> Response:
         """The arguments digit by digit as they were captured, where this service can open them."""
-        approval = approver.approvals.get(approval_id)
-        if approval is None or not may_see(approval, who, is_admin):
+        approval = shelf.approver.approvals.get(approval_id)
+        if approval is None or not may_see(approval, who):
             raise unknown()
-        return _detail(approval, opener, approver, who, is_admin, clock())
+        return _detail(shelf, approval, who)
 
 
-def _add_deciding(router: APIRouter, approver: Approver, opener: Opener, clock: Callable[[], int]) -> None:
+def _add_deciding(router: APIRouter, shelf: Shelf) -> None:
     @router.post(
         "/approvals/{approval_id}",
         summary="Grant or deny one call",
         responses=not_found("No such approval, or none that you may see") | _CONFLICT,
     )
-    async def post_approval(approval_id: _ID, wanted: Decide, who: Caller, is_admin: IsAdmin) -> ApprovalView:
+    async def post_approval(approval_id: _ID, wanted: Decide, who: Caller) -> ApprovalView:
         """For this one call alone: the same principal, agent, tool and arguments, once. The first decision counts."""
-        decided = await approver.decide(approval_id, wanted.decision, wanted.reason, who, is_admin=is_admin)
-        return ApprovalView(**_told(decided, opener, approver, who, is_admin, clock()))
+        return _view(shelf, await shelf.approver.decide(approval_id, wanted.decision, wanted.reason, who), who)
 
 
-def _detail(
-    approval: Approval, opener: Opener, approver: Approver, who: Principal, is_admin: bool, now_us: int
-) -> Response:
+def _view(shelf: Shelf, approval: Approval, who: Person) -> ApprovalView:
+    return ApprovalView(**_told(shelf, approval, who, _opened(shelf, approval)))
+
+
+def _detail(shelf: Shelf, approval: Approval, who: Person) -> Response:
     """Encoded here, so that no number of the arguments is read and written again."""
-    opened = opener.open(approval.subject_id, approver.asked(approval.approval_id))
-    told = _told(approval, opener, approver, who, is_admin, now_us) | {
+    opened = _opened(shelf, approval)
+    told = _told(shelf, approval, who, opened) | {
         "arguments": msgspec.Raw(bytes(opened.part.arguments) or NOTHING),
         "shut_message": WHY.get(opened.shut, ""),
         "session_id": approval.session_id,
@@ -183,13 +184,14 @@ def _detail(
     return Response(msgspec.json.encode(told), media_type="application/json")
 
 
-def _told(
-    approval: Approval, opener: Opener, approver: Approver, who: Principal, is_admin: bool, now_us: int
-) -> dict[str, Any]:
-    opened: Opened = opener.open(approval.subject_id, approver.asked(approval.approval_id))
+def _opened(shelf: Shelf, approval: Approval) -> Opened:
+    return shelf.opener.open(approval.subject_id, shelf.approver.asked(approval.approval_id))
+
+
+def _told(shelf: Shelf, approval: Approval, who: Person, opened: Opened) -> dict[str, Any]:
     return {
         "approval_id": approval.approval_id,
-        "state": state_at(approval, now_us),
+        "state": state_at(approval, shelf.clock()),
         "subject_id": approval.subject_id,
         "login": opened.part.login or opened.part.subject,
         "agent": approval.agent,
@@ -199,7 +201,7 @@ def _told(
         "rules": approval.rules,
         "message": approval.message,
         "approver": approval.approver,
-        "may_decide": may_decide(approval, who, is_admin),
+        "may_decide": may_decide(approval, who),
         "call_id": approval.call_id,
         "requested_us": approval.requested_us,
         "expires_us": approval.expires_us,
@@ -213,9 +215,8 @@ def _decision(approval: Approval) -> dict[str, Any] | None:
     stands = approval.decision
     if stands is None:
         return None
-    word = "denied" if stands is approval.denied else "granted"
     return {
-        "decision": word,
+        "decision": "denied" if stands is approval.denied else "granted",
         "actor": stands.actor,
         "channel": stands.channel,
         "reason": stands.reason,
