@@ -1,5 +1,6 @@
 """What a principal is shown: lists in pages, capabilities, instructions. What is listed can be called."""
 
+import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -360,3 +361,22 @@ def test_a_set_speaks_for_itself_and_promises_what_is_in_it() -> None:
         "logging",
         "extensions",
     }
+
+
+async def test_what_a_principal_may_see_is_found_out_a_few_things_at_a_time_and_once() -> None:
+    ruling, turns = ruling_of(shelf("a", [f"t{number}" for number in range(10 * lists.LOOKED_AT_ONCE)], ("p",))), 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    await lists.look_ahead(ruling, principal(), "")
+    assert 10 <= turns < 20
+    before = turns
+    await lists.look_ahead(ruling, principal(), "")
+    assert turns == before, "it is known"
+    others.cancel()
+    assert len(listed(ruling)["tools"]) == 10 * lists.LOOKED_AT_ONCE

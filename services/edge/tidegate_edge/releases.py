@@ -64,6 +64,7 @@ class Releases:
         self._ready: OrderedDict[str, Prepared] = OrderedDict()  # by digest
         self._retired = Retired()
         self._catalog = Catalog()
+        self._facts: list[ToolFacts] = []
         self._server_labels: dict[str, tuple[str, ...]] = {}
         self._waiting: asyncio.Queue[tuple[str, Activation | Withdrawal | Rejection]] = asyncio.Queue(WAITING_MAX)
         self._behind = True  # reading what was in the log before this subscription
@@ -222,7 +223,7 @@ class Releases:
 
     def _made(self, ready: Prepared, release: Release) -> Ruling:
         """The bundle over the catalogue as it stands."""
-        engine = ready.engine.with_tools(facts_of(self._catalog), self._server_labels)
+        engine = ready.engine.with_tools(self._facts, self._server_labels)
         slow_us = (release.guard or Guard()).slow_us
         number, digest = release.number, release.digest
         own = (Shadow(engine.unshadowed(), digest, number, Tally(now_us())),) if engine.shadowing else ()
@@ -269,7 +270,7 @@ class Releases:
 
     def catalog_changed(self, catalog: Catalog, server_labels: dict[str, tuple[str, ...]]) -> None:
         """The same bundles over another catalogue, swapped whole."""
-        self._catalog, self._server_labels = catalog, server_labels
+        self._catalog, self._server_labels, self._facts = catalog, server_labels, facts_of(catalog)
         for tenant, running in self._running.items():
             self._swap(tenant, {role: self._over_catalog(one) for role, one in running.items()})
 
