@@ -280,6 +280,19 @@ async def test_a_resource_is_asked_about_in_its_own_way(at: House) -> None:
     assert sum(one.method == "resources/read" for one in at.up.seen) == 1
 
 
+async def test_a_prompt_is_asked_about_with_its_arguments(at: House) -> None:
+    mark, alice = nonce(), at.person()
+    refused = await alice.call("up__draft", {"about": mark}, can=NONE, method="prompts/get")
+    about = refused.error["data"]["tidegate/decision"]
+    assert (refused.error["code"], about["reason"]) == (-32010, "approval-required")
+    await at.decide(about["approval"]["id"], grant=True)
+    other, _ = asked(await alice.call("up__draft", {"about": f"{mark} too"}, method="prompts/get"))
+    assert "get the prompt draft of the server up" in other["message"]
+    answer = await alice.call("up__draft", {"about": mark}, at=1, can=NONE, method="prompts/get")
+    assert mark in answer.result["messages"][0]["content"]["text"]
+    assert at.sighted(mark) == 1
+
+
 async def test_a_question_that_is_past_its_time_is_asked_anew(at: House) -> None:
     mark, alice = nonce(), at.person()
     brief = """@id("brief") @effect("ask") @expires("1s") @reason("Quickly!")

@@ -6,13 +6,13 @@ what the policy service would.
 
 import contextlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from tests.parts.edge import MODERN, Answer, RunningEdge, Speaker, running_edge, until
 from tests.parts.processes import free_port
 from tests.parts.scripted import Scripted, Seen, http, result, scripted, tool
@@ -26,10 +26,10 @@ from tidegate.events import (
     CallRequested,
     QuarantineImposed,
 )
-from tidegate.ids import now_us, uuid7
+from tidegate.ids import now_us, subject_id, uuid7
 from tidegate.log.port import Record
 from tidegate.policy.approvals import Approval, ApprovalEvent, Approvals, state_key, state_value
-from tidegate.secrets import create_secrets
+from tidegate.secrets import create_secrets, open_secrets
 
 FORM: dict[str, Any] = {"elicitation": {"form": {}}}
 PAGE: dict[str, Any] = {"elicitation": {"url": {}}}
@@ -45,7 +45,7 @@ forbid (principal, action == Action::"up/pay", resource);
 @id("ask-wipe") @effect("ask") @approver("ops") @reason("Ops decide what is wiped.")
 forbid (principal, action == Action::"up/wipe", resource);
 @id("ask-out") @effect("ask") @reason("Documents are asked for.")
-forbid (principal, action == Action::"up/resources/read", resource);
+forbid (principal, action in [Action::"up/resources/read", Action::"up/prompts/get"], resource);
 """
 INSPECTION = """
 patterns:
@@ -80,8 +80,9 @@ class Person:
 
     @property
     def subject_id(self) -> str:
-        place = self.edges[0].place
-        return str(place_subject(self.edges[0], place.issuer.issuer, self.user))
+        edge = self.edges[0]
+        pepper = open_secrets(edge.settings).pepper(edge.settings.tenant)
+        return str(subject_id(pepper, edge.place.issuer.issuer, self.user))
 
     async def uri_of(self, name: str) -> str:
         """The client's name for a resource."""
@@ -119,13 +120,6 @@ class Person:
         speaker = self.speakers[at]
         headers = {"Mcp-Name": name} if method == "resources/read" else {}
         return await speaker.ask(speaker.modern(method, params, headers=headers, path=path), 30)
-
-
-def place_subject(edge: RunningEdge, issuer: str, user: str) -> str:
-    from tidegate.ids import subject_id
-    from tidegate.secrets import open_secrets
-
-    return subject_id(open_secrets(edge.settings).pepper(edge.settings.tenant), issuer, user)
 
 
 def yes(reason: str = "") -> dict[str, Any]:
@@ -288,6 +282,16 @@ async def _templates(server: Scripted, seen: Seen, writer: Any) -> None:
     writer.write(http(result(seen, listed)))
 
 
+async def _prompts(server: Scripted, seen: Seen, writer: Any) -> None:
+    listed = {"prompts": [{"name": "draft", "arguments": [{"name": "about"}]}], "resultType": "complete"}
+    writer.write(http(result(seen, listed | {"ttlMs": 0, "cacheScope": "private"})))
+
+
+async def _prompt(server: Scripted, seen: Seen, writer: Any) -> None:
+    said = [{"role": "user", "content": {"type": "text", "text": json.dumps(seen.params.get("arguments"))}}]
+    writer.write(http(result(seen, {"messages": said, "resultType": "complete"})))
+
+
 async def _read(server: Scripted, seen: Seen, writer: Any) -> None:
     content = {"contents": [{"uri": seen.params["uri"], "text": "the plans"}], "resultType": "complete"}
     writer.write(http(result(seen, content | {"ttlMs": 0, "cacheScope": "private"})))
@@ -303,11 +307,13 @@ async def house(root: Path, number: int = 2, **more: Any) -> AsyncIterator[House
             up = await stack.enter_async_context(
                 scripted(
                     tools=tools,
-                    capabilities={"tools": {}, "resources": {}},
+                    capabilities={"tools": {}, "resources": {}, "prompts": {}},
                     behaviours={
                         "resources/list": _resources,
                         "resources/templates/list": _templates,
                         "resources/read": _read,
+                        "prompts/list": _prompts,
+                        "prompts/get": _prompt,
                     },
                 )
             )
@@ -327,10 +333,6 @@ async def house(root: Path, number: int = 2, **more: Any) -> AsyncIterator[House
                 edges.append(edge)
             await until(lambda: not any(edge.edge.sessions.awaiting for edge in edges))
             yield House(edges, up)
-
-
-def decoded(raw: bytes) -> Any:
-    return msgspec.json.decode(raw)
 
 
 def every(count: int) -> Iterator[int]:
