@@ -41,6 +41,7 @@ DISCOVER_TTL_MS: Final = 60_000
 TASKS: Final = "io.modelcontextprotocol/tasks"  # of 2026-07-28 alone
 LISTS_KEPT_MAX: Final = 2_000
 LOOKED_AT_ONCE: Final = 32  # things; a millisecond's work where nothing is known of them yet
+OFFERS_AT_ONCE: Final = 8  # prompts and resources, where rules may look at each
 MEMBERS: Final[dict[Kind, str]] = {
     "tool": "tools",
     "prompt": "prompts",
@@ -158,7 +159,7 @@ def is_visible(ruling: Ruling, principal: Principal, item: Item) -> bool:
         return False
     if item.kind == "tool" or ruling.standing(principal, item) is not None:
         return True
-    denied = ruling.hopeless(principal, item, {"name" if item.kind == "prompt" else "uri": item.name})
+    denied = ruling.hopeless_offer(principal, item)
     return denied is None or denied.reason == "evaluation-error"  # a rule asks for what only a call has
 
 
@@ -188,6 +189,11 @@ async def look_ahead(ruling: Ruling, principal: Principal, door: str) -> None:
     for number, item in enumerate(_items(ruling.catalog, door), 1):
         ruling.is_visible(principal, item)
         if number % LOOKED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    here = ruling.catalog.door(door)
+    for number, item in enumerate((*here.prompts.values(), *here.resources.values(), *here.templates.values()), 1):
+        is_visible(ruling, principal, item)
+        if number % OFFERS_AT_ONCE == 0:
             await asyncio.sleep(0)
     if len(ruling.looked) >= LISTS_KEPT_MAX:
         ruling.looked.clear()

@@ -56,6 +56,7 @@ class Ruling:
         self.budgeting = budgeting
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
         self._needs: dict[tuple[str, str, str], frozenset[str]] = {}
+        self._offers: dict[tuple[str, str, str, str], Verdict | None] = {}
         # Rendered lists, by principal facts, door, kind, era and whether a server of theirs is in trouble.
         self.lists: dict[tuple[str, str, str, bool, bool], Pages] = {}
         self.servers: dict[tuple[str, str], frozenset[str]] = {}  # those of use to a principal, by its facts and door
@@ -63,7 +64,7 @@ class Ruling:
 
     def parts(self) -> list[list[Any]]:
         """See `Engine.parts`."""
-        own: list[list[Any]] = [list(self._standing), list(self._needs), list(self.lists.values())]
+        own: list[list[Any]] = [list(self._standing), list(self._needs), list(self._offers), list(self.lists.values())]
         beside = [part for shadow in self.shadows for part in shadow.engine.parts()]
         return [*own, *beside, *self.engine.parts()]
 
@@ -100,6 +101,19 @@ class Ruling:
     def hopeless(self, principal: Principal, item: Item, arguments: dict[str, Any]) -> Verdict | None:
         """Why this call is denied whatever its circumstances are; None where some allow it."""
         return self.engine.hopeless(principal, item.server, item.action, arguments)
+
+    def hopeless_offer(self, principal: Principal, item: Item) -> Verdict | None:
+        """The same for a prompt or resource by its name or URI, kept: lists ask for many."""
+        key = (principal.key, item.server, item.action, item.name)
+        try:
+            return self._offers[key]
+        except KeyError:
+            named = {"name" if item.kind == "prompt" else "uri": item.name}
+            verdict = self.hopeless(principal, item, named)
+            if len(self._offers) >= STANDING_MAX:
+                self._offers.clear()
+            self._offers[key] = verdict
+            return verdict
 
     def is_visible(self, principal: Principal, item: Item) -> bool:
         """Listed, and by that callable, argument conditions aside."""
