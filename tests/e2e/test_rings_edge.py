@@ -14,7 +14,7 @@ from tests.parts.scripted import Scripted, scripted
 from tidegate.chain import Chain
 from tidegate.events import BundleActivated, BundleObserved, BundleRejected, CallRequested, QuarantineImposed, Role
 from tidegate.log.port import Record
-from tidegate.policy.release import ROLES, pointer_key
+from tidegate.policy.release import ROLES, Chunks, pointer_key
 from tidegate.policy.signing import Guard, Release, SigningKey, Stage
 from tidegate_edge.kept import kept_release
 
@@ -372,3 +372,21 @@ async def test_quarantines_and_calls_go_on_while_a_large_bundle_is_made_ready(ri
     await until(lambda: ring.has("ruling", ring.number))
     assert (await ring.decided(ring.speaker())).inputs.release == ring.number
     await log.append([Record("control-state", f"{ring.tenant}|q-large".encode(), None)])
+
+
+async def test_a_new_edge_finds_the_bytes_of_a_release_among_those_of_very_many_bundles(
+    up: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = {"up": {"url": up.url}}
+    async with running_edge(tmp_path, servers, **PLACE) as running:
+        for number in range(2, 12):
+            await running.publish(files(name=f"bundle {number} {'x' * 2_000}"), number)
+        chunks = [one for one in running.place.release(files(name="last"), 12) if one.topic == "policy-state"]
+        others = [one for n in range(9) for one in running.place.release(files(name=f"later {n}"), 1)[1:-1]]
+        await running.log.append([*chunks[:-1], *others, chunks[-1]])
+        await until(lambda: running.edge.rulings["acme"].number == 12)
+    for path in (tmp_path / running.settings.data / "releases").glob("*"):
+        path.unlink()
+    monkeypatch.setattr(Chunks.__init__, "__defaults__", (2_000,))
+    async with running_edge(tmp_path, servers, bundle=None, **PLACE) as running:
+        await until(lambda: (ruling := running.edge.rulings.get("acme")) is not None and ruling.number == 12)

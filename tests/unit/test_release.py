@@ -441,6 +441,22 @@ def test_the_memory_of_chunks_is_bounded_but_never_loses_what_is_wanted() -> Non
     assert chunks.whole("b" * 64) is None
 
 
+def test_a_release_whose_bytes_passed_before_it_was_known_is_complete_when_the_log_is_read_again(
+    key: SigningKey,
+) -> None:
+    folded = state(key)
+    folded._chunks = Chunks(bytes_max=1_000)
+    *chunks, pointer = records(key, bundle("wanted", 500), 9)
+    others = [record for number in range(9) for record in chunk_records("acme", bundle(f"other {number}", 500))]
+    log = [*chunks, *others, pointer]
+    assert fold(folded, log) == []
+    assert folded.incomplete == {("ruling", 9)}
+    [outcome] = fold(folded, log)
+    assert isinstance(outcome, Activation)
+    assert outcome.bundle == bundle("wanted", 500)
+    assert folded.incomplete == frozenset()
+
+
 def test_one_append_holds_the_event_the_bytes_and_the_pointer(key: SigningKey) -> None:
     signed = key.sign(release(bundle(), 3, previous="p"))
     written = records_for_release(

@@ -69,6 +69,7 @@ class Releases:
         self._waiting: asyncio.Queue[tuple[str, Activation | Withdrawal | Rejection]] = asyncio.Queue(WAITING_MAX)
         self._behind = True  # reading what was in the log before this subscription
         self._last_rejected: dict[tuple[str, Role], Rejection] = {}  # while behind
+        self._read_again: set[tuple[str, Role, int]] = set()  # releases whose bytes were looked for again
         self._observer = Observer(edge, self._tell)
 
     async def restore(self) -> None:
@@ -113,6 +114,13 @@ class Releases:
         if not isinstance(outcome, Rejection):
             self._last_rejected.pop((tenant, outcome.release.role), None)
         await self._waiting.put((tenant, outcome))
+
+    def must_read_again(self) -> bool:
+        """At the log's end: whether a release lacks bytes that the log may hold nearer to its start. Once for each."""
+        missing = {(tenant, *one) for tenant, state in self._states.items() for one in state.incomplete}
+        fresh = missing - self._read_again
+        self._read_again = missing
+        return bool(fresh)
 
     async def catch_up(self) -> None:
         """What the log holds from before is history: of its refused releases only those that stand are reported.

@@ -29,7 +29,6 @@ from tidegate_edge.releases import Releases
 TOPICS: Final = ("policy-state", "control-state", "catalog")
 LOCAL_TOPICS: Final = (*TOPICS, "control")  # where leases end with the process, the history says what was used
 RETRY_S: Final = 1.0
-ADVANCE_S: Final = 1.0
 BATCH_MAX: Final = 1_000
 
 _log = logging.getLogger(__name__)
@@ -57,6 +56,7 @@ class Watch:
                 await asyncio.sleep(RETRY_S)
 
     async def _follow(self) -> None:
+        """Until the log goes away, or must be read from its start again."""
         subscription = await self._log.follow(LOCAL_TOPICS if self._edge.settings.is_local else TOPICS)
         self._behind = True
         self.releases.follow()
@@ -67,6 +67,8 @@ class Watch:
                 if self._edge.holding.is_stirred and not self._behind:
                     self._hold_again()
                 if self._behind and subscription.caught_up:
+                    if self.releases.must_read_again():
+                        return
                     await self._catch_up()
         finally:
             await subscription.close()

@@ -217,9 +217,18 @@ class PolicyState:
 
     @property
     def awaited(self) -> Release | None:
-        """A verified release that is not complete or not due yet. Where it stays incomplete at the log's end, read it
-        from the start again: now its chunks are kept, whatever else passes."""
+        """A verified release that is not complete or not due yet."""
         return next((holder.pending[0] for holder in self._holders.values() if holder.pending), None)
+
+    @property
+    def incomplete(self) -> frozenset[tuple[Role, int]]:
+        """Verified releases, by role and number, whose bytes are not at hand. Where one is still so at the log's end,
+        its chunks had passed before it was known that they matter: read the log again, now they are kept.
+        """
+        pending = [holder.pending[0] for holder in self._holders.values() if holder.pending]
+        return frozenset(
+            (one.role, one.number) for one in pending if one.digest and self._chunks.whole(one.digest) is None
+        )
 
     def apply(self, record: Delivered | Record, now_us: int) -> Outcome:
         """Fold one record of `policy-state` in; records of other topics, tenants and rings change nothing."""
