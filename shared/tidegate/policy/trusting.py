@@ -66,9 +66,10 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     def sentence(self) -> str:
         """For the operator."""
         what = "has changed" if self.trusted else "is new"
+        rank = f" ({self.rank})" if self.rank not in (None, "new") else ""
         follows = "is held until somebody approves it" if self.action == "hold" else "is worth a look"
         gravest = f" {self.changes[0].sentence}" if self.changes else ""
-        return f"The definition of {self.server}/{self.tool} {what} ({self.rank}) and {follows}.{gravest}"
+        return f"The definition of {self.server}/{self.tool} {what}{rank} and {follows}.{gravest}"
 
 
 class Trusting:
