@@ -389,3 +389,43 @@ async def _counts_again(place: Place, name: str) -> bool:
     nonce = f"again-{name}-{now_us()}"
     answers = await calls(place.speakers(nonce), 5, nonce)
     return passed(answers) == place.reached(nonce) == 4
+
+
+async def test_a_refusal_reaches_clients_of_streams_batches_and_sessions_alike(place: Place) -> None:
+    await place.rule("limits: [{id: shapes, per: user, tools: {up: [echo]}, daily: {calls: 1}}]")
+    speaker = place.speakers("quinn")[0]
+    await speaker.call("up__echo")
+    streaming = speaker.modern(
+        "tools/call", {"name": "up__echo", "arguments": {}}, headers={"Accept": "text/event-stream, application/json"}
+    )
+    assert is_limited(await speaker.ask(streaming))
+    await speaker.initialize()
+    legacy = await speaker.ask(speaker.legacy("tools/call", {"name": "up__echo", "arguments": {}}))
+    assert is_limited(legacy)
+    assert "retry-after" in legacy.headers
+    prompts = await speaker.ask(speaker.modern("prompts/get", {"name": "none", "arguments": {}}))
+    assert "error" in prompts.json, "what does not exist meets no limit"
+
+
+async def test_one_person_s_calls_use_nothing_of_another_tenant_s_or_person_s(place: Place) -> None:
+    await place.rule("limits: [{id: own, per: [user, agent], daily: {calls: 2}}]")
+    odd = 'x"]}|*{acme}\\ä'
+    for user, agent in (("rita", "a"), ("rita", odd), ("sam", "a")):
+        assert passed(await calls(place.speakers(user, agent), 2, f"own-{user}")) == 2
+
+
+async def test_what_one_edge_does_not_use_is_soon_there_at_the_other(place: Place) -> None:
+    await place.rule("limits: [{id: soon, per: user, daily: {calls: 40}}]")
+    a, b = place.speakers("tess")
+    assert passed(await calls([a], 1, "soon")) == 1
+    answers = await calls([b], 41, "soon")
+    assert passed(answers) < 39, "some is on lease at the other edge"
+    assert decision(answers[-1])["retry_after_s"] <= 2
+    await until(lambda: _all_used(place, b), 15)
+    assert is_limited(await a.call("up__echo"))
+    assert is_limited(await b.call("up__echo"))
+
+
+async def _all_used(place: Place, speaker: Speaker) -> bool:
+    await calls([speaker], 1, "soon")
+    return place.reached("soon") == 40
