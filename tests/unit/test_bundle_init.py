@@ -251,3 +251,5 @@ def test_a_schema_of_before_is_told_how_to_learn_the_circumstances() -> None:
         "policies/p.cedar": b'@id("r") forbid (principal, action, resource) when { context.time.hour > 9 };',
     }
     assert "--schema-only" in check_bundle(bundle_of(files))[0].sentence
+    robots = b'@id("r") forbid (principal == ServiceAccount::"ci", action, resource);'
+    assert "--schema-only" in check_bundle(bundle_of({**files, "policies/p.cedar": robots}))[0].sentence

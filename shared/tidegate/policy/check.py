@@ -33,6 +33,7 @@ _NUMBERS = {
 }
 _UNSAFE = re.compile(r"safety of access to optional attribute `([\w.]+)`")
 _UNKNOWN = re.compile(r"attribute `(\w+)` in context for .* not found")
+_NEWER_TYPE = re.compile(r"unrecognized entity type `(?:ServiceAccount|Agent|AgentClass)`")
 _ANGLES = str.maketrans("<>", "()")  # Set<Set<…>> nests as brackets do
 
 
@@ -114,11 +115,11 @@ def _invalid(rule: Rule | None, error: str) -> Problem:
 
 
 def _advice(error: str) -> str:
-    """How to ask for what may not be there; and how an older schema learns of circumstances."""
+    """How to ask for what may not be there; and how an older schema learns of circumstances and service accounts."""
     if optional := _UNSAFE.search(error):
         return f"; ask first whether it is there: `{_asking(optional[1])} && …`"
     unknown = _UNKNOWN.search(error)
-    if unknown and unknown[1] in CIRCUMSTANCES:
+    if _NEWER_TYPE.search(error) or (unknown and unknown[1] in CIRCUMSTANCES):
         return "; `tidegate bundle init DIR --schema-only` writes the schema with all that is known of a call"
     return ""
 
