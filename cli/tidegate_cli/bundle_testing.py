@@ -69,6 +69,9 @@ def _say(one: Tried) -> None:
     say(f"        {plain(who)}: {plain(f'{case.server}/{case.tool}')} → {effect}")
     if verdict.told and verdict.effect != "allow":
         say(f"        [dim]{plain(verdict.told)}[/]")
+    if (would := result.unshadowed) is not None:
+        shown = f"[{DECISION_STYLES[would.effect]}]{would.effect}[/] by {plain(', '.join(would.rules) or 'no rule')}"
+        say(f"        with the rules in shadow mode → {shown}")
     if not result.passed:
         say(f"        [red]{plain(result.sentence)}[/]")
 
@@ -95,6 +98,7 @@ def _document(one: Tried) -> dict[str, Any]:
         "reason": verdict.reason,
         "rules": verdict.rules,
         "message": verdict.told,
+        "shadow": one.result.unshadowed.effect if one.result.unshadowed else None,
         "sentence": one.result.sentence,
     }
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from tidegate_cli.bundle_commands import TokenOption
 from tidegate_cli.options import CONFIG_DEFAULT, ConfigOption, JsonOption
+from tidegate_cli.release_commands import TokenOption
 
 PANEL = "Trust"
 

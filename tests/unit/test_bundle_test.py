@@ -65,6 +65,23 @@ def test_the_results_are_written_for_a_build_server(tmp_path: Path) -> None:
     assert "expected allow" in (failure.get("message") or "")
 
 
+def test_what_rules_in_shadow_mode_would_decide_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "manifest.json").write_text('{"v": 1, "name": "x"}')
+    (tmp_path / "policies" / "x.cedar").write_text(
+        '@id("p") permit (principal, action, resource);\n'
+        '@id("f") @mode("shadow") forbid (principal, action, resource);\n'
+    )
+    (tmp_path / "cases.yaml").write_text(
+        "- {note: n, user: u, server: s, tool: t, expect: allow, shadow: deny}\n"
+        "- {note: m, user: u, server: s, tool: t, expect: allow, shadow: allow}\n"
+    )
+    shown = run(tmp_path)
+    assert shown.exit_code == 1
+    assert "with the rules in shadow mode → deny by f" in shown.stdout
+    assert "1 of 2 cases failed" in shown.stdout
+
+
 def test_nothing_tried_is_no_success(tmp_path: Path) -> None:
     assert run(EXAMPLE, "--only", "no such note").exit_code == 1
     missing = run(EXAMPLE, tmp_path / "missing.yaml")
