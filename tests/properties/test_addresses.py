@@ -99,7 +99,8 @@ def test_a_forged_forwarded_header_makes_an_address_unknown_at_most(
         (b"[2001:db8::1]", "2001:db8::1"),
         (b"[2001:db8::1]:443", "2001:db8::1"),
         (b"fe80::1%eth0", "fe80::1"),
-        (b"10.1.1.1", "10.1.1.1"),  # all that wrote are trusted: the first of them called
+        (b"10.1.1.1", ""),  # of proxies alone: whom they were called by is not said
+        (b"", ""),
         (b"1.2.3.4, unknown, 10.1.1.1", ""),
         (b"1.2.3.4, 010.1.1.1", ""),
         (b"1.2.3.4,", ""),
@@ -140,6 +141,11 @@ def test_without_trusted_proxies_the_connection_s_peer_is_the_caller() -> None:
         behind = Proxies((), header.decode())
         assert behind.address("127.0.0.1", {XFF: b"10.0.0.1", FORWARDED: b"for=10.0.0.1"}) == "127.0.0.1"
         assert behind.address("", {XFF: b"10.0.0.1"}) == ""
+
+
+def test_a_proxy_that_does_not_say_who_called_it_is_not_taken_for_the_caller() -> None:
+    for header in (XFF, FORWARDED):
+        assert Proxies(TRUSTED, header.decode()).address(PROXY, {}) == ""
 
 
 def test_addresses_are_read_in_every_writing() -> None:

@@ -2,8 +2,9 @@
 Pure, total, fuzzed.
 
 A forwarding header is read from its end, where the nearest proxy wrote, for as long as whoever wrote is trusted; what
-stands further left was sent by a stranger. What cannot be read is unknown (""), never a guess: a proxy's own address
-would often be one that rules let in. Sources: RFC 7239; X-Forwarded-For as proxies write it.
+stands further left was sent by a stranger. What cannot be read is unknown (""), and so is a caller of whom nobody
+tells: a proxy's own address is often one that rules let in, and clients have made proxies drop the header that they
+write (`Connection: X-Forwarded-For`). Sources: RFC 7239; X-Forwarded-For as proxies write it.
 """
 
 import re
@@ -35,18 +36,14 @@ class Proxies:
     def address(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
         """Of the caller, in its shortest textual form; "" where it is not known. `peer`: of the connection."""
         at = read_address(peer)
-        given = headers.get(self._header)
-        if at is None or given is None or not self._trusts(at):
+        if at is None or not self._trusts(at):
             return "" if at is None else str(at)
-        hops = self._read(given)
-        if hops is None:
-            return ""
-        for hop in reversed(hops[-HOPS_MAX:]):
+        for hop in reversed((self._read(headers.get(self._header, b"")) or [])[-HOPS_MAX:]):
             if (at := read_address(hop)) is None:
                 return ""
             if not self._trusts(at):
                 return str(at)
-        return "" if len(hops) > HOPS_MAX else str(at)
+        return ""
 
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
