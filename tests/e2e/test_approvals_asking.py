@@ -111,6 +111,24 @@ async def test_an_answer_from_another_session_counts_for_nothing(at: House) -> N
     assert at.sighted(mark) == 0
 
 
+async def test_a_question_that_nobody_answers_ends_with_its_time(at: House) -> None:
+    mark = nonce()
+    brief = """@id("brief") @effect("ask") @expires("1s") @reason("Quickly!")
+    forbid (principal, action == Action::"up/echo", resource);"""
+    async with at.ruled(brief):
+        (speaker, _) = await opened(at, "2025-11-25", {"elicitation": {}})
+        async with streaming(speaker, calling(speaker, "2025-11-25", mark, "up__echo")) as client:
+            question = await next_json(client)
+            withdrawn = await next_json(client)
+            assert withdrawn["method"] == "notifications/cancelled"
+            assert withdrawn["params"]["requestId"] == question["id"]
+            told = (await next_json(client))["result"]
+            assert "Nobody decided in time" in told["content"][0]["text"]
+            late = {"action": "accept", "content": {"approve": True}}
+            await speaker.ask(posted(speaker, question["id"], "2025-11-25", late))
+    assert at.sighted(mark) == 0
+
+
 # pages
 
 

@@ -141,7 +141,8 @@ async def test_of_many_calls_at_both_edges_one_alone_uses_a_yes(at: House) -> No
     assert ((await at.decisions(mark))["allow"], await at.completions(mark)) == (1, 1)
 
 
-async def test_of_many_answers_to_one_question_one_alone_counts(at: House) -> None:
+@pytest.mark.parametrize("turn", range(4))
+async def test_of_many_answers_to_one_question_one_alone_counts(at: House, turn: int) -> None:
     mark, alice = nonce(), at.person()
     _, state = asked(await alice.call("up__note", {"words": mark}))
     retries = [alice.call("up__note", {"words": mark}, at=edge, state=state, responses=yes()) for edge in every(40)]

@@ -8,7 +8,7 @@ import msgspec
 
 from tidegate.errors import Fault
 from tidegate.events import Channel
-from tidegate.ids import uuid7
+from tidegate.ids import now_us, uuid7
 from tidegate.policy.approvals import Approval
 from tidegate_edge import approval_question, asking, bridge
 from tidegate_edge.approval_page import url_of
@@ -47,11 +47,12 @@ async def ask_live(edge: Edge, call: Ongoing, approval: Approval) -> Inputs | No
         params = _params(edge, call, approval, way)
         if way == "url":
             params["elicitationId"] = uuid7()
-        answer = await _put(edge, call, encode(params))
+        left_s = max(0.0, (approval.expires_us - now_us()) / 1e6)
+        answer = await _put(edge, call, encode(params), min(asking.ANSWERED_WITHIN_S, left_s))
         if answer is None:
             return None
         if way == "url" and approval_question.meant(answer.result, way)[0] == "opened":
-            await edge.approvals.decided(approval, LIVE_PAGE_WAIT_S)
+            await edge.approvals.decided(approval, min(LIVE_PAGE_WAIT_S, left_s))
             told = encode({"elicitationId": params["elicitationId"]})
             call.visit.outlet.send(notification("notifications/elicitation/complete", told))
     finally:
@@ -91,10 +92,10 @@ def _question(call: Ongoing, approval: Approval) -> Question:
     )
 
 
-async def _put(edge: Edge, call: Ongoing, params: bytes) -> Answer | None:
+async def _put(edge: Edge, call: Ongoing, params: bytes, within_s: float) -> Answer | None:
     visit = call.visit
     try:
-        asked = edge.asks.ask(visit.outlet, visit.protocol_session, METHOD, params, asking.ANSWERED_WITHIN_S)
+        asked = edge.asks.ask(visit.outlet, visit.protocol_session, METHOD, params, within_s)
         answer = await asking.while_the_session_stands(edge, visit, asked)
     except Fault:  # nobody is there, or nobody answered
         return None

@@ -34,6 +34,7 @@ ALONE: Final = (
     "This call needs an approval, and none can be used here: edges need a session store that they share "
     "(`sessions: redis://…`), or an approval might be used twice. Tell the operator."
 )
+LATE: Final = "Nobody decided in time, so the call was not made. Call again to ask anew."
 DISMISSED: Final = "The question was put away without an answer, so the call was not made. Call again to be asked."
 
 
@@ -175,8 +176,7 @@ async def consume(edge: Edge, call: Ongoing) -> None:
     left_s = max(0.0, (approval.expires_us - now_us()) / 1e6)
     if not await _takes(edge, call, lease_of(approval), left_s + LEASED_BEYOND_S):
         return
-    standing = edge.approvals.of(approval.tenant).get(approval.approval_id)
-    if standing is None or standing.state != "granted" or standing.expires_us <= now_us():
+    if not _stands(edge.approvals.of(approval.tenant).get(approval.approval_id), call.call_id):
         call.refuse("policy", "approval-used", "The approval of this call ended a moment ago. Call again to ask anew.")
         return
     event = ApprovalConsumed(
@@ -185,8 +185,15 @@ async def consume(edge: Edge, call: Ongoing) -> None:
         call_id=call.call_id,
         edge=edge.place.edge,
     )
-    await say(edge, event, mode_of(call))
+    await say(edge, event, mode_of(call), approval)
     call.approved = Approved(approval.approval_id, approval.approver, approval.rules)
+
+
+def _stands(approval: Approval | None, call_id: str) -> bool:
+    """Whether it is still granted; others may know already that this call has taken it."""
+    if approval is None or approval.denied or approval.expired or approval.used_by not in ("", call_id):
+        return False
+    return approval.granted is not None and approval.expires_us > now_us()
 
 
 def lease_of(approval: Approval) -> str:
@@ -224,7 +231,7 @@ async def ask(edge: Edge, call: Ongoing) -> Reply | Inputs:
         asked = await (ask_modern if call.request.modern else ask_live)(edge, call, approval)
         if asked is not None:
             return asked
-    return refused(call, approval, _how(call, approval))
+    return refused(call, approval, _how(call, approval) if approval.expires_us > now_us() else LATE)
 
 
 async def _from_page(edge: Edge, call: Ongoing, approval: Approval) -> Inputs | None:
