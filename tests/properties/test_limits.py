@@ -1,6 +1,7 @@
 """Laws of limits: whatever edges do and in whatever order, together they never get more than there is."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.policy.budgeting import Meter
-from tidegate.policy.budgets import BudgetLimit, Measure, Measured
+from tidegate.policy.budgets import BudgetLimit, Measure, Measured, read_limits
 from tidegate.sessions.budgets import GRACE_S, LEASE_S, Counter, Draw, Kind, Share, Standing, day_at
 from tidegate.sessions.memory_budgets import MemoryBudgets
 from tidegate.sessions.port import SessionsUnavailable
@@ -297,3 +298,29 @@ def test_a_limit_that_becomes_narrower_holds_at_once_and_what_was_on_lease_does_
         assert len(here.passed) == 7
 
     run(law())
+
+
+WORDS = st.sampled_from(
+    "v limits prices records id team tools per calls daily bytes cost concurrent away user git/x items[].id 100/minute 5MB "
+    "* refuse per_call tenant".split()
+)
+SCALARS = WORDS | st.integers(-5, 10**16) | st.booleans() | st.none() | st.floats(allow_nan=False) | st.text(max_size=6)
+TREES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=6), max_leaves=25
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(["limits", "prices", "records"]), TREES))
+def test_whatever_a_file_holds_it_is_read_or_its_line_is_told(parts: dict[str, Any]) -> None:
+    read = read_limits(json.dumps({"v": 1, **parts}))
+    assert all(problem.path == "limits.yaml" and problem.sentence for problem in read.problems)
+    for limit in read.limits:
+        assert limit.per
+        assert all(measure.most >= 1 for measure in limit.measures)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=200))
+def test_no_text_makes_the_reader_fail(text: str) -> None:
+    read_limits(text)

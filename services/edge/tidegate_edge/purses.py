@@ -28,7 +28,8 @@ DRY_PLACES_S: Final = 0.05
 FRESH_S: Final = 1.0  # for so long the number of different things is taken to be as it was
 WANT_MIN: Final = 4
 WANT_MAX: Final = 4_096
-MARKS_KEPT_MAX: Final = 100_000
+MARKS_KEPT_MAX: Final = 10_000  # of one counter
+MARKS_PENDING_MAX: Final = 100_000
 SLICE: Final = 1_000
 
 Clock = Callable[[], float]
@@ -270,7 +271,7 @@ class Purses:
             try:
                 (share,) = await self._exchange([draw])
             except SessionsUnavailable:
-                purse.pending.update(fresh[start : start + MARKS_KEPT_MAX - len(purse.pending)])
+                purse.pending.update(fresh[start : start + max(0, MARKS_PENDING_MAX - len(purse.pending))])
                 self._active[purse] = None
                 return
             self._receive(purse, draw, share, at_s)

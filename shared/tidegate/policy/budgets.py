@@ -30,6 +30,7 @@ from tidegate.policy.grants import (
 
 LIMITS: Final = "limits.yaml"
 LIMITS_MAX: Final = 200
+LIMITS_BYTES_MAX: Final = 256 * 1024
 PRICES_MAX: Final = 200
 MOST: Final = 10**15
 RECORDS_MOST: Final = 1_000_000
@@ -132,6 +133,8 @@ def read_limits(text: str) -> LimitsFile:
     """Never raises."""
     reader = _Reader()
     try:
+        if len(text.encode(errors="replace")) > LIMITS_BYTES_MAX:
+            raise _Wrong(1, f"has more than {LIMITS_BYTES_MAX} bytes; {LIMITS_MAX} limits need far less")
         return reader.file(_composed(text))
     except _Wrong as wrong:
         return LimitsFile(problems=(*reader.problems, Problem(LIMITS, wrong.sentence, wrong.line)))
