@@ -301,8 +301,31 @@ def test_a_limit_that_becomes_narrower_holds_at_once_and_what_was_on_lease_does_
 
 
 WORDS = st.sampled_from(
-    "v limits prices records id team tools per calls daily bytes cost concurrent away user git/x items[].id 100/minute 5MB "
-    "* refuse per_call tenant".split()
+    [
+        "v",
+        "limits",
+        "prices",
+        "records",
+        "id",
+        "team",
+        "tools",
+        "per",
+        "calls",
+        "daily",
+        "bytes",
+        "cost",
+        "concurrent",
+        "away",
+        "user",
+        "git/x",
+        "items[].id",
+        "100/minute",
+        "5MB",
+        "*",
+        "refuse",
+        "per_call",
+        "tenant",
+    ]
 )
 SCALARS = WORDS | st.integers(-5, 10**16) | st.booleans() | st.none() | st.floats(allow_nan=False) | st.text(max_size=6)
 TREES = st.recursive(
