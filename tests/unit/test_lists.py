@@ -21,6 +21,7 @@ from tidegate.settings import SetTool, Toolset
 from tidegate_edge import lists
 from tidegate_edge.catalog import Catalog, Item, Plan, Shelf, shelve
 from tidegate_edge.cursors import BadCursor
+from tidegate_edge.looking_ahead import AT_ONCE, look_ahead
 from tidegate_edge.messages import encode
 from tidegate_edge.releases import facts_of
 from tidegate_edge.ruling import Ruling
@@ -364,7 +365,7 @@ def test_a_set_speaks_for_itself_and_promises_what_is_in_it() -> None:
 
 
 async def test_what_a_principal_may_see_is_found_out_a_few_things_at_a_time_and_once() -> None:
-    ruling, turns = ruling_of(shelf("a", [f"t{number}" for number in range(10 * lists.LOOKED_AT_ONCE)], ("p",))), 0
+    ruling, turns = ruling_of(shelf("a", [f"t{number}" for number in range(10 * AT_ONCE)], ("p",))), 0
 
     async def take_turns() -> None:
         nonlocal turns
@@ -373,10 +374,10 @@ async def test_what_a_principal_may_see_is_found_out_a_few_things_at_a_time_and_
             await asyncio.sleep(0)
 
     others = asyncio.create_task(take_turns())
-    await lists.look_ahead(ruling, principal(), "")
+    await look_ahead(ruling, principal(), "")
     assert 10 <= turns < 20
     before = turns
-    await lists.look_ahead(ruling, principal(), "")
+    await look_ahead(ruling, principal(), "")
     assert turns == before, "it is known"
     others.cancel()
-    assert len(listed(ruling)["tools"]) == 10 * lists.LOOKED_AT_ONCE
+    assert len(listed(ruling)["tools"]) == 10 * AT_ONCE

@@ -4,7 +4,6 @@ be called is listed.
 Lists are rendered once per principal's facts, door and era, in pages with cursors of our own, and kept with the ruling.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +29,7 @@ from tidegate_edge.ruling import Ruling
 if TYPE_CHECKING:
     from tidegate_edge.edge import Edge
 
-__all__ = ["BadCursor", "discovered", "initialized", "listed", "look_ahead", "visible_servers"]
+__all__ = ["BadCursor", "discovered", "initialized", "items_at", "listed", "visible_servers"]
 
 SERVER_INFO: Final = {"name": "tidegate", "title": "Tidegate", "version": __version__}
 LATEST_LEGACY: Final = max(LEGACY_VERSIONS)
@@ -40,7 +39,6 @@ DEGRADED_TTL_MS: Final = 1_000  # a server is in trouble: the list may soon be a
 DISCOVER_TTL_MS: Final = 60_000
 TASKS: Final = "io.modelcontextprotocol/tasks"  # of 2026-07-28 alone
 LISTS_KEPT_MAX: Final = 2_000
-LOOKED_AT_ONCE: Final = 32  # things; a millisecond's work where nothing is known of them yet
 OFFERS_AT_ONCE: Final = 8  # prompts and resources, where rules may look at each
 MEMBERS: Final[dict[Kind, str]] = {
     "tool": "tools",
@@ -169,7 +167,7 @@ def visible_servers(ruling: Ruling, principal: Principal, door: str) -> frozense
     found = ruling.servers.get(key)
     if found is None:
         seen: set[str] = set()
-        for item in _items(ruling.catalog, door):
+        for item in items_at(ruling.catalog, door):
             if item.server not in seen and ruling.is_visible(principal, item):
                 seen.add(item.server)
         found = frozenset(seen)
@@ -179,28 +177,7 @@ def visible_servers(ruling: Ruling, principal: Principal, door: str) -> frozense
     return found
 
 
-async def look_ahead(ruling: Ruling, principal: Principal, door: str) -> None:
-    """Find out what the principal may see at a door, a few things at a time: of a new bundle that takes long, and calls
-    go on meanwhile. Once per principal's facts and door; then lists are made of what is known.
-    """
-    key = (principal.key, door)
-    if key in ruling.looked:
-        return
-    for number, item in enumerate(_items(ruling.catalog, door), 1):
-        ruling.is_visible(principal, item)
-        if number % LOOKED_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    here = ruling.catalog.door(door)
-    for number, item in enumerate((*here.prompts.values(), *here.resources.values(), *here.templates.values()), 1):
-        is_visible(ruling, principal, item)
-        if number % OFFERS_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    if len(ruling.looked) >= LISTS_KEPT_MAX:
-        ruling.looked.clear()
-    ruling.looked.add(key)
-
-
-def _items(catalog: Catalog, door: str) -> Iterator[Item]:
+def items_at(catalog: Catalog, door: str) -> Iterator[Item]:
     """Everything at a door that rules decide about."""
     here = catalog.door(door)
     servers = frozenset(here.servers)

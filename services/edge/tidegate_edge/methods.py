@@ -8,6 +8,7 @@ from tidegate_edge import listen, lists, notices, sessions, spine, targets
 from tidegate_edge.accept import Request, refuse
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
+from tidegate_edge.looking_ahead import look_ahead
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, Reply, result_body
 from tidegate_edge.talk import LEVELS
 from tidegate_edge.visit import Visit
@@ -91,7 +92,7 @@ async def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
     cursor = request.params.get("cursor")
     if cursor is not None and not isinstance(cursor, str):
         return _invalid(request, "params.cursor must be a string")
-    await lists.look_ahead(ruling, visit.principal, visit.door)
+    await look_ahead(ruling, visit.principal, visit.door)
     try:
         result = lists.listed(edge, ruling, visit.principal, visit.door, kind, request.modern, cursor)
     except lists.BadCursor as bad:

@@ -17,6 +17,7 @@ from tidegate.ids import now_us
 from tidegate_edge import facts, lists, rewrite, strict_json
 from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.edge import Edge
+from tidegate_edge.looking_ahead import look_ahead
 from tidegate_edge.messages import careful, decode_fields
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Caller, Talk, Wanted
@@ -173,7 +174,7 @@ async def changes(edge: Edge, visit: Visit, heard: Collection[Announcement]) -> 
     concerning = [one for one in heard if _concerns(one, principal)]
     if not concerning:
         return []
-    await lists.look_ahead(ruling, principal, visit.door)
+    await look_ahead(ruling, principal, visit.door)
     servers = lists.visible_servers(ruling, principal, visit.door)
     kinds = {one.kind for one in concerning if one.server in servers}
     return [kind for kind in CHANGED if kind in kinds]

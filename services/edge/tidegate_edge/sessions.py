@@ -19,6 +19,7 @@ from tidegate_edge import lists
 from tidegate_edge.accept import BATCH_VERSION, Request, Response, refuse
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
+from tidegate_edge.looking_ahead import look_ahead
 from tidegate_edge.messages import INVALID_REQUEST, Reply, encode, result_body
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.upstream.port import Answer, Caller, Upstream
@@ -77,7 +78,7 @@ async def initialize(edge: Edge, principal: Principal, door: str, request: Reque
         return refuse(400, INVALID_REQUEST, "initialize is a request: give it an id")
     ruling = edge.ruling_of(principal)
     if ruling is not None:
-        await lists.look_ahead(ruling, principal, door)
+        await look_ahead(ruling, principal, door)
     version, result = lists.initialized(ruling, principal, door, request.params.get("protocolVersion"))
     at_us = now_us()
     session_id = uuid7(at_us)
