@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -267,3 +268,10 @@ prices: [{per_call: 0.5}]
         ("more-permissive", "gone", "gone: 1 calls at a time per user"),
     ]
     assert compare(bundle(new), bundle(new)).limits == ()
+
+
+def test_the_example_of_the_page_is_a_limits_file_without_a_slip() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "limits.md").read_text()
+    read = read_limits(page.split("```yaml\n")[1].split("```")[0])
+    assert read.problems == ()
+    assert [limit.id for limit in read.limits] == ["interns-pace", "research-budget", "customers", "slow-reports"]
