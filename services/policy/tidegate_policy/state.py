@@ -130,8 +130,10 @@ class ControlPlane:
 
     def before(self, release: BundleReleased) -> BundleReleased | None:
         """The release that ruled the ring before this one did."""
-        ruled = [one for one in self.listed(release.ring) if one.role == "ruling" and one.number < release.number]
-        return max(ruled, key=lambda one: one.number, default=None)
+        ring = self.releases.get(release.ring, {})
+        ruled = (number for number, one in ring.items() if one.role == "ruling" and number < release.number)
+        found = max(ruled, default=None)
+        return None if found is None else ring[found]
 
     def number_of(self, ring: str) -> int:
         """The highest number that the ring has had, in any role."""
