@@ -144,6 +144,7 @@ def test_a_bad_canary_is_taken_back_at_both_edges_though_its_publisher_died(clus
 
 
 def test_a_bad_release_for_everybody_is_rolled_back_at_both_edges(cluster: Cluster) -> None:
+    asyncio.run(morning(cluster))  # what the bad one will be compared with
     bad = publish(cluster, BAD, f"{GUARD}&watch=60")
     until(lambda: both_obey(cluster, "ruling"), "both edges obey the bad release")
     asyncio.run(morning(cluster))
