@@ -30,7 +30,7 @@ COLUMNS = (
     *("completed_rules", "requested_event", "abandoned_event", "completed_event", *SIDES),
     *("arguments_kept", "arguments_capture", "arguments_fingerprints", "result_capture", "result_fingerprints"),
     *("request_kid", "completion_kid", "issuer", "subject", "login", "claimed_client", "address"),
-    *("role", "principal_kind", "taint", "approval_id", "retry_after_ms", "records", "cost_micros"),
+    *("role", "principal_kind", "taint", "facts", "approval_id", "retry_after_ms", "records", "cost_micros"),
 )
 HASHED = ("arguments", "result", "inputs", "request_box", "completion_box")
 MATCHES = ("arguments_findings", "result_findings")

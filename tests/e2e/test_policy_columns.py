@@ -34,7 +34,9 @@ SHADOWS = (
     Shadowed(bundle="b0b0", release=3, decision="deny", reason="forbidden-by-rule", rules=("strict", "stricter")),
     Shadowed(bundle="cafe", release=5, decision="ask", reason="approval-required", rules=("asks",)),
 )
-INPUTS = DecisionInputs(bundle="cafe", release=4, role="canary", kind="service", taint=("read-private", "sensitive"))
+INPUTS = DecisionInputs(
+    bundle="cafe", release=4, role="canary", kind="service", taint=("read-private", "sensitive"), facts=("taint",)
+)
 
 
 NOW_US = now_us() - 600_000_000
@@ -62,12 +64,12 @@ async def test_a_call_s_circumstances_are_columns_and_its_address_opens_with_its
         await _take(engine.analytics, of_key, completed(of_key, records=7, cost_micros=1_500), plain)
         rows = await _asked(
             engine.analytics,
-            "SELECT call_id, role, principal_kind, taint, approval_id, retry_after_ms, records, toString(cost), "
+            "SELECT call_id, role, principal_kind, taint, facts, approval_id, retry_after_ms, records, toString(cost), "
             "address FROM tidegate.calls ORDER BY call_id",
         )
         assert rows == [
-            ("c1", "canary", "service", ["read-private", "sensitive"], "a-1", 0, 7, "0.0015", "203.0.113.7"),
-            ("c2", "ruling", "user", [], "", 33_000, 0, "0", "::1"),
+            ("c1", "canary", "service", ["read-private", "sensitive"], ["taint"], "a-1", 0, 7, "0.0015", "203.0.113.7"),
+            ("c2", "ruling", "user", [], [], "", 33_000, 0, "0", "::1"),
         ]
         await engine.analytics.execute("ALTER TABLE tidegate.subject_keys DELETE WHERE 1 SETTINGS mutations_sync = 1")
         assert await _asked(engine.analytics, "SELECT address FROM tidegate.calls ORDER BY call_id") == [
