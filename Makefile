@@ -54,6 +54,7 @@ bench: setup ## measure a governed call beside a direct one and a bare passthrou
 	$(DEV) python -m bench.freshness --seconds 15
 	$(DEV) python -m bench.audit --calls 10000
 	$(DEV) python -m bench.decisions
+	$(DEV) python -m bench.limits --rounds 2
 	$(DEV) python -m bench.killswitch
 
 conformance: setup ## run the MCP conformance suite directly and through two edges, and write docs/conformance.md (ARGS=--help)
