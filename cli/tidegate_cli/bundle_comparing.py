@@ -31,7 +31,7 @@ def say_differences(found: Differences) -> None:
     _say_changes("[yellow]more permissive[/]", found.of("more-permissive"))
     _say_changes("[cyan]stricter[/]", found.of("stricter"))
     _say_unreachable(found)
-    _say_limits(found)
+    _say_files(found)
     tried = f"{found.decisions} calls that rules and cases mention, decided by both"
     if not found.changes:
         say(f"[green]no decision differs[/]  {tried}")
@@ -67,11 +67,15 @@ def _say_changes(title: str, changes: list[Change]) -> None:
         say(f"and {len(changes) - SHOWN_MAX} more; --json lists all")
 
 
-def _say_limits(found: Differences) -> None:
+def _say_files(found: Differences) -> None:
     titles = {"more-permissive": "[yellow]more permissive[/]", "stricter": "[cyan]stricter[/]", "other": "changed"}
     for change in found.limits:
         named = f"limit {change.limit}  " if change.limit else ""
         say(f"{titles[change.direction]}  {plain(f'{named}{change.sentence}')}")
+    for other in found.files[:SHOWN_MAX]:
+        say(f"{titles[other.direction]}  {plain(f'{other.file}  {other.sentence}')}")
+    if len(found.files) > SHOWN_MAX:
+        say(f"and {len(found.files) - SHOWN_MAX} more; --json lists all")
 
 
 def _say_unreachable(found: Differences) -> None:

@@ -14,6 +14,7 @@ from tidegate.policy.bundle import Bundle
 from tidegate.policy.engine import Engine
 from tidegate.policy.entities import ToolFacts
 from tidegate.policy.facts import NO_FACTS, Facts
+from tidegate.policy.file_differences import FileChange, file_changes
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
 from tidegate.policy.limit_differences import LimitChange, limit_changes
@@ -79,6 +80,7 @@ class Differences(msgspec.Struct, frozen=True):
     decisions: int
     whole: bool
     limits: tuple[LimitChange, ...] = ()
+    files: tuple[FileChange, ...] = ()  # of definitions.yaml and inspection.yaml
 
     def of(self, direction: Direction) -> list[Change]:
         return [change for change in self.changes if change.direction == direction]
@@ -86,7 +88,8 @@ class Differences(msgspec.Struct, frozen=True):
 
 def compare(old: Bundle, new: Bundle) -> Differences:
     """Raises BundleFault where one of them cannot decide."""
-    return msgspec.structs.replace(_Comparison(old, new).run(), limits=limit_changes(old, new))
+    found = _Comparison(old, new).run()
+    return msgspec.structs.replace(found, limits=limit_changes(old, new), files=file_changes(old, new))
 
 
 @dataclass
