@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.parts.commands import tidegate
 from tests.parts.processes import free_port, spawn, stop, wait_ready
 
 from tidegate_cli.demo import prepare_repository
@@ -51,14 +52,16 @@ class House:
     def environment(self) -> dict[str, str]:
         return {"NOTES_PORT": str(self.notes_port), "TIDEGATE_CONFIG": self.config, "COLUMNS": "200"}
 
-    def run(
-        self, *words: str, environment: Mapping[str, str] | None = None, stdin: int | None = None
-    ) -> "subprocess.CompletedProcess[str]":
-        """`tidegate WORDS` in the house, with its configuration."""
+    def run(self, *words: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+        """`tidegate WORDS` in the house, with its configuration; in this process, which spares a start of Python."""
+        return tidegate(*words, cwd=self.root, environment={**self.environment, **(environment or {})})
+
+    def run_apart(self, *words: str, stdin: int | None = None) -> "subprocess.CompletedProcess[str]":
+        """The same in a process of its own: for what reads a terminal or opens ClickHouse itself."""
         return subprocess.run(
             [str(TIDEGATE), *words],
             cwd=self.root,
-            env={**os.environ, **self.environment, **(environment or {})},
+            env={**os.environ, **self.environment},
             stdin=stdin,
             capture_output=True,
             text=True,

@@ -102,7 +102,7 @@ def test_the_requester_is_refused_and_a_slip_decides_nothing(house: House) -> No
         (("deny", approval_id, "--yes", "--groups", "finance-leads"), 2, "--groups are those of --user"),
         (("approve", approval_id, "--yes", "--reason", "x" * 501), 1, "at most 500 characters"),
     ):
-        done = house.run("approvals", *words, stdin=subprocess.DEVNULL)
+        done = house.run("approvals", *words)
         assert (done.returncode, sentence in told(done.stderr)) == (code, True), done.stderr
     assert json.loads(house.run("approvals", "show", approval_id, "--json").stdout)["state"] == "pending"
 
@@ -113,7 +113,7 @@ def test_a_person_at_a_terminal_is_shown_the_call_and_asked(house: House, typed:
     ours, theirs = pty.openpty()
     try:
         os.write(ours, typed)
-        done = house.run("approvals", "approve", approval_id, *BOB, stdin=theirs)
+        done = house.run_apart("approvals", "approve", approval_id, *BOB, stdin=theirs)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -65,7 +65,7 @@ def test_on_a_terminal_it_asks_and_a_no_destroys_nothing(house: House) -> None:
     ours, theirs = pty.openpty()
     try:
         os.write(ours, b"n\n")
-        asked = house.run("erase", ALICE, "--reason", "asked to", stdin=theirs)
+        asked = house.run_apart("erase", ALICE, "--reason", "asked to", stdin=theirs)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -60,7 +60,7 @@ async def test_of_two_rebuilds_at_once_one_works_the_other_is_refused_and_nothin
         assert refused, "they met"
         await analytics.execute(f"CREATE DATABASE IF NOT EXISTS {beside.BESIDE}")
         await analytics.execute(f"CREATE TABLE {beside.BESIDE}.foreign (x UInt8) ENGINE = MergeTree ORDER BY x")
-        done = house.run("rebuild", "--yes", "--no-verify")
+        done = house.run_apart("rebuild", "--yes", "--no-verify")
         assert done.returncode == 0, done.stderr
         assert "left tables in tidegate_rebuild that cannot be continued" in done.stderr
         assert not await beside.exists(analytics)
@@ -78,7 +78,7 @@ async def test_after_one_that_was_killed_the_next_one_takes_over_at_once(house: 
         killed.kill()
         killed.communicate(timeout=WAIT_S)
         assert [one.lives for one in await claim.held(analytics)] == [False]
-        done = house.run("rebuild", "--yes", "--no-verify")
+        done = house.run_apart("rebuild", "--yes", "--no-verify")
         assert done.returncode == 0, done.stderr
         assert not await beside.exists(analytics)
     finally:
