@@ -92,6 +92,22 @@ def decide(side: Bundle, change: object) -> str:
         ("context.time.hour < 18 && context.time.weekday < 6", "context.time.weekday < 6"),
         ('context.time.date == "2026-12-24"', "context.time.hour >= 0"),
         ('context.now < datetime("2026-12-01")', 'context.now < datetime("2026-12-02T00:00:00Z")'),
+        ('context.now.toTime() < duration("17h")', 'context.now.toTime() < duration("17h30m")'),
+        ('context.now.toTime() >= duration("9h")', 'context.now.offset(duration("1h")).toTime() >= duration("9h")'),
+        ('context.now.offset(duration("-30d")) < datetime("2026-12-01")', 'context.now < datetime("2026-12-01")'),
+        ('context.now.toDate() == datetime("2026-12-24")', 'context.now.toDate() == datetime("2026-12-25")'),
+        (
+            'context.now.durationSince(datetime("2026-01-01")) < duration("30d")',
+            'context.now.durationSince(datetime("2026-01-01")).toDays() <= 30',
+        ),
+        (
+            'datetime("2026-12-01").durationSince(context.now) > duration("1d12h")',
+            'datetime("2026-12-01").durationSince(context.now) > duration("1d")',
+        ),
+        (
+            'context.time.weekday > 5 && context.now.toTime() < duration("17h")',
+            'context.time.weekday > 5 && context.now.toTime() < duration("18h")',
+        ),
         ('context.network.ip.isInRange(ip("10.0.0.0/8"))', "context.network.ip.isIpv4()"),
         ('context has network && context.network.ip == ip("10.1.1.1")', "!(context has network)"),
         ('!context.taint.contains("sensitive")', "true"),
@@ -106,6 +122,23 @@ def test_a_circumstance_that_is_looked_at_otherwise_is_shown_by_an_occasion(befo
     assert found.changes
     for change in found.changes:
         assert (decide(old, change), decide(new, change)) == (change.before, change.after)
+
+
+@pytest.mark.parametrize(
+    ("condition", "whole"),
+    [
+        ('context.now.offset(duration("1h")).toTime() < duration("17h")', True),
+        ('context.time.hour >= 9 && context.time.date like "2026-*"', True),
+        ("context has now && [9, 10].contains(context.time.hour)", True),
+        ("context.time.hour * 60 + context.time.minute < 570", False),
+        ('context.now.toTime() < context.now.durationSince(datetime("2026-01-01"))', False),
+        ('context.now < datetime("2026-12-01").offset(duration("1d"))', False),
+    ],
+)
+def test_a_condition_whose_moments_cannot_be_read_off_is_said_not_to_be_tried_whole(
+    condition: str, whole: bool
+) -> None:
+    assert compare(bundle(), bundle(permit(condition))).whole is whole
 
 
 def test_a_rule_about_service_accounts_or_classes_of_agents_is_tried_with_some() -> None:

@@ -4,11 +4,12 @@ rules compare with. Bounded; the same for the same bundles. Counterpart: `situat
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import date, datetime, timedelta, tzinfo
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 from tidegate.policy.facts import NO_FACTS, Facts
+from tidegate.policy.moments import DAY, SOME_DAY
 
 OCCASIONS_MAX: Final = 48
 MOMENTS_MAX: Final = 40
@@ -21,7 +22,7 @@ _KINDS: Final[Mapping[str, str]] = {
     "isIpv6": "2001:db8::1",
 }
 Values = Mapping[tuple[str, ...], Sequence[Any]]
-"""By path in the context, what rules compare it with."""
+"""By path in the context, what rules compare it with; of `now` the moments to try."""
 
 
 def occasions_of(values: Values, cases: Iterable[Facts], zone: tzinfo) -> tuple[list[Facts], bool]:
@@ -59,7 +60,7 @@ def _moments(values: Values, zone: tzinfo) -> tuple[list[int], bool]:
         alone = [(hour, None, None) for hour in hours], [(None, minute, None) for minute in minutes]
         combined = [*alone[0], *alone[1], *((None, None, day) for day in days)]
     found = [_at(*one, zone) for one in combined]
-    found += [near for text in values.get(("now",), ()) for near in _near(text)]
+    found += [shown for moment in values.get(("now",), ()) for shown in _on(moment, days)]
     absent = [0] if any(len(path) == 1 for path in mentioned) else []
     unique = list(dict.fromkeys([*found, *absent]))
     return unique[: 2 * MOMENTS_MAX], len(unique) <= 2 * MOMENTS_MAX
@@ -71,6 +72,13 @@ def _at(hour: int | None, minute: int | None, day: date | None, zone: tzinfo) ->
     return round(at.replace(tzinfo=zone).timestamp() * 1_000_000)
 
 
+def _on(moment: int, days: Iterable[date | None]) -> Iterator[int]:
+    """The moment itself; one of no day in particular on each day that rules speak of, too."""
+    yield moment
+    if abs(moment - SOME_DAY) <= DAY:
+        yield from (moment + (day - _NOON.date()).days * DAY for day in days if day is not None)
+
+
 def _days(values: Values) -> Iterator[date]:
     for number in _whole(values.get(("time", "weekday"), ()), 1, 7):
         yield (_NOON + timedelta(days=number - 1)).date()
@@ -79,16 +87,6 @@ def _days(values: Values) -> Iterator[date]:
             yield date.fromisoformat(text)
         except (TypeError, ValueError):
             continue
-
-
-def _near(text: Any) -> Iterator[int]:
-    """The moment and a second to both sides."""
-    try:
-        at = datetime.fromisoformat(text)
-        us = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000_000)
-    except (TypeError, ValueError, OverflowError):
-        return
-    yield from (moment for moment in (us - 1_000_000, us, us + 1_000_000) if moment > 0)
 
 
 def _whole(values: Iterable[Any], least: int, most: int) -> Iterator[int]:

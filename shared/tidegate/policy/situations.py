@@ -20,6 +20,7 @@ from tidegate.policy.circumstances import CIRCUMSTANCES
 from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.facts import Facts
 from tidegate.policy.grants_schema import declared_actions
+from tidegate.policy.moments import moments_of
 from tidegate.policy.occasions import occasions_of, of_a_kind
 from tidegate.policy.rules import Rule, Uid, parse_rules
 from tidegate.policy.zones import zone_of
@@ -33,6 +34,7 @@ STRANGER = "somebody-else"
 OTHER_TOOL = "any-other-tool"
 ABSENT = object()
 Path = tuple[str, ...]
+NOW: Path = ("now",)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class _Mentions:
     around: list[tuple[Rule, dict[Path, list[Any]]]] = field(default_factory=list)  # circumstances, as `values`
     occasions: dict[tuple[str, str], dict[Facts, None]] = field(default_factory=dict)  # of cases, by server and tool
     zone: tzinfo = UTC
+    whole: bool = True  # False: a rule looks at the time in a way that no moments can be read off
 
 
 def situations_of(*bundles: Bundle) -> Situations:
@@ -87,7 +90,8 @@ def situations_of(*bundles: Bundle) -> Situations:
     people = list(_people(found))
     targets = list(_targets(bundles, found))
     situations = [_situation(facts, found) for facts in targets[:TARGETS_MAX]]
-    whole = len(people) <= PEOPLE_MAX and len(targets) <= TARGETS_MAX and all(one.whole for one in situations)
+    whole = found.whole and len(people) <= PEOPLE_MAX and len(targets) <= TARGETS_MAX
+    whole = whole and all(one.whole for one in situations)
     return Situations(people[:PEOPLE_MAX], situations, whole)
 
 
@@ -106,8 +110,12 @@ def _mentioned(bundle: Bundle, found: _Mentions) -> None:
                 found.agents[value] = None
             elif path[:1] == ("args",) and len(path) > 1:
                 _hold(values.setdefault(path[1:], []), value)
-            elif path and path[0] in CIRCUMSTANCES:
+            elif path and path[0] in CIRCUMSTANCES and path != NOW:
                 _hold(around.setdefault(path, []), value)
+        moments, is_whole = moments_of(bodies)
+        found.whole = found.whole and is_whole
+        if moments or not is_whole or any(path == NOW for path, _ in _compared(bodies)):
+            around[NOW] = moments
         found.values.append((rule, values))
         found.around.append((rule, around))
     for uid in open_entities(bundle.text(ENTITIES)).entities:
@@ -193,6 +201,7 @@ def _situation(facts: ToolFacts, found: _Mentions) -> Situation:
         if _may_match(rule, facts):
             for path, listed in mentioned.items():
                 held = values.setdefault(path, [])
+                is_whole = is_whole and len(listed) <= VALUES_MAX
                 for value in listed[:VALUES_MAX]:
                     _hold(held, value)
     told = found.occasions.get((facts.server, facts.tool), {})
