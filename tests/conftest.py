@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from tests.parts.kafka import Kafka, running_kafka
 from tests.parts.valkey import running_valkey
+
+settings.register_profile("unhurried", settings(), deadline=None)  # a machine that is busy is no fault of the code
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
