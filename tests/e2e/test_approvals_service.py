@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import pytest_asyncio
 from tests.parts.kafka import Kafka
 from tests.parts.policy_service import Running, running, settings_for, until
 
@@ -41,13 +42,23 @@ from tidegate_policy.approvals import Person
 from tidegate_policy.problems import ApiFault
 from tidegate_policy.service import create_policy, writer_id
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 MINUTE_US = 60_000_000
 ALICE = "alice@example.com"
 _edges = itertools.count(1)
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Running]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """Shared: others' questions stand beside a test's own."""
+    async with running(settings_for(tmp_path_factory.mktemp("shared"))) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def alone(tmp_path: Path) -> AsyncIterator[Running]:
+    """Where a test looks at all that there is, or changes what all would meet."""
     async with running(settings_for(tmp_path)) as served:
         yield served
 
@@ -139,42 +150,42 @@ async def stands(log: EventLog, approval_id: str, state: str) -> None:
 
 
 async def test_what_edges_ask_is_shown_with_its_arguments_and_stands_on_the_state_for_edges_that_boot(
-    service: Running,
+    alone: Running,
 ) -> None:
-    approval_id = await asked(service)
-    status, listed = await service.ask("GET", "/api/v1/approvals")
+    approval_id = await asked(alone)
+    status, listed = await alone.ask("GET", "/api/v1/approvals")
     assert status == 200
     assert [(one["approval_id"], one["state"], one["login"], one["may_decide"]) for one in listed] == [
         (approval_id, "pending", ALICE, True)
     ]
     assert "arguments" not in listed[0]
-    status, shown = await service.ask("GET", f"/api/v1/approvals/{approval_id}")
+    status, shown = await alone.ask("GET", f"/api/v1/approvals/{approval_id}")
     assert shown["arguments"] == {"to": "supplier-ink", "amount": 900.10}
     assert (shown["message"], shown["rules"], shown["shut"]) == (
         "A second person looks at large payments.",
         ["large"],
         "",
     )
-    await stands(service.log, approval_id, "pending")
-    (stored,) = (await states(service.log)).values()
+    await stands(alone.log, approval_id, "pending")
+    (stored,) = (await states(alone.log)).values()
     assert (stored.binding, stored.agent, stored.server, stored.target) == ("b1", "claude-code", "payments", "pay")
 
 
-async def test_an_administrator_grants_once_and_the_edges_learn_what_stands(service: Running) -> None:
-    approval_id = await asked(service)
-    status, granted = await service.ask(
+async def test_an_administrator_grants_once_and_the_edges_learn_what_stands(alone: Running) -> None:
+    approval_id = await asked(alone)
+    status, granted = await alone.ask(
         "POST", f"/api/v1/approvals/{approval_id}", {"decision": "grant", "reason": "looks right"}
     )
     assert (status, granted["state"], granted["decision"]["reason"]) == (200, "granted", "looks right")
-    assert granted["decision"]["actor"] == someone(service, "root@example.com")
-    stored = (await states(service.log))[approval_id]
+    assert granted["decision"]["actor"] == someone(alone, "root@example.com")
+    stored = (await states(alone.log))[approval_id]
     assert stored.state == "granted"
     assert stored.granted is not None
     ten_minutes = stored.granted.at_us + 10 * MINUTE_US
     assert stored.expires_us == ten_minutes, "it may be used for as long as the question stood, from the decision on"
-    assert [type(event) for event in await history(service.log, approval_id)] == [ApprovalRequested, ApprovalGranted]
-    assert (await service.ask("GET", "/api/v1/approvals"))[1] == []
-    assert [one["state"] for one in (await service.ask("GET", "/api/v1/approvals?state=all"))[1]] == ["granted"]
+    assert [type(event) for event in await history(alone.log, approval_id)] == [ApprovalRequested, ApprovalGranted]
+    assert (await alone.ask("GET", "/api/v1/approvals"))[1] == []
+    assert [one["state"] for one in (await alone.ask("GET", "/api/v1/approvals?state=all"))[1]] == ["granted"]
 
 
 async def test_a_denial_stands_with_its_reason_until_the_question_is_over(service: Running) -> None:
@@ -215,19 +226,19 @@ async def test_the_requester_decides_where_the_rule_lets_them(service: Running) 
     assert (status, granted["state"]) == (200, "granted")
 
 
-async def test_members_of_the_named_group_see_and_decide_theirs_and_nothing_else(service: Running) -> None:
-    theirs, others, own = await asked(service, "finance-leads"), await asked(service), await asked(service, "hr-leads")
-    carol = service.token("finance-leads", user="carol@example.com")
-    status, listed = await service.ask("GET", "/api/v1/approvals", token=carol)
+async def test_members_of_the_named_group_see_and_decide_theirs_and_nothing_else(alone: Running) -> None:
+    theirs, others, own = await asked(alone, "finance-leads"), await asked(alone), await asked(alone, "hr-leads")
+    carol = alone.token("finance-leads", user="carol@example.com")
+    status, listed = await alone.ask("GET", "/api/v1/approvals", token=carol)
     assert [one["approval_id"] for one in listed] == [theirs]
     for hidden in (others, own, "no-such-approval"):
         for method, body in (("GET", None), ("POST", {"decision": "grant"})):
-            status, problem = await service.ask(method, f"/api/v1/approvals/{hidden}", body, token=carol)
+            status, problem = await alone.ask(method, f"/api/v1/approvals/{hidden}", body, token=carol)
             assert (status, problem["code"]) == (404, "approval-unknown"), "what is not theirs is as if it were not"
     for path in ("/api/v1/quarantines", "/api/v1/bundles", "/api/v1/edges", "/api/v1/erasures"):
-        assert (await service.ask("GET", path, token=carol))[0] == 403
-    status, granted = await service.ask("POST", f"/api/v1/approvals/{theirs}", {"decision": "grant"}, token=carol)
-    assert (status, granted["decision"]["actor"]) == (200, someone(service, "carol@example.com"))
+        assert (await alone.ask("GET", path, token=carol))[0] == 403
+    status, granted = await alone.ask("POST", f"/api/v1/approvals/{theirs}", {"decision": "grant"}, token=carol)
+    assert (status, granted["decision"]["actor"]) == (200, someone(alone, "carol@example.com"))
 
 
 async def test_a_group_called_other_is_not_what_other_means(service: Running) -> None:
@@ -256,9 +267,9 @@ async def test_strangers_and_tokens_for_mcp_are_let_in_nowhere(service: Running)
 
 async def test_somebody_who_is_quarantined_decides_nothing(service: Running) -> None:
     approval_id = await asked(service)
-    value = someone(service, "root@example.com")
+    value, taken = someone(service, "taken@example.com"), service.token(user="taken@example.com")
     await service.ask("POST", "/api/v1/quarantines", {"scope": "subject", "value": value, "reason": "account taken"})
-    status, problem = await service.ask("POST", f"/api/v1/approvals/{approval_id}", {"decision": "grant"})
+    status, problem = await service.ask("POST", f"/api/v1/approvals/{approval_id}", {"decision": "grant"}, token=taken)
     assert (status, problem["code"]) == (403, "approver-quarantined")
     assert service.opened.service.approver.approvals.get(approval_id).state == "pending"  # type: ignore[union-attr]
 
@@ -300,14 +311,14 @@ async def test_what_is_used_or_over_can_be_decided_no_more(service: Running) -> 
     assert (status, problem["code"]) == (404, "approval-unknown")
 
 
-async def test_a_question_that_is_over_is_refused_before_anybody_has_said_so(service: Running) -> None:
+async def test_a_question_that_is_over_is_refused_before_anybody_has_said_so(alone: Running) -> None:
     """The service is asked between the end of the question's time and its own next look."""
-    approval_id = await asked(service, expires_us=now_us() + 10 * MINUTE_US)
-    approver = service.opened.service.approver
+    approval_id = await asked(alone, expires_us=now_us() + 10 * MINUTE_US)
+    approver = alone.opened.service.approver
     late = now_us() + 11 * MINUTE_US
     approver._clock = lambda: late
     approver._look_us = late + MINUTE_US
-    status, problem = await service.ask("POST", f"/api/v1/approvals/{approval_id}", {"decision": "grant"})
+    status, problem = await alone.ask("POST", f"/api/v1/approvals/{approval_id}", {"decision": "grant"})
     assert (status, problem["code"]) == (409, "approval-expired")
 
 
@@ -366,25 +377,25 @@ async def appending(settings: Settings) -> AsyncIterator[EventLog]:
         await log.close()
 
 
-async def test_approvals_are_no_quarantines_and_erasures_no_approvals(service: Running) -> None:
-    approval_id = await asked(service)
-    await stands(service.log, approval_id, "pending")
-    await service.ask("POST", "/api/v1/quarantines", {"scope": "agent", "value": "rogue", "reason": "r"})
-    await service.ask("POST", "/api/v1/erasures", {"subject": "e" * 32, "reason": "asked to"})
-    later = await asked(service)
-    await stands(service.log, later, "pending")
-    assert set(await states(service.log)) == {approval_id, later}
-    assert [one["value"] for one in (await service.ask("GET", "/api/v1/quarantines"))[1]] == ["rogue"]
+async def test_approvals_are_no_quarantines_and_erasures_no_approvals(alone: Running) -> None:
+    approval_id = await asked(alone)
+    await stands(alone.log, approval_id, "pending")
+    await alone.ask("POST", "/api/v1/quarantines", {"scope": "agent", "value": "rogue", "reason": "r"})
+    await alone.ask("POST", "/api/v1/erasures", {"subject": "e" * 32, "reason": "asked to"})
+    later = await asked(alone)
+    await stands(alone.log, later, "pending")
+    assert set(await states(alone.log)) == {approval_id, later}
+    assert [one["value"] for one in (await alone.ask("GET", "/api/v1/quarantines"))[1]] == ["rogue"]
 
 
-async def test_events_of_another_tenant_or_that_make_no_sense_change_nothing(service: Running) -> None:
+async def test_events_of_another_tenant_or_that_make_no_sense_change_nothing(alone: Running) -> None:
     foreign = msgspec.structs.replace(question("x"), tenant="evil")
     orphan = ApprovalGranted(**common(), approval_id="a|b|c", actor="x", channel="api", expires_us=2**62)
-    after = question(someone(service, ALICE))
-    await record(service.log, foreign, orphan, after)
-    await stands(service.log, after.approval_id, "pending")
-    assert set(await states(service.log)) == {after.approval_id}
-    assert [one["approval_id"] for one in (await service.ask("GET", "/api/v1/approvals?state=all"))[1]] == [
+    after = question(someone(alone, ALICE))
+    await record(alone.log, foreign, orphan, after)
+    await stands(alone.log, after.approval_id, "pending")
+    assert set(await states(alone.log)) == {after.approval_id}
+    assert [one["approval_id"] for one in (await alone.ask("GET", "/api/v1/approvals?state=all"))[1]] == [
         after.approval_id
     ]
 
@@ -446,16 +457,16 @@ async def test_a_decision_whose_record_failed_counts_only_once_it_is_in_the_log(
     assert (status, denied["state"]) == (200, "denied")
 
 
-async def test_the_sealed_part_opens_while_its_key_is_there_and_says_why_when_it_does_not(service: Running) -> None:
-    alice = someone(service, ALICE)
-    masters = open_wrapping(service.settings, create=True)
+async def test_the_sealed_part_opens_while_its_key_is_there_and_says_why_when_it_does_not(alone: Running) -> None:
+    alice = someone(alone, ALICE)
+    masters = open_wrapping(alone.settings, create=True)
     assert masters is not None
     mine, foreign = SubjectKey.generate("acme", alice, now_us()), SubjectKey.generate("acme", alice, now_us())
     part = Sealed(login=ALICE, arguments=msgspec.Raw(b'{"amount":900.10000000000000000001}'))
-    opens = await asked(service, sealed=seal(part, mine))
-    shut = await asked(service, sealed=seal(part, foreign))
+    opens = await asked(alone, sealed=seal(part, mine))
+    shut = await asked(alone, sealed=seal(part, foreign))
     other_master = Wrapping([b"m" * 32])
-    await service.log.append(
+    await alone.log.append(
         [
             Record("subject-keys", topic_key("acme", alice, mine.kid), masters.wrap(mine)),
             Record("subject-keys", topic_key("acme", alice, foreign.kid), other_master.wrap(foreign)),
@@ -463,30 +474,30 @@ async def test_the_sealed_part_opens_while_its_key_is_there_and_says_why_when_it
     )
 
     async def is_open() -> bool:
-        return bool((await service.ask("GET", f"/api/v1/approvals/{opens}"))[1]["login"] == ALICE)
+        return bool((await alone.ask("GET", f"/api/v1/approvals/{opens}"))[1]["login"] == ALICE)
 
     await until(is_open)
-    headers = {"Authorization": f"Bearer {service.token()}"}
-    async with service.client.get(f"{service.base}/api/v1/approvals/{opens}", headers=headers) as response:
+    headers = {"Authorization": f"Bearer {alone.token()}"}
+    async with alone.client.get(f"{alone.base}/api/v1/approvals/{opens}", headers=headers) as response:
         assert b'"arguments":{"amount":900.10000000000000000001}' in await response.read(), "digit by digit"
-    _, told = await service.ask("GET", f"/api/v1/approvals/{shut}")
+    _, told = await alone.ask("GET", f"/api/v1/approvals/{shut}")
     assert (told["shut"], told["login"], told["arguments"]) == ("key-not-here", "", None)
     assert told["shut_message"]
-    await service.ask("POST", "/api/v1/erasures", {"subject": alice, "reason": "asked to"})
+    await alone.ask("POST", "/api/v1/erasures", {"subject": alice, "reason": "asked to"})
 
     async def is_shut() -> bool:
-        return bool((await service.ask("GET", f"/api/v1/approvals/{opens}"))[1]["shut"] == "erased")
+        return bool((await alone.ask("GET", f"/api/v1/approvals/{opens}"))[1]["shut"] == "erased")
 
     await until(is_shut)
-    _, listed = await service.ask("GET", "/api/v1/approvals")
+    _, listed = await alone.ask("GET", "/api/v1/approvals")
     assert ALICE not in str(listed)
 
 
-async def test_metrics_count_what_waits_and_the_openapi_document_says_how_to_decide(service: Running) -> None:
-    await asked(service)
-    async with service.client.get(f"{service.base}/metrics") as response:
+async def test_metrics_count_what_waits_and_the_openapi_document_says_how_to_decide(alone: Running) -> None:
+    await asked(alone)
+    async with alone.client.get(f"{alone.base}/metrics") as response:
         assert 'tidegate_policy_approvals{state="pending"} 1.0' in await response.text()
-    async with service.client.get(f"{service.base}/openapi.json") as response:
+    async with alone.client.get(f"{alone.base}/openapi.json") as response:
         document = await response.json()
     one = document["paths"]["/api/v1/approvals/{approval_id}"]
     assert {"200", "401", "403", "404", "409", "422", "503"} <= set(one["post"]["responses"])
