@@ -169,36 +169,6 @@ async def test_an_upstream_session_without_an_id_can_be_shared_and_dropped(edges
     assert await edges.b.get_upstream(key) is None
 
 
-async def test_calls_within_the_idle_time_share_a_window_on_every_edge(edges: Edges) -> None:
-    calls = [edge.window(edges.tenant, "u-1", "a", "sid-1", 60, now_us()) for edge in [edges.a, edges.b] * 5]
-    assert len(set(await asyncio.gather(*calls))) == 1
-
-
-async def test_a_window_belongs_to_one_subject_agent_and_token_session(edges: Edges) -> None:
-    ids = {
-        await edges.a.window(edges.tenant, subject, agent, sid, 60, now_us())
-        for subject in ("u-1", "u-2")
-        for agent in ("a", "a|", "b")
-        for sid in ("", "|", "sid-1")
-    }
-    assert len(ids) == 18
-
-
-async def test_the_next_call_of_a_window_asks_nobody(edges: Edges) -> None:
-    session_id = await edges.a.window(edges.tenant, "u-1", "a", "", 60, now_us())
-    assert edges.a.known_window(edges.tenant, "u-1", "a", "") == session_id
-    assert edges.a.known_window(edges.tenant, "u-1", "b", "") is None
-
-
-async def test_after_the_idle_time_a_new_window_opens(edges: Edges) -> None:
-    first = await edges.a.window(edges.tenant, "u-1", "a", "", 0.3, now_us())
-    await edges.until_forgotten()
-    assert edges.b.known_window(edges.tenant, "u-1", "a", "") is None
-    second = await edges.b.window(edges.tenant, "u-1", "a", "", 60, now_us())
-    assert second != first
-    assert await edges.a.window(edges.tenant, "u-1", "a", "", 60, now_us()) == second
-
-
 async def test_many_sessions_ended_at_once_are_all_acknowledged(edges: Edges) -> None:
     ids = [f"s-{number}" for number in range(100)]
     for session_id in ids:

@@ -1,12 +1,9 @@
 """What a session has read: known at every edge once it is said, for as long as the session lasts; on every adapter."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 import pytest
-from tests.chaos.links import Link, running_links
-from tests.parts.session_stores import Edges, until
+from tests.parts.session_stores import Edges, two_edges, until
 from tests.parts.valkey import Valkey
 
 from tidegate.ids import now_us
@@ -135,24 +132,6 @@ async def test_what_redis_loses_is_put_back_by_an_edge_that_knows_it(pair: Edges
     assert await pair.a.taint_of("acme", "s") == BOTH
     assert await pair.b.taint_of("acme", "s") == BOTH
     assert pair.a.known_taint("acme", "s") == BOTH
-
-
-@contextlib.asynccontextmanager
-async def two_edges(valkey: Valkey) -> AsyncIterator[tuple[RedisSessions, RedisSessions, Link]]:
-    """The second one's way to Redis is in our hands."""
-    with running_links() as links:
-        host, _, port = valkey.url.removeprefix("redis://").partition("/")[0].rpartition(":")
-        way = links.open("b", lambda: (host, int(port)))
-        a, b = (RedisSessions(url, per_subject_max=3) for url in (valkey.url, f"redis://127.0.0.1:{way.port}/0"))
-        await a.start()
-        await b.start()
-        try:
-            await until(lambda: not a.awaiting and not b.awaiting)
-            yield a, b, way
-        finally:
-            way.heal()
-            await a.stop()
-            await b.stop()
 
 
 @pytest.mark.redis

@@ -370,19 +370,45 @@ async def test_where_redis_cannot_count_the_limit_s_setting_says_what_happens(
     await until(lambda: _counts_again(place, away), 20)
 
 
-async def test_with_redis_killed_no_call_passes_and_with_it_back_limits_count_again(place: Place) -> None:
-    """Without it nobody can tell which session a call is of, whatever the limit's setting."""
-    await place.rule("limits: [{id: killed, per: user, daily: {calls: 4}, away: allow}]")
-    speakers = place.speakers("paul")
+@pytest.mark.parametrize(
+    ("away", "passing"),
+    [("refuse", 0), ("allow", 12), ("local", 8), ("", 12)],
+    ids=["refuse", "allow", "local", "without-limits"],
+)
+async def test_with_redis_killed_who_was_active_goes_on_as_the_limit_s_setting_says(
+    place: Place, away: str, passing: int
+) -> None:
+    nonce = f"killed-{away or 'without'}"
+    active, legacy = place.speakers(nonce), place.speakers(f"legacy-{nonce}")[0]
+    await place.rule("limits: []")
+    for speaker in active:
+        await speaker.call("up__echo", {"nonce": "before"})
+    await legacy.initialize()
+    if away:
+        await place.rule(f"limits: [{{id: {nonce}, per: user, daily: {{calls: 4}}, away: {away}}}]")
     place.valkey.kill()
     try:
-        refused = [await speaker.call("up__echo", {"nonce": "killed"}) for speaker in speakers]
-        assert {answer.error["data"]["reason"] for answer in refused} == {"sessions-unavailable"}
-        assert place.reached("killed") == 0
+        answers = await calls(active, 6, nonce)
+        assert passed(answers) == place.reached(nonce) == passing
+        if away == "refuse":
+            assert {decision(answer)["reason"] for answer in answers} == {"limits-unavailable"}
+            assert {decision(answer)["retry_after_s"] for answer in answers} == {1}
+            assert {answer.headers["retry-after"] for answer in answers} == {"1"}
+        if away == "local":
+            refused = [answer for answer in answers if is_limited(answer)]
+            assert {decision(answer)["reason"] for answer in refused} == {"budget-exhausted"}
+        unknown = [await speaker.call("up__echo", {"nonce": nonce}) for speaker in place.speakers(f"new-{nonce}")]
+        unknown.append(await legacy.ask(legacy.legacy("tools/call", {"name": "up__echo", "arguments": {}})))
+        assert {answer.status for answer in unknown} == {503}
+        assert {answer.error["data"]["reason"] for answer in unknown} == {"sessions-unavailable"}
+        assert place.reached(nonce) == passing, "whose session an edge has not seen, or may have ended, is refused"
+        requested, _ = await place.edges[0].place.calls(nonce)
+        assert len({one.session_id for one in requested}) == 1, "it is the session that it was"
     finally:
         place.valkey.start()
     await until(lambda: all(not edge.edge.sessions.awaiting for edge in place.edges), 20)
-    await until(lambda: _counts_again(place, "killed"), 20)
+    await place.rule(f"limits: [{{id: {nonce}-again, per: user, daily: {{calls: 4}}, away: {away or 'refuse'}}}]")
+    await until(lambda: _counts_again(place, nonce), 20)
 
 
 async def _counts_again(place: Place, name: str) -> bool:

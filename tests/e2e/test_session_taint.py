@@ -68,7 +68,7 @@ class Agent:
     """One governance session: a legacy client's, or the window of a modern client's calls."""
 
     def __init__(self, client: aiohttp.ClientSession, token: str, name: str) -> None:
-        self._raw, self._token, self._name = Raw(client, token), token, name
+        self._raw, self._token, self.name = Raw(client, token), token, name
         self._session = ""
         self.calls = 0
 
@@ -81,8 +81,9 @@ class Agent:
         self._raw = Raw(client, self._token)
         return self
 
-    async def read(self, base: str) -> Told:
-        return await self._raw.call(base, "hr__echo", self._session, text="salaries", nonce=f"read {self._name}")
+    async def read(self, base: str, *, again: bool = False) -> Told:
+        nonce = f"read{' again' if again else ''} {self.name}"
+        return await self._raw.call(base, "hr__echo", self._session, text="salaries", nonce=nonce)
 
     async def greet(self, base: str) -> Told:
         """A call of which no rule asks what the session has read."""
@@ -90,7 +91,7 @@ class Agent:
 
     async def send(self, base: str) -> Told:
         self.calls += 1
-        nonce = f"sent {self._name} {self.calls}"
+        nonce = f"sent {self.name} {self.calls}"
         return await self._raw.call(base, "out__echo", self._session, text="hello", nonce=nonce)
 
 
@@ -180,9 +181,15 @@ async def test_while_valkey_is_silent_or_gone_nothing_is_sent_that_a_taint_might
         for agent in agents:
             assert (await agent.send(place.b)).decision["reason"] == "forbidden-by-rule"
         place.valkey.kill()
-        told = [await agent.send(place.b) for agent in agents]
-        assert {one.status for one in told} == {503}, told
-        assert {one.message["error"]["data"]["reason"] for one in told} == {"sessions-unavailable"}
+        legacy, modern = [await agent.send(place.b) for agent in agents]
+        assert (legacy.status, legacy.message["error"]["data"]["reason"]) == (503, "sessions-unavailable"), legacy
+        assert modern.decision.get("reason") == "facts-unavailable", modern
+        assert (await agents[1].greet(place.b)).is_ok, "no rule looks at what was read there"
+        kept_back = await agents[1].read(place.b, again=True)
+        assert kept_back.decision.get("reason") == "facts-unavailable", "whose answer could not be noted"
+        assert not place.reached(f"read again {agents[1].name}"), "so the server was not asked"
         place.valkey.start()
         await asyncio.to_thread(until, lambda: all(edge.is_ready() for edge in place.cluster.edges), "edges are ready")
+        for base in (place.b, place.a):
+            assert is_forbidden(await agents[1].send(base)), "Valkey came back empty, and the edges knew it"
         assert not place.reached("sent away")

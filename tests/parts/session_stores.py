@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
+from tests.chaos.links import Link, running_links
+from tests.parts.valkey import Valkey
 
 from tidegate.ids import now_us
 from tidegate.sessions.port import SessionRecord, SessionStore, UpstreamKey, UpstreamSession
@@ -78,3 +80,24 @@ async def redis_pair(url: str) -> AsyncIterator[tuple[RedisSessions, RedisSessio
     finally:
         await a.stop()
         await b.stop()
+
+
+@contextlib.asynccontextmanager
+async def two_edges(valkey: Valkey) -> AsyncIterator[tuple[RedisSessions, RedisSessions, Link]]:
+    """The second one's way to Redis is in our hands."""
+    with running_links() as links:
+        host, _, port = valkey.url.removeprefix("redis://").partition("/")[0].rpartition(":")
+        way = links.open("b", lambda: (host, int(port)))
+        a, b = (
+            RedisSessions(url, per_subject_max=PER_SUBJECT_MAX)
+            for url in (valkey.url, f"redis://127.0.0.1:{way.port}/0")
+        )
+        await a.start()
+        await b.start()
+        try:
+            await until(lambda: not a.awaiting and not b.awaiting)
+            yield a, b, way
+        finally:
+            way.heal()
+            await a.stop()
+            await b.stop()

@@ -58,6 +58,8 @@ async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply | Inputs:
     try:
         if call.decision == "ask":
             await approvals.settle(edge, call)
+        if call.decision == "allow" and edge.sessions.awaiting:
+            await tainting.foresee(edge, call)
         if call.decision == "allow" and (plan := edge.budgets.plan(call)) is not None:
             await edge.budgets.draw(call, plan)
         if call.decision == "allow" and call.approval is not None:

@@ -1,8 +1,9 @@
 """Taint: what a server labelled so has said is noted in the client's session before the client is told any of it.
 
 Noted means: in the session store, at every edge, and (once for each session and label) in the log. Where that cannot be
-done nothing is passed on. Rules read it as `context.taint`; counterpart `facts.py`. Most calls are of servers and tools
-without such labels, or in sessions that have them already: they have no `Tainting`.
+done nothing is passed on; where that is known beforehand, nothing is sent. Rules read it as `context.taint`;
+counterpart `facts.py`. Most calls are of servers and tools without such labels, or in sessions that have them already:
+they have no `Tainting`.
 """
 
 import asyncio
@@ -14,29 +15,43 @@ import msgspec
 
 from tidegate.errors import Fault
 from tidegate.events import SessionTainted
+from tidegate.sessions.port import SessionsUnavailable
 from tidegate_edge import reply, targets
 from tidegate_edge.calls import Ended, Ongoing
 from tidegate_edge.edge import Edge
-from tidegate_edge.facts import UNAVAILABLE
+from tidegate_edge.facts import UNAVAILABLE, taint_of
 from tidegate_edge.messages import Reply
 from tidegate_edge.upstream.port import Answer, Paused
 from tidegate_edge.visit import Visit
 
 HELD_MAX: Final = 256  # messages of one call that wait until the taint is noted
 HELD_BYTES_MAX: Final = 1024 * 1024
+_NOTHING: Final = frozenset[str]()
 
 _log = logging.getLogger(__name__)
 
 
 def of(edge: Edge, call: Ongoing) -> "Tainting | None":
     """What must be noted before the client hears of this call's content; None: nothing that is not noted already."""
-    if edge.taint_labels.isdisjoint(call.labels) or call.method in targets.SUBSCRIBING:
-        return None
-    brought = edge.taint_labels.intersection(call.labels)
-    if _is_noted(edge, call.visit, brought):
+    brought = _brought(edge, call)
+    if not brought:
         return None
     cause = Cause(call.call_id, call.server, call.dimensions["target"])
     return Tainting(edge, call.visit, brought, cause, lambda message: call.visit.outlet.send(message))
+
+
+async def foresee(edge: Edge, call: Ongoing) -> None:
+    """Refuse a call whose answer would have to be kept back, for the session store is away; it is not sent then."""
+    if not _brought(edge, call):
+        return
+    try:
+        await taint_of(edge, call.visit)
+    except SessionsUnavailable as fault:
+        told = (
+            f"What {call.server} says must be noted in this session before it is passed on, and that cannot be done "
+            f"now: {fault.sentence}. The call was not made. Try again shortly."
+        )
+        call.refuse("policy", UNAVAILABLE, told)
 
 
 def of_server(edge: Edge, visit: Visit, server: str, send: Callable[[bytes], None]) -> "Tainting | None":
@@ -47,6 +62,14 @@ def of_server(edge: Edge, visit: Visit, server: str, send: Callable[[bytes], Non
     if not brought or _is_noted(edge, visit, brought):
         return None
     return Tainting(edge, visit, brought, Cause("", server, ""), send)
+
+
+def _brought(edge: Edge, call: Ongoing) -> frozenset[str]:
+    """Labels that the call's content brings to its session, and that are not known to be noted."""
+    if edge.taint_labels.isdisjoint(call.labels) or call.method in targets.SUBSCRIBING:
+        return _NOTHING
+    brought = edge.taint_labels.intersection(call.labels)
+    return _NOTHING if _is_noted(edge, call.visit, brought) else brought
 
 
 def _is_noted(edge: Edge, visit: Visit, brought: frozenset[str]) -> bool:

@@ -147,10 +147,17 @@ class Windows(Protocol):
 
     `sid` is the token's session, "" where it has none. The window ends `idle_s` after the last call, or up to an eighth
     of that earlier: a process renews it only when an eighth has passed, so that the common call asks nobody.
+
+    While the store cannot be asked, a process goes on with a window that it has known within the idle time, as long as
+    calls keep coming to it. What the store answers next rules: the same id where it has lost the window and nobody has
+    opened another meanwhile, and what it has put in the place of one never comes back.
     """
 
     async def window(self, tenant: str, subject_id: str, agent: str, sid: str, idle_s: float, now_us: int) -> str:
-        """The id of the window that this call falls in; a new UUIDv7 when it opens one."""
+        """The id of the window that this call falls in; a new UUIDv7 when it opens one.
+
+        Raises SessionsUnavailable where the store cannot be asked and this process does not know the window.
+        """
         ...
 
     def known_window(self, tenant: str, subject_id: str, agent: str, sid: str) -> str | None: ...

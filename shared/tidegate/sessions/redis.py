@@ -32,10 +32,10 @@ class RedisSessions:
         channels = self._hearing.channels
         self._clients = clients = RedisClientSessions(self._link, self._hearing, per_subject_max)
         self._upstreams = upstreams = RedisUpstreamSessions(self._link, self._hearing, f"{channels}opened")
-        self._windows = windows = RedisWindows(self._link)
         self._bus = bus = RedisBus(self._link, self._hearing, f"{channels}bus|")
         self._streams = streams = RedisKeptStreams(self._link, self._hearing, f"{channels}wake|")
         self._taints = taints = RedisTaints(self._link, self._hearing, f"{channels}taint")
+        self._windows = windows = RedisWindows(self._link, taints)
         leases, budgets = RedisLeases(self._link), RedisBudgets(self._link)
         # The port, method by method: bound once, so that the hot path goes through no further call.
         self.open, self.get, self.touch, self.end = clients.open, clients.get, clients.touch, clients.end
@@ -77,4 +77,5 @@ class RedisSessions:
 
     def _regained(self) -> None:
         self._taints.doubt()
+        self._windows.regained()
         self._clients.regained()

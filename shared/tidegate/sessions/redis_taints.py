@@ -102,6 +102,12 @@ class RedisTaints:
         copy = self._copies.get((tenant, session_id), time.monotonic())
         return copy.labels if copy is not None and copy.epoch == self._epoch else None
 
+    def renew(self, tenant: str, session_id: str, ttl_s: float) -> None:
+        """A session that goes on keeps what is held of its taint here, for a store that has lost it."""
+        held = self._copies.get((tenant, session_id), time.monotonic())
+        if held is not None:
+            self._keep(tenant, session_id, held._replace(ttl_s=max(held.ttl_s, ttl_s)))
+
     def doubt(self) -> None:
         """Messages may have been missed: copies are asked for anew."""
         self._epoch += 1
