@@ -1,22 +1,25 @@
 """The work of `tidegate can`: what somebody could call through an agent, now or at a moment, and why not the rest.
 
-Decided by the bundle that ruled then, over the tools, labels and quarantines of then, from the log. The person's groups
-are those of the latest recorded call before, unless they are given.
+Decided by the bundle that ruled then, or by the canary where it ruled them, over the tools, labels and quarantines of
+then, from the log. The person's groups are those of the latest recorded call before, unless they are given.
 """
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from tidegate.errors import AnalyticsUnavailable, CallerFault
+from tidegate.events import Role
 from tidegate.ids import now_us
 from tidegate.log.port import EventLog
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.history import HISTORIES, Can, World, what_can_be_called
 from tidegate.settings import Settings
+from tidegate_cli.canaries import Member, ruled
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import console, plain, print_document, say
 from tidegate_cli.reaching import reaching
@@ -48,7 +51,9 @@ class Who(msgspec.Struct, frozen=True):
 
 
 class Abilities(msgspec.Struct, frozen=True):
-    """`release` 0: nothing ruled, so nothing could be called."""
+    """`release` 0: nothing ruled, so nothing could be called. `note`: of a canary that did not decide, and might for
+    the same person at another edge, or for another share of people.
+    """
 
     at_us: int
     who: Who
@@ -56,6 +61,16 @@ class Abilities(msgspec.Struct, frozen=True):
     release: int
     bundle: str
     can: list[Can]
+    role: Role = "ruling"
+    note: str = ""
+
+
+class Where(NamedTuple):
+    """The edge that is meant."""
+
+    ring: str
+    region: str = ""
+    labels: Mapping[str, str] = {}
 
 
 def show_abilities(
@@ -64,7 +79,7 @@ def show_abilities(
     groups: tuple[str, ...],
     at_us: int,
     server: str,
-    ring: str,
+    where: Where,
     config: Path,
     as_json: bool,
     kind: Literal["user", "service"] = "user",
@@ -72,7 +87,7 @@ def show_abilities(
     """Raises Fault."""
     settings = live_settings(config)
     meant = _meant(settings, user)
-    found = asyncio.run(_abilities(settings, user, meant, agent, groups, at_us or now_us(), ring, kind))
+    found = asyncio.run(_abilities(settings, user, meant, agent, groups, at_us or now_us(), where, kind))
     if server:
         found = msgspec.structs.replace(found, can=[one for one in found.can if one.server == server])
     if as_json:
@@ -88,20 +103,22 @@ async def _abilities(
     agent: str,
     groups: tuple[str, ...],
     at_us: int,
-    ring: str,
+    where: Where,
     kind: Literal["user", "service"],
 ) -> Abilities:
     who = msgspec.structs.replace(await _who(settings, user, meant, agent, groups, at_us), kind=kind)
     async with reading(settings) as log:
-        world = World(settings.tenant, ring, at_us)
+        world = World(settings.tenant, where.ring, at_us)
         async for record in records(log, HISTORIES, follow=False):
             if record is not None and record.value is not None:
                 world.apply(record.value)
-        if world.release is None:
-            return Abilities(at_us, who, ring, 0, "", [])
-        bundle = await _bundle(log, settings.tenant, world.release.digest)
+        member = Member(settings.tenant, who.subject_id, who.agent, who.groups)
+        release, note = ruled(world, member, where.region, where.labels)
+        if release is None:
+            return Abilities(at_us, who, where.ring, 0, "", [])
+        bundle = await _bundle(log, settings.tenant, release.digest)
     can = what_can_be_called(world, bundle, who, who.subject_id)
-    return Abilities(at_us, who, ring, world.release.number, world.release.digest, can)
+    return Abilities(at_us, who, where.ring, release.number, release.digest, can, release.role, note)
 
 
 async def _bundle(log: EventLog, tenant: str, digest: str) -> Bundle:
@@ -185,7 +202,11 @@ def _show(found: Abilities) -> None:
     if not found.release:
         say(f"[yellow]nothing[/]: no release ruled the ring '{plain(found.ring)}' then")
         return
-    say(f"release {found.release}, bundle {found.bundle[:12]}\n")
+    role = f"{found.role} " if found.role != "ruling" else ""
+    say(f"{role}release {found.release}, bundle {found.bundle[:12]}")
+    if found.note:
+        say(f"[yellow]{found.note}[/]")  # its names are made plain
+    say("")
     from rich.table import Table
 
     table = Table("", "may be called", "labels", "why", box=None, header_style="bold", pad_edge=False)

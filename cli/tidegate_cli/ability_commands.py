@@ -28,17 +28,26 @@ def can(
     ] = "",
     server: Annotated[str, typer.Option("--server", help="Only this server.")] = "",
     ring: Annotated[str, typer.Option("--ring", help="The ring of the edge.")] = "main",
+    region: Annotated[
+        str, typer.Option("--region", help="The region of the edge, where a canary rules some regions alone.")
+    ] = "",
+    edge_label: Annotated[
+        list[str] | None,
+        typer.Option("--edge-label", metavar="KEY=VALUE", help="A label of the edge, likewise; repeatable."),
+    ] = None,
     config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
     """Tell everything that an agent could call for a person, now or then, by which rule, and why not the rest.
 
-    From the log alone: the release, the tools with their labels and the quarantines as they stood.
+    From the log alone: the release or canary that decides for them, the tools with their labels and the quarantines as
+    they stood.
     """
-    from tidegate_cli.abilities import show_abilities
+    from tidegate_cli.abilities import Where, show_abilities
     from tidegate_cli.matching import age_us
-    from tidegate_cli.options import names_of
+    from tidegate_cli.options import labels_of, names_of
 
     at_us = age_us(at, option="--at")
     kind: Literal["user", "service"] = "service" if service else "user"
-    show_abilities(user, agent, names_of(groups or []), at_us, server, ring, config, as_json, kind)
+    where = Where(ring, region, labels_of(edge_label or []))
+    show_abilities(user, agent, names_of(groups or []), at_us, server, where, config, as_json, kind)

@@ -71,6 +71,16 @@ def names_of(listed: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in parts if name))
 
 
+def labels_of(listed: list[str]) -> dict[str, str]:
+    """`--edge-label site=lab` as {"site": "lab"}. Raises ConfigFault."""
+    from tidegate.errors import ConfigFault
+
+    for label in listed:
+        if label.find("=") < 1:
+            raise ConfigFault(f"--edge-label {label}: say key=value, as in `edge.labels`")
+    return {name: value for name, _, value in (label.partition("=") for label in listed)}
+
+
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -98,3 +98,23 @@ def test_then_is_told_as_it_was_then(house: House) -> None:
     assert then["release"] < today["release"]
     earliest = can(house, *who, "--at", "2001-01-01")
     assert (earliest["release"], earliest["can"]) == (0, [])
+
+
+def test_whom_a_canary_decides_for_is_answered_by_it(house: House) -> None:
+    directory = house.root / "without-notes"
+    shutil.copytree(house.root / EXAMPLE / "policy", directory)
+    rules = directory / "policies" / "engineering.cedar"
+    rules.write_text(rules.read_text() + '@id("off") forbid (principal, action, resource == Server::"notes");')
+    (directory / "cases.yaml").unlink()
+    done = house.run("bundle", "publish", str(directory), "--canary", "100%", "--group", "eng", "--region", "moon")
+    assert done.returncode == 0, done.stderr
+    who = ("--user", "zoe@example.com", "--groups", "eng", "--server", "notes")
+    elsewhere = can(house, *who)
+    assert elsewhere["role"] == "ruling"
+    assert "decides for them at edges in moon alone" in elsewhere["note"]
+    there = can(house, *who, "--region", "moon")
+    assert (there["role"], there["note"], answers(there, "allow")) == ("canary", "", set())
+    shown = house.run("can", *who, "--region", "moon").stdout
+    assert f"canary release {there['release']}" in shown
+    others = can(house, "--user", "zoe@example.com", "--groups", "sales", "--region", "moon")
+    assert (others["role"], others["note"]) == ("ruling", "")

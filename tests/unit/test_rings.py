@@ -20,13 +20,14 @@ from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.facts import NO_FACTS
 from tidegate.policy.signing import Release, Stage
+from tidegate.policy.staging import fits, is_here, part_of
 from tidegate.policy.verdict import Verdict
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.kept import keep, kept_release
 from tidegate_edge.observing import CLOSELY_FOR_US, RARELY_US, RAREST_US, Watched, is_due
 from tidegate_edge.preparing import TURN_S, prepared
 from tidegate_edge.retiring import Large, let_go
-from tidegate_edge.rings import Rings, fits, is_here, part_of
+from tidegate_edge.rings import Rings
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.tallies import Shadow, Tally
 

@@ -21,6 +21,7 @@ from tidegate.log.port import Delivered
 from tidegate.policy.engine import ToolFacts
 from tidegate.policy.release import ROLES, Activation, PolicyState, Rejection, Withdrawal, pointer_key
 from tidegate.policy.signing import Guard, Release, Trust
+from tidegate.policy.staging import is_here
 from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.edge import Edge
@@ -28,7 +29,7 @@ from tidegate_edge.kept import keep, kept_release
 from tidegate_edge.observing import LOOK_S, Make, Observer, Watched
 from tidegate_edge.preparing import Prepared, prepared
 from tidegate_edge.retiring import Retired
-from tidegate_edge.rings import Rings, is_here
+from tidegate_edge.rings import Rings
 from tidegate_edge.ruling import Ruling
 from tidegate_edge.tallies import Shadow, Tally
 

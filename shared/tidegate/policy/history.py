@@ -27,6 +27,7 @@ from tidegate.policy.definition_rules import DEFINITIONS, DefinitionRules, load_
 from tidegate.policy.engine import Engine, PolicyPrincipal, ToolFacts
 from tidegate.policy.labels import tool_labels
 from tidegate.policy.replaying import PROMPTS_GET, RESOURCES_READ
+from tidegate.policy.signing import Release, SignedRelease, Stage
 from tidegate.policy.trusting import Judge, Trusting
 
 HISTORIES: Final = ("policy", "control", "catalog")
@@ -59,9 +60,12 @@ class World:
     def __init__(self, tenant: str, ring: str, at_us: int) -> None:
         self.at_us = at_us
         self.release: BundleReleased | None = None
+        self.canary: BundleReleased | None = None  # that rules beside it
+        self.stage: Stage | None = None  # of the canary; None: everybody
         self.quarantines = Quarantines()
         self._tenant = tenant
         self._ring = ring
+        self._staged_number = 0
         self._trust = Trusting(tenant)
         self._servers: dict[str, ServerRegistered] = {}
         self._tools: dict[tuple[str, str], ToolDefined] = {}
@@ -80,6 +84,8 @@ class World:
             case BundleReleased(role="ruling"):
                 if event.ring == self._ring and (self.release is None or event.number > self.release.number):
                     self.release = event
+            case BundleReleased(role="canary"):
+                self._staged(event)
             case QuarantineImposed() | QuarantineLifted():
                 self.quarantines.apply(event)
             case ServerRegistered():
@@ -92,6 +98,18 @@ class World:
                 self._offers[event.server, event.kind, event.target] = None
             case OfferWithdrawn():
                 self._offers.pop((event.server, event.kind, event.target), None)
+
+    def _staged(self, event: BundleReleased) -> None:
+        """One that came later, or ended."""
+        if event.ring != self._ring or event.number <= self._staged_number:
+            return
+        try:
+            signed = msgspec.json.decode(bytes(event.release), type=SignedRelease)
+            stage = msgspec.json.decode(bytes(signed.release), type=Release).stage
+        except msgspec.DecodeError:
+            return
+        self._staged_number = event.number
+        self.canary, self.stage = (event, stage) if event.digest else (None, None)
 
     @property
     def server_labels(self) -> dict[str, tuple[str, ...]]:
