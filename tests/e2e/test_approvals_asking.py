@@ -291,16 +291,23 @@ async def test_the_official_clients_ask_their_person_and_bring_the_answer(at: Ho
             assert "wants to call the tool note of the server up" in told
             assert mark in client.call("up__note", words=mark)["content"][0]["text"]  # and is asked each time
             assert len(client.do("asked")) == 2
-        assert at.sighted(mark) == 2
-        mark = nonce()
-        with sdk_client(kind, url, token, NOT) as client:
+            assert at.sighted(mark) == 2
+            client.do("answer", NOT)
+            mark = nonce()
             refused = client.call("up__note", words=mark)
             assert refused["isError"]
             assert refused["_meta"]["tidegate/decision"]["reason"] == "approval-denied"
-        mark = nonce()
-        with sdk_client(kind, url, token) as client:
-            told = client.call("up__note", words=mark)["content"][0]["text"]
-            assert "tidegate approvals approve" in told
         assert at.sighted(mark) == 0
 
     await asyncio.to_thread(drive)
+
+
+async def test_an_official_client_that_cannot_ask_is_told_how_a_person_decides(at: House) -> None:
+    mark, alice = nonce(), at.person()
+
+    def drive() -> str:
+        with sdk_client("auto", f"http://{alice.speakers[0].listen}/mcp", alice.speakers[0].auth) as client:
+            return str(client.call("up__note", words=mark)["content"][0]["text"])
+
+    assert "tidegate approvals approve" in await asyncio.to_thread(drive)
+    assert at.sighted(mark) == 0

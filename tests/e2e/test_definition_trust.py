@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from tests.parts.asking import get, until
-from tests.parts.cluster import TIDEGATE, Cluster, running_cluster, telling
+from tests.parts.cluster import Cluster, running_cluster, telling
+from tests.parts.commands import tidegate
 from tests.parts.edge import LEGACY, Speaker
 from tests.parts.kafka import Kafka
 from tests.parts.restless import Restless, restless
@@ -94,8 +95,7 @@ class World:
 
     def ask(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`tidegate …` beside the policy service."""
-        command = [str(TIDEGATE), *words, "--config", str(self.cluster.policy.config)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return tidegate(*words, "--config", str(self.cluster.policy.config), cwd=self.cluster.directory)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`tidegate catalog …` as an administrator."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.parts import commands
 from tests.parts.asking import until
 from tests.parts.clients.lab_upstream import running_upstream
-from tests.parts.cluster import TIDEGATE, Service
+from tests.parts.cluster import Service
 from tests.parts.lab_policy import lab_bundle
 from tests.parts.processes import free_port
 
@@ -44,8 +45,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def tidegate(up: Service, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [str(TIDEGATE), *words, "--config", str(up.config)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=up.config.parent)
+    return commands.tidegate(*words, "--config", str(up.config), cwd=up.config.parent)
 
 
 def shown(up: Service, *words: str) -> list[dict[str, Any]]:

@@ -42,6 +42,9 @@ async def main() -> None:
                 return about
             case "asked":
                 return asked
+            case "answer":
+                opening["elicits"] = arguments[0]
+                return None
             case _:
                 raise ValueError(do)
 

@@ -48,6 +48,9 @@ async def main(mode: str) -> None:
                 return (await http.delete(opening["url"], headers=headers)).status_code
             case "asked":
                 return asked
+            case "answer":
+                opening["elicits"] = arguments[0]
+                return None
             case "about":
                 return {
                     "protocol": client.protocol_version,
