@@ -16,6 +16,7 @@ from tidegate.events import BundleActivated, BundleObserved, BundleRejected, Cal
 from tidegate.log.port import Record
 from tidegate.policy.release import ROLES, Chunks, pointer_key
 from tidegate.policy.signing import Guard, Release, SigningKey, Stage
+from tidegate.sessions.port import SessionsUnavailable
 from tidegate_edge.kept import kept_release
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -238,6 +239,30 @@ async def test_rules_in_shadow_mode_are_evaluated_beside_their_own_bundle(ring: 
     await ring.release(STRICT, "shadow")
     asked = await ring.decided(ring.speaker())
     assert [one.rules for one in asked.shadows] == [("trial",), ("no-echo",)], "its own, then the other release's"
+
+
+async def test_a_shadow_is_told_what_the_session_has_read_and_no_call_is_refused_where_nobody_can_tell(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = '@id("read") forbid (principal, action, resource) when { context.taint.contains("sensitive") };'
+    await ring.release(files(rule), "shadow")
+    edge, speaker = ring.running.edge, ring.speaker()
+    clean = await ring.decided(speaker)
+    assert clean.shadows == ()
+    await edge.sessions.taint("acme", clean.session_id, {"sensitive"}, 60)
+    monkeypatch.setattr(edge.sessions, "known_taint", lambda *_: None)  # another edge noted it
+    [difference] = (asked := await ring.decided(speaker)).shadows
+    assert (difference.decision, difference.rules) == ("deny", ("read",))
+    assert (asked.decision, asked.inputs.taint) == ("allow", ()), "no rule that rules looks at it"
+    failed = edge.counters.shadows_failed
+
+    async def away(*_: Any) -> frozenset[str]:
+        raise SessionsUnavailable("the session store at nowhere did not answer")
+
+    monkeypatch.setattr(edge.sessions, "taint_of", away)
+    unknown = await ring.decided(speaker)
+    assert (unknown.decision, unknown.shadows) == ("allow", ())
+    assert edge.counters.shadows_failed == failed + 1
 
 
 async def test_a_guarded_canary_and_what_rules_beside_it_are_told(ring: Ring) -> None:

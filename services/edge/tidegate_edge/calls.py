@@ -139,6 +139,7 @@ class Ongoing:
         "shadows",
         "short",
         "stage",
+        "taint",
         "tainting",
         "target",
         "target_captured",
@@ -189,6 +190,7 @@ class Ongoing:
         self.catalog = ""
         self.control_epoch = 0
         self.facts: Facts = NO_FACTS  # the circumstances that the rules were told
+        self.taint: frozenset[str] | None = None  # what the session has read, where rules or shadows look at it
         self.tainting: Tainting | None = None  # what must be noted before the client hears of the content
         self.plan: Plan | None = None  # the limits that the call meets; None for the common one
         self.held: list[Hold] = []  # what it has taken of them

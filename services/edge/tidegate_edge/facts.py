@@ -5,8 +5,6 @@ the store cannot say, the call is refused, for a rule over what nobody knows mus
 `tainting.py` writes what is read here, `addresses.py` finds the caller's address.
 """
 
-import contextlib
-
 import msgspec
 
 from tidegate.ids import now_us
@@ -29,22 +27,22 @@ async def gather(edge: Edge, call: Ongoing) -> None:
     if ruling is None or item is None:
         return
     needs = ruling.needs(call.principal, item)
-    if ruling.shadows:
-        await _look_ahead(edge, call, ruling, item)
+    looks = "taint" in needs
+    if looks or (ruling.shadows and _shadows_look(call, ruling, item)):
+        try:
+            call.taint = await taint_of(edge, call.visit)
+        except SessionsUnavailable as fault:  # nobody is refused for a shadow: it goes without
+            if looks:
+                told = (
+                    f"A rule for {call.server} looks at what this session has read before, and that cannot be known "
+                    f"now: {fault.sentence}. Try again shortly."
+                )
+                call.refuse("policy", UNAVAILABLE, told)
+                call.hidden = not ruling.is_visible(call.principal, item)
+                return
     if not needs:
         return
-    taint: frozenset[str] = frozenset()
-    if "taint" in needs:
-        try:
-            taint = await taint_of(edge, call.visit)
-        except SessionsUnavailable as fault:
-            told = (
-                f"A rule for {call.server} looks at what this session has read before, and that cannot be known now: "
-                f"{fault.sentence}. Try again shortly."
-            )
-            call.refuse("policy", UNAVAILABLE, told)
-            call.hidden = not ruling.is_visible(call.principal, item)
-            return
+    taint: frozenset[str] = (call.taint or frozenset()) if looks else frozenset()
     call.facts = facts_of(edge, call.visit, needs, call.requested_us, taint)
 
 
@@ -78,12 +76,10 @@ def known(edge: Edge, visit: Visit, needs: frozenset[str]) -> Facts:
     return facts_of(edge, visit, needs, now_us(), taint)
 
 
-async def _look_ahead(edge: Edge, call: Ongoing, ruling: Ruling, item: Item) -> None:
-    """What a session has read, for shadows that look at it: once known here it stays so. They go without otherwise."""
-    looks = any("taint" in one.engine.needs_facts(call.principal, item.server, item.action) for one in ruling.shadows)
-    if looks:
-        with contextlib.suppress(SessionsUnavailable):
-            await taint_of(edge, call.visit)
+def _shadows_look(call: Ongoing, ruling: Ruling, item: Item) -> bool:
+    """Whether rules that do not rule look at what the session has read."""
+    who, server, action = call.principal, item.server, item.action
+    return any("taint" in shadow.engine.needs_facts(who, server, action) for shadow in ruling.shadows)
 
 
 async def taint_of(edge: Edge, visit: Visit) -> frozenset[str]:

@@ -37,14 +37,12 @@ def _compared(
 ) -> Shadowed | None:
     needs = shadow.engine.needs_facts(call.principal, item.server, item.action)
     facts = _facts(edge, call, needs) if needs else call.facts
-    if facts is None:  # what the session has read is known elsewhere alone, and nobody waits for a shadow
+    if facts is None:  # nobody can say now what the session has read, and no call waits for a shadow
         edge.counters.shadows_failed += 1
         return None
     return shadow.compare(verdict, call.principal, item.server, item.action, arguments, facts)
 
 
 def _facts(edge: Edge, call: Ongoing, needs: frozenset[str]) -> Facts | None:
-    taint: frozenset[str] | None = frozenset(call.facts.taint)
-    if "taint" in needs and not taint:
-        taint = edge.sessions.known_taint(call.principal.tenant, call.visit.session_id)
+    taint = call.taint if "taint" in needs else frozenset()
     return None if taint is None else facts_of(edge, call.visit, needs, call.requested_us, taint)
