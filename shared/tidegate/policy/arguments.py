@@ -42,11 +42,11 @@ class _Encoding:
         if len(at) > JSON_DEPTH_MAX:
             raise NotRepresentable(_name(at), f"is nested more than {JSON_DEPTH_MAX} levels deep")
         parts = need.parts
-        if not need.whole:
+        if not need.whole:  # names out of rules, which are texts
             return {
-                name: self.value(value[name], part, (*at, name))
+                name: self.value(inner, part, (*at, name))
                 for name, part in parts.items()
-                if value.get(name) is not None and _unreserved(name, at)
+                if (inner := value.get(name)) is not None and (name not in RESERVED_KEYS or _unreserved(name, at))
             }
         return {
             name: self.value(inner, _whole(parts.get(name)), (*at, name))

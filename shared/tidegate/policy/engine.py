@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -32,6 +33,7 @@ from tidegate.policy.zones import Zone, zone_of
 __all__ = ["Engine", "PolicyPrincipal", "ToolFacts", "Verdict"]
 
 VERDICTS_PER_ROUTE_MAX = 64
+ANSWERS_PER_ROUTE_MAX = 16
 REACHED_MAX = 4_000_000  # entities that all routes hold, past the least number of routes
 ROUTES_MIN = 256
 _NONE: frozenset[str] = frozenset()
@@ -115,6 +117,11 @@ class Engine:
         return self._content.rules
 
     @property
+    def looks_around(self) -> bool:
+        """Whether any rule of the bundle looks at circumstances."""
+        return self._content.looks_around
+
+    @property
     def shadowing(self) -> bool:
         """Whether there are rules in shadow mode: `unshadowed` may decide otherwise."""
         return self._content.shadowing and not any(rule.shadow for rule in self._index.rules)
@@ -173,26 +180,29 @@ class Engine:
         arguments: Mapping[str, object],
         facts: Facts = NO_FACTS,
     ) -> Verdict:
-        """The verdict on this call. Never raises: what cannot be evaluated is denied."""
+        """The verdict on this call. Never raises: what cannot be evaluated is denied. The last answers are kept: agents
+        ask for the same again and again.
+        """
         route = self._route(principal, server, tool)
         if route.standing is not None:
             return route.standing
         try:
-            args = _encode(encode_arguments(arguments, route.args)).decode()
+            args = _encode(encode_arguments(arguments, route.args))
         except NotRepresentable as fault:
             return unrepresentable(
                 fault, server, tool, [rule.id for rule in route.slice.rules if _looks_at(rule, fault.path)]
             )
-        around = encode_facts(route.circumstances, facts, self._content.zone) if route.circumstances else ""
-        request = {**route.request, "context": f"{route.context_opening}{args}{around}}}"}
-        found = authorize(request, route.slice.parsed, route.reach.entities)
-        key = tuple(found.reason)
-        verdict = None if found.errors else route.verdicts.get(key)
+        if route.circumstances:
+            around = encode_facts(route.circumstances, facts, self._content.zone)
+            return _asked(route, f"{route.context_opening}{args.decode()}{around}}}", server, tool)
+        digest = blake2b(args, digest_size=32).digest()  # what was sent is not kept for longer than its call
+        answers = route.answers
+        verdict = answers.get(digest)
         if verdict is None:
-            verdict = verdict_of(found.reason, found.errors, route.slice.by_name, server, tool)
-            if not found.errors and len(route.verdicts) < VERDICTS_PER_ROUTE_MAX:
-                route.verdicts[key] = verdict
-        return verdict if verdict.effect != "ask" else _unless_denied(verdict, request, route, server, tool)
+            if len(answers) >= ANSWERS_PER_ROUTE_MAX:
+                answers.clear()
+            verdict = answers[digest] = _asked(route, f"{route.context_opening}{args.decode()}}}", server, tool)
+        return verdict
 
     def _route(self, principal: PolicyPrincipal, server: str, tool: str) -> Route:
         key = (principal.user, principal.agent, principal.groups, server, tool, getattr(principal, "kind", "user"))
@@ -217,6 +227,19 @@ class Engine:
         if (server, tool) in self._tools:  # only the catalogue bounds this cache
             self._targets[server, tool] = (target, candidates)
         return target, candidates
+
+
+def _asked(route: Route, context: str, server: str, tool: str) -> Verdict:
+    """Cedar's answer, in words."""
+    request = {**route.request, "context": context}
+    found = authorize(request, route.slice.parsed, route.reach.entities)
+    key = tuple(found.reason)
+    verdict = None if found.errors else route.verdicts.get(key)
+    if verdict is None:
+        verdict = verdict_of(found.reason, found.errors, route.slice.by_name, server, tool)
+        if not found.errors and len(route.verdicts) < VERDICTS_PER_ROUTE_MAX:
+            route.verdicts[key] = verdict
+    return verdict if verdict.effect != "ask" else _unless_denied(verdict, request, route, server, tool)
 
 
 def _unless_denied(ask: Verdict, request: dict[str, Any], route: Route, server: str, tool: str) -> Verdict:

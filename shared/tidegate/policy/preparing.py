@@ -67,6 +67,7 @@ class Route:
     circumstances: tuple[str, ...] = ()  # those that the rules look at
     context_opening: str = ""
     verdicts: dict[tuple[str, ...], Verdict] = field(default_factory=dict)  # by the rules that were satisfied
+    answers: dict[bytes, Verdict] = field(default_factory=dict)  # by digests of arguments, where these alone matter
 
     @property
     def looked_at(self) -> frozenset[str]:

@@ -160,6 +160,8 @@ class Replayer:
             return "erased"
         engine = self._engine(past)
         person = _Person(past.user, past.agent, past.groups, past.kind)
+        if past.arguments is not None and not engine.looks_around:
+            return engine.evaluate(person, past.server, past.action, past.arguments)
         standing = engine.standing(person, past.server, past.action)
         if standing is not None:
             return standing
