@@ -1,8 +1,8 @@
 """What deciding costs: `python -m bench.decisions`. About 40 seconds.
 
 For bundles of 20, 200 and 2,000 rules over 5,000 entities: a decision that holds for any arguments (kept by the edge),
-one that depends on them, making a bundle ready beside a running event loop and how long that loop stood still, and
-recorded calls decided again (decoding included), as `tidegate bundle replay` does.
+one that depends on them (new ones, and such as were seen before), making a bundle ready beside a running event loop and
+how long that loop stood still, and recorded calls decided again (decoding included), as `tidegate bundle replay` does.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tidegate.ids import now_us, uuid7
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.release import Activation
-from tidegate.policy.replaying import Replayer, past_of
+from tidegate.policy.replaying import Past, Replayer, past_of
 from tidegate.policy.signing import Release
 from tidegate.policy.tally import Tally
 from tidegate_edge.preparing import prepared
@@ -33,6 +33,7 @@ ENTITIES = 5_000
 TOOLS_PER_SERVER = 20
 TIMES = 4_000
 REPLAYED = 20_000
+WARMING = 12_000  # before what is counted: every person and tool was seen
 TICK_S = 0.001
 
 
@@ -79,16 +80,18 @@ def tools(rules: int) -> list[ToolFacts]:
     return [ToolFacts(f"s{number // TOOLS_PER_SERVER}", f"t{number % TOOLS_PER_SERVER}") for number in range(rules)]
 
 
-def calls(rules: int, seed: int = 1) -> list[tuple[Person, ToolFacts, dict[str, object]]]:
-    """Of rules that look at arguments, by people whom they are about; as many people as an edge has in its caches."""
+def calls(rules: int, times: int, seed: int) -> list[tuple[Person, ToolFacts, dict[str, object]]]:
+    """Of rules that look at arguments, by people whom they are about; as many people as an edge has in its caches. No
+    two with the same arguments.
+    """
     chosen = random.Random(seed)
     known = tools(rules)
     looking = [number for number in range(rules) if number % 3]
     made = []
-    for _ in range(TIMES):
+    for _ in range(times):
         number = chosen.choice(looking)
         person = Person(f"user-{number % 50}", "agent", (f"team-{number % 50}",))
-        made.append((person, known[number], {"path": f"/srv/{chosen.random()}", "size": 3}))
+        made.append((person, known[number], {"path": f"/srv/{chosen.random()}", "size": -chosen.getrandbits(48)}))
     return made
 
 
@@ -160,22 +163,22 @@ def recorded(engine: Engine, asked: list[tuple[Person, ToolFacts, dict[str, obje
 
 
 def replay(made: Bundle, values: list[bytes]) -> float:
-    """Decisions a second of CPU. Raises RuntimeError where one differs from what was recorded."""
+    """Decisions a second of CPU, after the first WARMING. Raises RuntimeError where one is not as it was recorded."""
     tally = Tally(Replayer(made))
-    wanted = [values[number % len(values)] for number in range(REPLAYED)]
-    tally.add_all(
-        past_of(event, event.sealed) for value in values if isinstance(event := open_event(value), CallRequested)
-    )
+    tally.add_all(map(_past, values[:WARMING]))
     began = time.process_time()
-    for value in wanted:
-        event = open_event(value)
-        assert isinstance(event, CallRequested)
-        tally.add(past_of(event, event.sealed))
+    tally.add_all(map(_past, values[WARMING:]))
     took = time.process_time() - began
     found = tally.replayed()
     if found.changed or found.other_rules:
         raise RuntimeError(f"the same bundle decided {found.changed} calls otherwise: this is a fault")
-    return REPLAYED / took
+    return (len(values) - WARMING) / took
+
+
+def _past(value: bytes) -> Past:
+    event = open_event(value)
+    assert isinstance(event, CallRequested)
+    return past_of(event, event.sealed)
 
 
 async def run(sizes: tuple[int, ...]) -> Table:
@@ -184,17 +187,20 @@ async def run(sizes: tuple[int, ...]) -> Table:
     for size in sizes:
         made = bundle(size)
         engine, took, stall = await ready(made, size)
-        asked = calls(size)
-        for person, facts, arguments in asked:
-            engine.evaluate(person, facts.server, facts.tool, arguments)
+        for person, facts, arguments in (*calls(size, 5 * TIMES, seed=1), *(asked := calls(size, TIMES, seed=2))):
+            engine.evaluate(person, facts.server, facts.tool, dict.fromkeys(arguments, 0))
         kept = timed(lambda n, of=asked, by=engine: by.standing(of[n][0], of[n][1].server, of[n][1].tool))  # type: ignore[misc]
-        depends = timed(lambda n, of=asked, by=engine: by.evaluate(of[n][0], of[n][1].server, of[n][1].tool, of[n][2]))  # type: ignore[misc]
+        new = timed(lambda n, of=asked, by=engine: by.evaluate(of[n][0], of[n][1].server, of[n][1].tool, of[n][2]))  # type: ignore[misc]
+        again = timed(lambda n, of=asked, by=engine: by.evaluate(of[n][0], of[n][1].server, of[n][1].tool, of[n][2]))  # type: ignore[misc]
+        past = recorded(engine, calls(size, WARMING + REPLAYED, seed=3))
         for name, value in (
             ("looked up, p50 / p99 µs", f"{kept[0]:.1f} / {kept[1]:.1f}"),
-            ("by arguments, p50 / p99 µs", f"{depends[0]:.0f} / {depends[1]:.0f}"),
+            ("by arguments, p50 / p99 µs", f"{new[0]:.0f} / {new[1]:.0f}"),
+            ("by arguments seen before, p50 / p99 µs", f"{again[0]:.1f} / {again[1]:.1f}"),
             ("bundle made ready, ms", f"{took * 1e3:.0f}"),
             ("longest stall of the loop meanwhile, ms", f"{stall * 1e3:.1f}"),
-            ("replayed, decisions/s of CPU", f"{replay(made, recorded(engine, asked)):,.0f}"),
+            ("replayed, decisions/s of CPU", f"{replay(made, past):,.0f}"),
+            ("the same calls over and over", f"{replay(made, past[:TIMES] * ((WARMING + REPLAYED) // TIMES)):,.0f}"),
         ):
             rows.setdefault(name, []).append(value)
     for name, values in rows.items():
