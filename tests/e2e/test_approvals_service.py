@@ -38,6 +38,7 @@ from tidegate.privacy.keys import SubjectKey, Wrapping, seal, topic_key
 from tidegate.privacy.master import open_wrapping
 from tidegate.secrets import open_secrets
 from tidegate.settings import Settings
+from tidegate_policy import approvals_api
 from tidegate_policy.approvals import Person
 from tidegate_policy.problems import ApiFault
 from tidegate_policy.service import create_policy, writer_id
@@ -398,6 +399,17 @@ async def test_events_of_another_tenant_or_that_make_no_sense_change_nothing(alo
     assert [one["approval_id"] for one in (await alone.ask("GET", "/api/v1/approvals?state=all"))[1]] == [
         after.approval_id
     ]
+
+
+async def test_a_list_looks_at_the_newest_alone_and_still_has_the_caller_s_own(
+    alone: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approvals_api, "LOOKED_AT_MAX", 3)
+    own = await asked(alone)
+    others = [await asked(alone, requester="bob") for _ in range(4)]
+    for token, wanted in ((alone.token(), others[:0:-1]), (alone.token("eng", user=ALICE), [own])):
+        _, listed = await alone.ask("GET", "/api/v1/approvals", token=token)
+        assert [one["approval_id"] for one in listed] == wanted
 
 
 HOSTILE_IDS = ("%00", "..%2f..", "a" * 129, "%F0%9F%92%A5", "acme|approval|x", "'; DROP TABLE", "%25%7c", "a/b", "%ff")

@@ -286,3 +286,24 @@ def test_a_call_passes_only_by_somebody_who_may_grant_it_unused_and_in_time(
         assert any(one.actor != "alice" and one.channel == "api" for one in grants)
     else:
         assert any(one.channel == "api" or one.actor == "alice" for one in grants)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40), st.sampled_from(["alice", "bob"])), max_size=40),
+    st.integers(0, 60),
+)
+def test_the_newest_come_first_whatever_came_and_went(asked: list[tuple[int, int, str]], now_us: int) -> None:
+    fold = Approvals(most=20)
+    for number, (at_us, lasts_us, who) in enumerate(asked):
+        event = requested(f"a{number}", at_us, subject_id=who, binding=f"b{number % 3}", expires_us=at_us + lasts_us)
+        fold.apply(event)
+        if number % 7 == 0:
+            fold.forget_expired(at_us)
+    newest = list(fold.newest(now_us))
+    assert newest == sorted(newest, key=lambda one: (one.requested_us, one.approval_id), reverse=True)
+    assert fold.current(now_us) == newest[::-1]
+    assert {one.approval_id for one in newest} == {
+        name for name in (f"a{n}" for n in range(40)) if (one := fold.get(name)) and one.expires_us > now_us
+    }
+    of_alice = {one.approval_id for one in newest if one.subject_id == "alice"}
+    assert {one.approval_id for one in fold.newest_of("alice", now_us)} == of_alice

@@ -4,7 +4,8 @@ members of a group that a rule names, and requesters; each sees what is theirs t
 Counterpart: `approvals.py`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import chain, islice
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -21,6 +22,7 @@ from tidegate_policy.opening import WHY, Opened, Opener
 from tidegate_policy.problems import REFUSALS, ProblemDocument, ProblemRoute, not_found
 
 NOTHING = b"null"
+LOOKED_AT_MAX = 10_000  # of a tenant's approvals, and of the caller's own, for one list
 _BEARER = HTTPBearer(
     scheme_name="Approver",
     auto_error=False,
@@ -133,13 +135,9 @@ def _add_reading(router: APIRouter, shelf: Shelf) -> None:
         ] = "pending",
         limit: _LIMIT = 100,
     ) -> list[ApprovalView]:
-        """Those that you may decide, and your own."""
-        found = [
-            one
-            for one in reversed(shelf.approver.approvals.current(shelf.clock()))
-            if may_see(one, who) and (state == "all" or one.state == "pending")
-        ]
-        return [_view(shelf, one, who) for one in found[:limit]]
+        """Those that you may decide, of the newest 10,000 in the tenant, and your own."""
+        found = islice(_visible(shelf, who, state), limit)
+        return [_view(shelf, one, who) for one in found]
 
     @router.get(
         "/approvals/{approval_id}",
@@ -153,6 +151,18 @@ def _add_reading(router: APIRouter, shelf: Shelf) -> None:
         if approval is None or not may_see(approval, who):
             raise unknown()
         return _detail(shelf, approval, who)
+
+
+def _visible(shelf: Shelf, who: Person, state: Literal["pending", "all"]) -> Iterator[Approval]:
+    """Newest first. However many there are, so many are looked at; whoever asks does not wait for others' questions."""
+    known, now_us = shelf.approver.approvals, shelf.clock()
+    seen: set[str] = set()
+    for one in chain(
+        islice(known.newest(now_us), LOOKED_AT_MAX), islice(known.newest_of(who.subject_id, now_us), LOOKED_AT_MAX)
+    ):
+        if (state == "all" or one.state == "pending") and may_see(one, who) and one.approval_id not in seen:
+            seen.add(one.approval_id)
+            yield one
 
 
 def _add_deciding(router: APIRouter, shelf: Shelf) -> None:

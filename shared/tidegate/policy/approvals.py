@@ -6,10 +6,11 @@ stays there, whatever became of it, until it expires. Counterparts: the edge ask
 the state and takes a second person's decision.
 """
 
+import bisect
 import hashlib
 import heapq
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
 import msgspec
@@ -109,6 +110,7 @@ class Approvals:
         self._known: dict[str, Approval] = {}
         self._by_binding: dict[str, dict[str, None]] = {}
         self._by_subject: dict[str, dict[str, None]] = {}
+        self._order: list[tuple[int, str]] = []  # when requested, and which; oldest first
         self._due: list[tuple[int, str]] = []  # a heap of times to expire; the newest entry of each is the true one
         self._early: dict[str, list[_Later]] = {}
 
@@ -170,10 +172,16 @@ class Approvals:
 
     def current(self, now_us: int) -> list[Approval]:
         """All that are within their time, whatever became of them; oldest first."""
-        return sorted(
-            (one for one in self._known.values() if one.expires_us > now_us),
-            key=lambda one: (one.requested_us, one.approval_id),
-        )
+        return [one for _, name in self._order if (one := self._known[name]).expires_us > now_us]
+
+    def newest(self, now_us: int) -> Iterator[Approval]:
+        """The same, newest first, one by one: who needs a few looks at a few."""
+        return (one for _, name in reversed(self._order) if (one := self._known[name]).expires_us > now_us)
+
+    def newest_of(self, subject_id: str, now_us: int) -> Iterator[Approval]:
+        """Those of one requester, likewise; in the order in which they were learnt."""
+        names = reversed(self._by_subject.get(subject_id, {}))
+        return (one for name in names if (one := self._known[name]).expires_us > now_us)
 
     def lapsed(self, now_us: int) -> list[Approval]:
         """Those that passed their time undecided or unused, for `approval.expired` to be said of them."""
@@ -195,6 +203,7 @@ class Approvals:
             if first in self._known and self._known[first].expires_us == at_us:
                 self._remove(self._known[first])
         self._known[approval.approval_id] = approval
+        bisect.insort(self._order, (approval.requested_us, approval.approval_id))
         heapq.heappush(self._due, (approval.expires_us, approval.approval_id))
         self._by_binding.setdefault(approval.binding, {})[approval.approval_id] = None
         self._by_subject.setdefault(approval.subject_id, {})[approval.approval_id] = None
@@ -217,6 +226,7 @@ class Approvals:
 
     def _remove(self, approval: Approval) -> None:
         del self._known[approval.approval_id]
+        del self._order[bisect.bisect_left(self._order, (approval.requested_us, approval.approval_id))]
         for index, key in ((self._by_binding, approval.binding), (self._by_subject, approval.subject_id)):
             del index[key][approval.approval_id]
             if not index[key]:
