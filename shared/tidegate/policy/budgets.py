@@ -13,19 +13,18 @@ from typing import Final, Literal, TypeVar
 import yaml
 
 from tidegate.errors import Problem
-from tidegate.policy.grants import (
-    ANY,
-    Use,
-    _composed,
-    _line,
-    _mapping,
-    _names,
-    _scalar,
-    _sentence,
-    _sequence,
-    _text,
-    _uses,
-    _Wrong,
+from tidegate.policy.grants import ANY, Use, uses_of
+from tidegate.policy.yaml_reading import (
+    Wrong,
+    check_version,
+    composed,
+    entry_id,
+    line_of,
+    mapping_of,
+    names_of,
+    scalar_of,
+    sentence_of,
+    sequence_of,
 )
 
 LIMITS: Final = "limits.yaml"
@@ -45,7 +44,6 @@ AWAY: Final[tuple[Away, ...]] = ("refuse", "allow", "local")
 
 T = TypeVar("T")
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RATE = re.compile(r"(\d{1,15}) ?/ ?(?:(\d{1,6}) )?(second|minute|hour|day)s?")
 _PERIODS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _BYTES = re.compile(r"(\d{1,15}) ?(B|kB|MB|GB|TB|KiB|MiB|GiB)")
@@ -134,9 +132,9 @@ def read_limits(text: str) -> LimitsFile:
     reader = _Reader()
     try:
         if len(text.encode(errors="replace")) > LIMITS_BYTES_MAX:
-            raise _Wrong(1, f"has more than {LIMITS_BYTES_MAX} bytes; {LIMITS_MAX} limits need far less")
-        return reader.file(_composed(text))
-    except _Wrong as wrong:
+            raise Wrong(1, f"has more than {LIMITS_BYTES_MAX} bytes; {LIMITS_MAX} limits need far less")
+        return reader.file(composed(text, "limit"))
+    except Wrong as wrong:
         return LimitsFile(problems=(*reader.problems, Problem(LIMITS, wrong.sentence, wrong.line)))
     except RecursionError:
         return LimitsFile(problems=(Problem(LIMITS, "nests too deep; a limit has two levels"),))
@@ -151,10 +149,9 @@ class _Reader:
 
     def file(self, node: yaml.Node | None) -> LimitsFile:
         if node is None:
-            raise _Wrong(1, "is empty; it begins with `v: 1`, then `limits:` and a list")
-        top = _mapping(node, "the file", ("v", "limits", "prices", "records"))
-        if "v" not in top or _scalar(top["v"], "v").text != "1":
-            raise _Wrong(_line(top.get("v", node)), "needs `v: 1`, the version of this language")
+            raise Wrong(1, "is empty; it begins with `v: 1`, then `limits:` and a list")
+        top = mapping_of(node, "the file", ("v", "limits", "prices", "records"))
+        check_version(top, node)
         limits = self._each(top.get("limits"), "limits", LIMITS_MAX, self._limit)
         prices = self._each(top.get("prices"), "prices", PRICES_MAX, _price)
         records = _records(top["records"]) if "records" in top else ()
@@ -164,10 +161,10 @@ class _Reader:
 
     def _each(self, node: yaml.Node | None, what: str, most: int, read: Callable[[yaml.Node], T]) -> list[T]:
         found: list[T] = []
-        for item in [] if node is None else _sequence(node, what, most):
+        for item in [] if node is None else sequence_of(node, what, most):
             try:
                 found.append(read(item))
-            except _Wrong as wrong:
+            except Wrong as wrong:
                 self.problems.append(Problem(LIMITS, wrong.sentence, wrong.line))
         return found
 
@@ -181,18 +178,11 @@ class _Reader:
             self.problems.append(Problem(LIMITS, sentence, limit.line))
 
     def _limit(self, node: yaml.Node) -> BudgetLimit:
-        parts = _mapping(node, "a limit", _KEYS)
-        line = _line(node)
-        if "id" not in parts:
-            raise _Wrong(line, "the limit has no `id`; it is what refusals and the audit trail name")
-        name = _text(parts["id"], "id")
-        if not _ID.fullmatch(name):
-            raise _Wrong(_line(parts["id"]), f"the id '{name}' is not 1 to 64 of letters, digits and . _ -")
-        if (earlier := self._ids.setdefault(name, line)) != line:
-            raise _Wrong(_line(parts["id"]), f"the id '{name}' is taken in line {earlier}; give each limit its own")
-        who = {key: _names(parts.get(key), key) for key in ("team", "user", "service", "agent")}
+        parts = mapping_of(node, "a limit", _KEYS)
+        name, line = entry_id(parts, node, "limit", self._ids), line_of(node)
+        who = {key: names_of(parts.get(key), key) for key in ("team", "user", "service", "agent")}
         if ANY in (*who["user"], *who["service"], *who["agent"]):
-            raise _Wrong(line, "'*' is for `team`: it is everybody; leave out whom the limit is not about")
+            raise Wrong(line, "'*' is for `team`: it is everybody; leave out whom the limit is not about")
         return BudgetLimit(
             name,
             line,
@@ -200,52 +190,52 @@ class _Reader:
             who["user"],
             who["service"],
             who["agent"],
-            _uses(parts["tools"]) if "tools" in parts else (),
+            uses_of(parts["tools"]) if "tools" in parts else (),
             _per(parts, name, line),
             _measures(parts, name, line),
             _away(parts.get("away")),
-            _sentence(parts.get("reason"), "reason"),
-            _sentence(parts.get("advice"), "advice"),
+            sentence_of(parts.get("reason"), "reason"),
+            sentence_of(parts.get("advice"), "advice"),
         )
 
 
 def _per(parts: dict[str, yaml.Node], name: str, line: int) -> tuple[Per, ...]:
     if "per" not in parts:
         sentence = f"the limit '{name}' says not per what it counts: add `per: user`, `per: [user, tool]`, or "
-        raise _Wrong(line, sentence + "`per: tenant` for all together")
-    given = _names(parts["per"], "per")
+        raise Wrong(line, sentence + "`per: tenant` for all together")
+    given = names_of(parts["per"], "per")
     if wrong := [one for one in given if one not in PER]:
-        raise _Wrong(_line(parts["per"]), f"`per` knows {', '.join(PER)}; '{wrong[0][:40]}' is none of them")
+        raise Wrong(parts["per"], f"`per` knows {', '.join(PER)}; '{wrong[0][:40]}' is none of them")
     return tuple(one for one in PER if one in given)
 
 
 def _measures(parts: dict[str, yaml.Node], name: str, line: int) -> tuple[Measure, ...]:
     found = [_rate(parts["calls"], parts.get("burst"))] if "calls" in parts else []
     if "burst" in parts and not found:
-        raise _Wrong(_line(parts["burst"]), "`burst` goes with `calls: 100/minute`")
+        raise Wrong(parts["burst"], "`burst` goes with `calls: 100/minute`")
     if "daily" in parts:
         found += _daily(parts["daily"])
     if "concurrent" in parts:
         found.append(Measure("concurrent", _whole(parts["concurrent"], "concurrent", 1_000_000)))
     if not found:
-        raise _Wrong(line, f"the limit '{name}' bounds nothing; add `calls: 100/minute`, `daily:` or `concurrent:`")
+        raise Wrong(line, f"the limit '{name}' bounds nothing; add `calls: 100/minute`, `daily:` or `concurrent:`")
     return tuple(found)
 
 
 def _rate(node: yaml.Node, burst: yaml.Node | None) -> Measure:
-    text, line = _scalar(node, "calls").text, _line(node)
+    text, line = scalar_of(node, "calls").text, line_of(node)
     match = _RATE.fullmatch(text.strip())
     if match is None:
-        raise _Wrong(line, f"`calls` is written as 100/minute or 10/30 seconds; '{text[:40]}' is not")
+        raise Wrong(line, f"`calls` is written as 100/minute or 10/30 seconds; '{text[:40]}' is not")
     count, seconds = int(match[1]), int(match[2] or 1) * _PERIODS[match[3]]
     if not 1 <= count <= 10**9 or not 1 <= seconds <= PERIOD_S_MAX:
-        raise _Wrong(line, "`calls` takes 1 to 10^9 calls in 1 second to 31 days; to permit none, write a rule")
+        raise Wrong(line, "`calls` takes 1 to 10^9 calls in 1 second to 31 days; to permit none, write a rule")
     most = count if burst is None else _whole(burst, "burst", 10**9)
     return Measure("calls", most, count, seconds * 1000)
 
 
 def _daily(node: yaml.Node) -> list[Measure]:
-    parts = _mapping(node, "`daily`", _DAILY)
+    parts = mapping_of(node, "`daily`", _DAILY)
     found: list[Measure] = []
     if "calls" in parts:
         found.append(Measure("daily-calls", _whole(parts["calls"], "daily.calls", MOST)))
@@ -256,72 +246,72 @@ def _daily(node: yaml.Node) -> list[Measure]:
     if "cost" in parts:
         found.append(Measure("daily-cost", _money(parts["cost"], "daily.cost")))
     if not found:
-        raise _Wrong(_line(node), f"`daily` bounds nothing; known are {', '.join(_DAILY)}")
+        raise Wrong(node, f"`daily` bounds nothing; known are {', '.join(_DAILY)}")
     return found
 
 
 def _whole(node: yaml.Node, what: str, most: int) -> int:
-    value = _scalar(node, what)
+    value = scalar_of(node, what)
     if value.kind != "long" or not 1 <= int(value.text) <= most:
-        raise _Wrong(_line(node), f"`{what}` takes a whole number from 1 to {most}; to permit none, write a rule")
+        raise Wrong(node, f"`{what}` takes a whole number from 1 to {most}; to permit none, write a rule")
     return int(value.text)
 
 
 def _bytes(node: yaml.Node) -> int:
-    value = _scalar(node, "daily.bytes")
+    value = scalar_of(node, "daily.bytes")
     if value.kind == "long":
         return _whole(node, "daily.bytes", MOST)
     match = _BYTES.fullmatch(value.text)
     if match is None or not 1 <= (size := int(match[1]) * _SIZES[match[2]]) <= MOST:
-        raise _Wrong(_line(node), f"`daily.bytes` is written as 50MB or 2GiB; '{value.text[:40]}' is not")
+        raise Wrong(node, f"`daily.bytes` is written as 50MB or 2GiB; '{value.text[:40]}' is not")
     return size
 
 
 def _money(node: yaml.Node, what: str) -> int:
     """Millionths; four places after the point at most."""
-    value = _scalar(node, what)
+    value = scalar_of(node, what)
     micros = Decimal(value.text) * MICROS if value.kind in ("long", "decimal") else Decimal(-1)
     if not 1 <= micros <= MOST:
-        raise _Wrong(_line(node), f"`{what}` takes an amount above 0 with at most four places, as in 12.50")
+        raise Wrong(node, f"`{what}` takes an amount above 0 with at most four places, as in 12.50")
     return int(micros)
 
 
 def _away(node: yaml.Node | None) -> Away:
     if node is None:
         return "refuse"
-    given = _scalar(node, "away").text
+    given = scalar_of(node, "away").text
     found = next((one for one in AWAY if one == given), None)
     if found is None:
-        raise _Wrong(_line(node), f"`away` knows {', '.join(AWAY)}; '{given[:40]}' is none of them")
+        raise Wrong(node, f"`away` knows {', '.join(AWAY)}; '{given[:40]}' is none of them")
     return found
 
 
 def _price(node: yaml.Node) -> Price:
-    parts = _mapping(node, "a price", ("tools", "per_call", "per_mb"))
+    parts = mapping_of(node, "a price", ("tools", "per_call", "per_mb"))
     if "per_call" not in parts and "per_mb" not in parts:
-        raise _Wrong(_line(node), "the price names no amount; add `per_call: 0.01` or `per_mb: 0.5`")
+        raise Wrong(node, "the price names no amount; add `per_call: 0.01` or `per_mb: 0.5`")
     return Price(
-        _uses(parts["tools"]) if "tools" in parts else (),
+        uses_of(parts["tools"]) if "tools" in parts else (),
         _money(parts["per_call"], "per_call") if "per_call" in parts else 0,
         _money(parts["per_mb"], "per_mb") if "per_mb" in parts else 0,
-        _line(node),
+        line_of(node),
     )
 
 
 def _records(node: yaml.Node) -> tuple[Counted, ...]:
     if not isinstance(node, yaml.MappingNode):
-        raise _Wrong(_line(node), "`records` takes tools and where their records stand: {crm/search: 'items[].id'}")
-    return tuple(_counted(name, value) for name, value in _mapping(node, "records", None).items())
+        raise Wrong(node, "`records` takes tools and where their records stand: {crm/search: 'items[].id'}")
+    return tuple(_counted(name, value) for name, value in mapping_of(node, "records", None).items())
 
 
 def _counted(name: str, node: yaml.Node) -> Counted:
-    line, text = _line(node), _scalar(node, name).text
+    line, text = line_of(node), scalar_of(node, name).text
     tool = _TOOL.fullmatch(name)
     if tool is None:
-        raise _Wrong(line, f"'{name[:60]}' is no tool; write server/tool")
+        raise Wrong(line, f"'{name[:60]}' is no tool; write server/tool")
     pieces = text.split(".")
     if not all(_STEP.fullmatch(piece) for piece in pieces) or "[]" not in text:
-        raise _Wrong(line, f"'{text[:60]}' leads to no records; write for example items[].id, with [] for a list")
+        raise Wrong(line, f"'{text[:60]}' leads to no records; write for example items[].id, with [] for a list")
     steps: list[str | None] = []
     for piece in pieces:
         named = piece.replace("[]", "")

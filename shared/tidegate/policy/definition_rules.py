@@ -17,8 +17,6 @@ strictly: a slip is a problem with its line. Pure. Counterparts: `trusting.py` j
 problems.
 """
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
@@ -27,16 +25,15 @@ import yaml
 
 from tidegate.errors import BundleFault, Problem
 from tidegate.events import Rank
+from tidegate.policy.yaml_reading import SERVER_NAME, Wrong, check_version, composed, mapping_of
 
 DEFINITIONS: Final = "definitions.yaml"
 BYTES_MAX: Final = 64 * 1024
-SERVERS_MAX: Final = 500
 
 Action = Literal["allow", "alert", "hold"]
 ACTIONS: Final[tuple[Action, ...]] = ("allow", "alert", "hold")
 CHANGED: Final[tuple[Rank, ...]] = ("cosmetic", "described", "narrowed", "widened", "instructing")
 _KEYS: Final = ("first", "new", "changed")
-_SERVER: Final = re.compile(r"[a-z][a-z0-9-]{0,11}")
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -91,49 +88,31 @@ def read_definition_rules(text: str) -> tuple[DefinitionRules, list[Problem]]:
     """The rules and what is wrong; with a problem the rules are those without the file. Never raises."""
     try:
         return _file(_composed(text)), []
-    except _Wrong as wrong:
+    except Wrong as wrong:
         return NO_RULES, [Problem(DEFINITIONS, wrong.sentence, wrong.line)]
     except RecursionError:
         return NO_RULES, [Problem(DEFINITIONS, "nests too deep; it has three levels")]
 
 
-class _Wrong(Exception):
-    def __init__(self, node: yaml.Node | int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.line = node if isinstance(node, int) else int(node.start_mark.line) + 1
-        self.sentence = sentence
-
-
 def _composed(text: str) -> yaml.Node:
     if len(text.encode(errors="replace")) > BYTES_MAX:
-        raise _Wrong(1, f"has more than {BYTES_MAX} bytes")
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise _Wrong(1, "uses a YAML alias (*name); write each value out, it is what people review")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).replace("\n", " ")
-        raise _Wrong(mark.line + 1 if mark else 1, f"is not YAML: {what}") from error
+        raise Wrong(1, f"has more than {BYTES_MAX} bytes")
+    node = composed(text, "value")
     if node is None:
-        raise _Wrong(1, "is empty; it begins with `v: 1`")
+        raise Wrong(1, "is empty; it begins with `v: 1`")
     return node
 
 
 def _file(node: yaml.Node) -> DefinitionRules:
-    top = _mapping(node, "the file", ("v", *_KEYS, "servers"))
-    version = top.get("v")
-    if not isinstance(version, yaml.ScalarNode) or version.value != "1":
-        raise _Wrong(version or node, "needs `v: 1`, the version of this language")
+    top = mapping_of(node, "the file", ("v", *_KEYS, "servers"))
+    check_version(top, node)
     every = _rules(top, Rules())
-    listed = _mapping(top["servers"], "servers", None) if "servers" in top else {}
-    if len(listed) > SERVERS_MAX:
-        raise _Wrong(top["servers"], f"names more than {SERVERS_MAX} servers")
+    listed = mapping_of(top["servers"], "servers", None) if "servers" in top else {}
     servers: dict[str, Rules] = {}
     for name, value in listed.items():
-        if not _SERVER.fullmatch(name):
-            raise _Wrong(value, f"'{name[:60]}' is no server's name: those have 1 to 12 of a-z, 0-9 and '-'")
-        servers[name] = _rules(_mapping(value, f"servers.{name}", _KEYS), every)
+        if not SERVER_NAME.fullmatch(name):
+            raise Wrong(value, f"'{name[:60]}' is no server's name: those have 1 to 12 of a-z, 0-9 and '-'")
+        servers[name] = _rules(mapping_of(value, f"servers.{name}", _KEYS), every)
     return DefinitionRules(every, servers)
 
 
@@ -144,7 +123,7 @@ def _rules(parts: Mapping[str, yaml.Node], default: Rules) -> Rules:
     if "new" in parts:
         given["new"] = _action(parts["new"], "new")
     if "changed" in parts:
-        listed = _mapping(parts["changed"], "changed", CHANGED)
+        listed = mapping_of(parts["changed"], "changed", CHANGED)
         given |= {rank: _action(value, f"changed.{rank}") for rank, value in listed.items()}
     return msgspec.structs.replace(default, **given)
 
@@ -159,21 +138,5 @@ def _word(node: yaml.Node, what: str, known: Iterable[str]) -> str:
     value = node.value if isinstance(node, yaml.ScalarNode) else ""
     if value not in words:
         given = f", not '{value[:40]}'" if value else ""
-        raise _Wrong(node, f"`{what}` is one of {', '.join(words)}{given}")
+        raise Wrong(node, f"`{what}` is one of {', '.join(words)}{given}")
     return str(value)
-
-
-def _mapping(node: yaml.Node, what: str, known: Iterable[str] | None) -> dict[str, yaml.Node]:
-    if not isinstance(node, yaml.MappingNode):
-        raise _Wrong(node, f"{what} must have keys and values" + (f": {', '.join(known)}" if known else ""))
-    found: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        name = key.value if isinstance(key, yaml.ScalarNode) else ""
-        if not name or name in found:
-            raise _Wrong(key, f"{what} has '{name[:60]}' twice" if name else f"{what} has a key that is no text")
-        if known is not None and name not in known:
-            close = difflib.get_close_matches(name, list(known), 1, 0.6)
-            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
-            raise _Wrong(key, f"'{name[:60]}' is not known in {what}; {hint}")
-        found[name] = value
-    return found

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from tidegate.errors import Problem
 from tidegate.policy.annotations import UNTIL_SHADOW
-from tidegate.policy.grants import ANY, GRANTS, Grant, Limit, Op, Use, Value, read_grants
+from tidegate.policy.grants import ANY, GRANTS, Grant, Limit, Op, Use, read_grants
+from tidegate.policy.yaml_reading import Value
 
 COMPILED = "grants.cedar"
 """The path under which compiled rules are known; no file of a bundle has it."""

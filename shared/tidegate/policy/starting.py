@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA
-from tidegate.policy.grants import ANY, GRANTS, NAME_MAX
+from tidegate.policy.grants import ANY, GRANTS
 from tidegate.policy.schema_writing import Json, Offer, OfferedTool, is_text, write_schema
+from tidegate.policy.yaml_reading import NAME_MAX
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
