@@ -32,6 +32,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Seen, ...]
     rules: dict[str, str]
     again: str = ""
+    approvals: tuple[Seen, ...] = ()  # what became of the question that a rule asked, in order
 
     def document(self) -> dict[str, Any]:
         return {
@@ -41,6 +42,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
             "findings": [finding.fields for finding in self.findings],
             "rules": self.rules,
             "again": self.again,
+            "approvals": [event.fields for event in self.approvals],
         }
 
 
@@ -68,6 +70,7 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
         if first is None:
             raise CallerFault(f"the log holds no call {decision_id}; `tidegate log tail` shows the ids of the latest")
         canonical = await _bundle_of(log, first)
+        approvals = await _opened(settings, log, await _approvals(log, first))
     return Story(
         decision_id=decision_id,
         requested=first,
@@ -75,6 +78,7 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
         findings=tuple(findings),
         rules=_rule_texts(canonical, first),
         again=decided_again(canonical, first),
+        approvals=tuple(approvals),
     )
 
 
@@ -103,6 +107,27 @@ async def _about(log: EventLog, decision_id: str, tenants: frozenset[str], first
     tell_skipped(skipped)
     of = min((seen.text("tenant") for seen in events), key=lambda tenant: (tenant != first, tenant), default="")
     return [seen for seen in events if seen.text("tenant") == of], [one for one in findings if one.text("tenant") == of]
+
+
+async def _approvals(log: EventLog, call: Seen) -> list[Seen]:
+    """The events of the approval that the call waited for, or used."""
+    from tidegate_cli.reading import records
+
+    approval_id = call.text("approval_id")
+    found: list[Seen] = []
+    if not approval_id:
+        return found
+    async for record in records(log, ("control",), follow=False):
+        if record is None or record.value is None or approval_id.encode() not in record.value:
+            continue
+        seen = open_seen(record.value)
+        is_own = seen is not None and (seen.text("approval_id"), seen.text("tenant")) == (
+            approval_id,
+            call.text("tenant"),
+        )
+        if seen is not None and is_own and seen.name.startswith("approval."):
+            found.append(seen)
+    return sorted(found, key=lambda seen: seen.time_us)
 
 
 async def _opened(settings: Settings, log: EventLog, events: list[Seen]) -> list[Seen]:

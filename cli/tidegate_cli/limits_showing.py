@@ -8,11 +8,10 @@ from rich.table import Table
 
 from tidegate_cli.management import open_management
 from tidegate_cli.options import live_settings
-from tidegate_cli.output import console, plain, print_document, say
+from tidegate_cli.output import console, plain, print_document, say, soon
 from tidegate_cli.subjects import subject_named
 
 _MICROS: Final = 1_000_000
-_TENTHS: Final = 10
 
 
 def show_limits(wanted: dict[str, str], most: int, config: Path, token: str, as_json: bool) -> None:
@@ -58,9 +57,4 @@ def _amount(counter: dict[str, Any], number: int) -> str:
 
 def _when(at_us: int, now_s: float) -> str:
     """As people say it; "" where that cannot be told."""
-    seconds = max(0, round(at_us / 1e6 - now_s)) if at_us else 0
-    if not seconds:
-        return ""
-    if seconds < 120:
-        return f"in {seconds} s"
-    return f"in {seconds // 60} min" if seconds < 7200 else f"in {seconds // 360 / _TENTHS} h"
+    return soon(at_us / 1e6 - now_s) if at_us else ""

@@ -34,7 +34,7 @@ def tail(
     as_json: JsonOption = False,
 ) -> None:
     """Show events as they come, the youngest last; with --json one a line, as it is stored but for what is sealed,
-    which is opened.
+    which is opened. What edges count for guards (bundle.observed) is left to --json.
     """
     from tidegate_cli.matching import Wanted, age_us
     from tidegate_cli.tailing import show_tail

@@ -48,3 +48,13 @@ def plain(text: object) -> str:
     return escape(
         "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(text))
     )
+
+
+def soon(seconds: float) -> str:
+    """`in 12 s`, `in 40 min`, `in 9.4 h`; "" where that is no time at all."""
+    whole = round(seconds)
+    if whole <= 0:
+        return ""
+    if whole < 120:
+        return f"in {whole} s"
+    return f"in {whole // 60} min" if whole < 7200 else f"in {whole // 360 / 10} h"

@@ -8,7 +8,8 @@ import msgspec
 from tidegate_cli.deciding_again import AGREES
 from tidegate_cli.explaining import Story
 from tidegate_cli.matching import Seen
-from tidegate_cli.output import DECISION_STYLES, plain, say
+from tidegate_cli.output import DECISION_STYLES, plain, say, soon
+from tidegate_cli.telling import line_of
 
 LABEL_WIDTH = 11
 VALUE_CHARS_MAX = 2_000
@@ -20,6 +21,8 @@ def show(story: Story) -> None:
     again = [("again", _again(story.again))]
     for label, value in [*_asked(call), *_decided(call), *again, *_ending(story.ended, call.text("decision"))]:
         _say(label, value)
+    for seen in story.approvals:
+        _say("approval", line_of(seen))
     for seen in story.findings:
         told = f"{plain(seen.text('title'))}: {plain(seen.text('message'))}"
         _say("finding", f"[red]{plain(seen.text('severity'))}[/] {told}")
@@ -43,6 +46,8 @@ def _decided(call: Seen) -> list[tuple[str, str]]:
         ("stage", f"{plain(call.text('stage') or 'policy')}  [dim]{release}[/]"),
         ("rules", plain(", ".join(call.fields.get("rules", ())))),
         ("says", plain(call.text("message"))),
+        ("room", f"again {room}" if (room := soon(int(call.fields.get("retry_after_ms", 0)) / 1000)) else ""),
+        ("approval", plain(call.text("approval_id"))),
         ("found", _findings(call)),
         *(("shadow", _shadowed(one, call.text("bundle"))) for one in call.fields.get("shadows", ())),
     ]
@@ -108,9 +113,17 @@ def _ending(ended: Seen | None, decision: str) -> list[tuple[str, str]]:
     times = ", ".join(f"{name} {int(ended.fields.get(f'{name}_us', 0)) / 1000:.2f} ms" for name in TIMES)
     return [
         ("outcome", f"[{'green' if outcome == 'ok' else 'yellow'}]{plain(outcome)}[/]  {times}"),
+        ("counted", _counted(ended)),
         ("found", _findings(ended)),
         ("result", ended.shut or _captured(ended.sealed.get("result"))),
     ]
+
+
+def _counted(ended: Seen) -> str:
+    """What limits were charged beside the call itself."""
+    records, cost = (int(ended.fields.get(name, 0)) for name in ("records", "cost_micros"))
+    told = [*([f"{records:,} records"] if records else []), *([f"a cost of {cost / 1e6:.6f}"] if cost else [])]
+    return ", ".join(told)
 
 
 def _findings(seen: Seen) -> str:

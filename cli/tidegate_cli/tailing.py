@@ -48,6 +48,7 @@ class Past:
 async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_json: bool) -> None:
     from tidegate_cli.boxes import open_boxes
     from tidegate_cli.reading import EVENT_TOPICS, reading, records
+    from tidegate_cli.telling import QUIET
 
     past = Past(SINCE_EVENTS_MAX if wanted.since_us else last)
     wanted = msgspec.structs.replace(wanted, tenants=wanted.tenants or tenants_of(settings))
@@ -70,7 +71,7 @@ async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_
             if event.time_us < wanted.since_us or event.text("tenant") not in wanted.tenants:
                 continue
             event = await boxes.shown_soon(event)
-            if not wanted.admits(event):
+            if not wanted.admits(event) or (event.name in QUIET and not as_json):
                 continue
             if caught_up:
                 show(event, as_json)

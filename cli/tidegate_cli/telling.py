@@ -1,14 +1,16 @@
 """One line of rich text per event, for `log tail`. Pure; an event of an unknown type is told by its name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import msgspec
 
 from tidegate_cli.matching import Seen
-from tidegate_cli.output import DECISION_STYLES, SEVERITY_STYLES, plain
+from tidegate_cli.output import DECISION_STYLES, SEVERITY_STYLES, plain, soon
 
 DECISION_WIDTH = 7
+QUIET = frozenset({"bundle.observed"})
+"""What every edge says every few seconds while a guard watches; `tidegate bundle status` has what it comes to."""
 
 
 class _Error(msgspec.Struct):
@@ -63,7 +65,22 @@ def _requested(seen: Seen) -> str:
     decision = seen.text("decision")
     rules = ", ".join(seen.fields.get("rules", ())) or seen.text("reason")
     message = plain(seen.text("message")) if decision != "allow" else ""
-    return _call(seen, decision, DECISION_STYLES.get(decision, "white"), f"[dim]{plain(rules)}[/]", message)
+    style = DECISION_STYLES.get(decision, "white")
+    return _call(seen, decision, style, f"[dim]{plain(rules)}[/]", *_beside(seen), message)
+
+
+def _beside(seen: Seen) -> Iterator[str]:
+    """A canary that decided, the approval, when there is room again, and shadows that would have said otherwise."""
+    inputs = seen.fields.get("inputs") or {}
+    if inputs.get("role", "ruling") != "ruling":
+        yield f"[yellow]by {plain(str(inputs['role']))} release {plain(str(inputs.get('release', 0)))}[/]"
+    if seen.text("approval_id"):
+        yield f"[dim]approval {plain(seen.text('approval_id'))}[/]"
+    if again := soon(int(seen.fields.get("retry_after_ms", 0)) / 1000):
+        yield f"again {again}"
+    for one in seen.fields.get("shadows", ()):
+        by = ", ".join(one.get("rules", ())) or str(one.get("reason", ""))
+        yield f"[magenta]a shadow: {plain(str(one.get('decision', '')))}, {plain(by)}[/]"
 
 
 def _completed(seen: Seen) -> str:
@@ -79,6 +96,12 @@ def _abandoned(seen: Seen) -> str:
 def _session(seen: Seen) -> str:
     word = "opened" if "opened" in seen.type else f"closed ({plain(seen.text('cause'))})"
     return f"session {word}  {who(seen)}  [dim]{plain(seen.text('session_id'))}[/]"
+
+
+def _tainted(seen: Seen) -> str:
+    labels = ", ".join(seen.fields.get("labels", ()))
+    by = seen.text("call_id") or seen.text("session_id")
+    return f"[magenta]tainted[/] session  {who(seen)}  {tool_of(seen)}  {plain(labels)}  [dim]{plain(by)}[/]"
 
 
 def _refused(seen: Seen) -> str:
@@ -132,8 +155,32 @@ def _bundle(seen: Seen) -> str:
     word = seen.type.split(".")[1]
     where = seen.text("edge") or seen.text("cause")
     reason = f": {plain(seen.text('reason'))}" if seen.text("reason") else ""
-    which = f"release {plain(seen.text('number'))} of {plain(seen.text('ring'))}, {plain(seen.text('digest')[:12])}"
-    return f"bundle {plain(word)}  {which}  [dim]{plain(where)}[/]{reason}"
+    role = f"{seen.text('role')} " if seen.text("role") not in ("", "ruling") else ""
+    which = f"{role}release {seen.text('number')} of {seen.text('ring')}, {seen.text('digest')[:12] or 'which ends it'}"
+    return f"bundle {plain(word)}  {plain(which)}  [dim]{plain(where)}[/]{reason}"
+
+
+def _observed(seen: Seen) -> str:
+    counted = ("denied", "asked", "errors", "slow", "differed")
+    told = [f"{number} {name}" for name in counted if (number := int(seen.fields.get(name, 0)))]
+    which = f"{seen.text('role') or 'ruling'} release {seen.text('number')} of {seen.text('ring')}"
+    decided = ", ".join([f"{seen.text('decided')} decided", *told])
+    return f"bundle observed  {plain(which)}, {plain(decided)}  [dim]{plain(seen.text('edge'))}[/]"
+
+
+def _held(seen: Seen) -> str:
+    word = "[bold yellow]held back[/]" if seen.text("action") == "hold" else "[yellow]alert[/]"
+    changes = [str(change) for change in seen.fields.get("changes", ())]
+    more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+    why = f": {plain(changes[0])}{more}" if changes else ""
+    name = f"[cyan]{plain(seen.text('server'))}__{plain(seen.text('tool'))}[/]"
+    return f"tool {word}  {name}  {plain(seen.text('rank'))}{why}  [dim]{plain(seen.text('digest')[:12])}[/]"
+
+
+def _trusted(seen: Seen) -> str:
+    name = f"[cyan]{plain(seen.text('server'))}__{plain(seen.text('tool'))}[/]"
+    reason = f": {plain(seen.text('reason'))}" if seen.text("reason") else ""
+    return f"tool trusted  {name}  [dim]{plain(seen.text('digest')[:12])}[/] by {plain(seen.text('actor'))}{reason}"
 
 
 def _tool(seen: Seen) -> str:
@@ -165,6 +212,7 @@ _TELLERS: dict[str, Callable[[Seen], str]] = {
     "call.abandoned": _abandoned,
     "session.opened": _session,
     "session.closed": _session,
+    "session.tainted": _tainted,
     "request.refused": _refused,
     "finding.raised": _finding,
     "approval.requested": _approval,
@@ -178,6 +226,9 @@ _TELLERS: dict[str, Callable[[Seen], str]] = {
     "bundle.released": _bundle,
     "bundle.activated": _bundle,
     "bundle.rejected": _bundle,
+    "bundle.observed": _observed,
+    "tool.approved": _trusted,
+    "tool.held": _held,
     "tool.defined": _tool,
     "tool.withdrawn": _tool,
     "offer.defined": _offer,
