@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from tests.parts.policy_service import Edge, Running, digest_of, running, settings_for, until, variant, write
 
 from tidegate.events import Role
@@ -12,11 +13,21 @@ from tidegate.policy.release import pointer_key
 from tidegate.policy.signing import Guard, Stage, open_release, trusted_keys
 
 ONE, TWO, THREE = (variant(name) for name in ("one", "two", "three"))
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 CANARY = "role=canary&percent=10"
 DENIALS = "guard_denials=0.05&guard_calls=50"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def settled(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """Where one release rules and none is made: for what is refused."""
+    async with running(settings_for(tmp_path_factory.mktemp("settled"))) as served:
+        await publish(served, ONE)
+        yield served
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def service(tmp_path: Path) -> AsyncIterator[Running]:
     async with running(settings_for(tmp_path)) as served:
         await publish(served, ONE)
@@ -115,15 +126,15 @@ async def test_the_same_canary_is_not_released_twice_but_a_wider_one_is(service:
     ],
 )
 async def test_what_makes_no_sense_is_refused_and_nothing_is_released(
-    service: Running, query: str, status: int, code: str
+    settled: Running, query: str, status: int, code: str
 ) -> None:
-    found, problem = await service.ask("POST", f"/api/v1/bundles?{query}", {"files": TWO})
+    found, problem = await settled.ask("POST", f"/api/v1/bundles?{query}", {"files": TWO})
     assert (found, problem["code"]) == (status, code)
-    assert len(await releases(service)) == 1
+    assert len(await releases(settled)) == 1
 
 
-async def test_what_rules_already_is_no_canary(service: Running) -> None:
-    status, problem = await service.ask("POST", f"/api/v1/bundles?{CANARY}", {"files": ONE})
+async def test_what_rules_already_is_no_canary(settled: Running) -> None:
+    status, problem = await settled.ask("POST", f"/api/v1/bundles?{CANARY}", {"files": ONE})
     assert (status, problem["code"]) == (409, "already-current")
 
 
