@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from tidegate.policy.budgeting import Meter, Plan, records_in
+from tidegate.policy.budgeting import NO_PLAN, Meter, Plan, records_in
 from tidegate.sessions.memory_budgets import MemoryBudgets
 from tidegate.sessions.port import Budgets as BudgetStore
 from tidegate.sessions.port import SessionsUnavailable
@@ -48,7 +48,8 @@ class Budgets:
         ruling, item = call.ruling, call.item
         if ruling is None or item is None or call.method in targets.TASKS:  # the call that made the task was counted
             return None
-        return ruling.budgeting.plan(call.principal, item.server, item.action, item.labels) or None
+        plan = ruling.budgeting.plan(call.principal, item.server, item.action, item.labels)
+        return plan if plan is not NO_PLAN and plan else None
 
     async def draw(self, call: Ongoing, plan: Plan) -> None:
         """Take what the call needs, or refuse it. With a lease at hand nobody is asked."""

@@ -281,7 +281,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
 
 def _told(call: Ongoing) -> tuple[str, ...]:
     """The circumstances that the rules were told."""
-    if call.ruling is None or call.item is None:
+    if call.ruling is None or call.item is None or not call.ruling.looks_around:
         return ()
     return tuple(sorted(call.ruling.needs(call.principal, call.item)))
 

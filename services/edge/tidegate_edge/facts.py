@@ -21,6 +21,11 @@ from tidegate_edge.visit import Visit
 UNAVAILABLE = "facts-unavailable"
 
 
+def matter(call: Ongoing) -> bool:
+    """Whether there may be anything to gather: most bundles look at arguments alone."""
+    return call.ruling is not None and (call.ruling.looks_around or bool(call.ruling.shadows))
+
+
 async def gather(edge: Edge, call: Ongoing) -> None:
     """Fill in `call.facts`; refuse the call where a rule needs what cannot be known now."""
     ruling, item = call.ruling, call.item

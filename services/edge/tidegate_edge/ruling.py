@@ -22,6 +22,7 @@ from tidegate_edge.cursors import Pages
 from tidegate_edge.tallies import Shadow, Tally
 
 STANDING_MAX: Final = 200_000
+NOTHING_LOOKED_AT: Final = frozenset[str]()
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode_text: Final = msgspec.json.Decoder(str).decode
@@ -54,6 +55,7 @@ class Ruling:
         self.tally = tally or Tally(0)
         self.held = held  # (server, action) → why the tool is held back because of its definition
         self.budgeting = budgeting
+        self.looks_around = engine.looks_around
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
         self._needs: dict[tuple[str, str, str], frozenset[str]] = {}
         self._offers: dict[tuple[str, str, str, str], Verdict | None] = {}
@@ -82,6 +84,8 @@ class Ruling:
 
     def needs(self, principal: Principal, item: Item) -> frozenset[str]:
         """The circumstances that rules look at for this target: of "now", "time", "network", "taint", "protocol"."""
+        if not self.looks_around:
+            return NOTHING_LOOKED_AT
         key = (principal.key, item.server, item.action)
         try:
             return self._needs[key]

@@ -31,7 +31,8 @@ async def call(edge: Edge, visit: Visit, request: Request) -> Reply:
         try:
             answer = await _round(edge, ongoing)
         finally:
-            edge.budgets.undo(ongoing)  # what was not charged: the call was not forwarded
+            if ongoing.held:
+                edge.budgets.undo(ongoing)  # what was not charged: the call was not forwarded
         if isinstance(answer, Reply):
             return answer
         if isinstance(answer, Inputs):  # a person was asked whether the call may go on
@@ -47,7 +48,7 @@ async def call(edge: Edge, visit: Visit, request: Request) -> Reply:
 
 async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply | Inputs:
     steps.admit(edge, call)
-    if call.decision == "allow":
+    if call.decision == "allow" and facts.matter(call):
         await facts.gather(edge, call)
     if call.decision == "allow":
         steps.decide(edge, call)
@@ -114,6 +115,7 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
 
 async def _settle(edge: Edge, call: Ongoing, ended: Ended) -> None:
     edge.counters.ended(ended.outcome)
-    edge.budgets.charge(call, ended)
+    if call.plan is not None:
+        edge.budgets.charge(call, ended)
     event = completed_event(call, ended, edge.place, edge.limits.capture_bytes_max)
     await edge.recorder.record_completion(event, call.terms.mode)
