@@ -30,7 +30,7 @@ def sql(
 ) -> None:
     """Ask ClickHouse: the running engine of local mode, or the server that the configuration names.
 
-    Views are named with their database, as tidegate.calls. docs/analytics.md has twenty questions to begin with.
+    Views are named with their database, as tidegate.calls. docs/analytics.md has questions to begin with.
     """
     from tidegate_cli.sql_work import ask
 

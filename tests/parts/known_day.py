@@ -13,11 +13,15 @@ from tidegate.analytics.port import Analytics
 from tidegate.chain import Chain
 from tidegate.events import (
     AnyEvent,
+    ApprovalDenied,
+    ApprovalGranted,
+    ApprovalRequested,
     BundleActivated,
     CallRequested,
     Finding,
     RequestRefused,
     Sealed,
+    Shadowed,
     ToolDefined,
 )
 from tidegate.ids import uuid7
@@ -28,6 +32,7 @@ from tidegate_audit_consumer.store import store
 MINUTE_US = 60_000_000
 DAY_MIN = 24 * 60
 TOKEN = Finding(rule="token", severity="medium", action="mask", direction="result", count=1)
+WATCHED = Shadowed(bundle="c0c0", release=4, decision="deny", reason="forbidden-by-rule", rules=("no-log",))
 CARD = Finding(rule="card", severity="critical", action="block", direction="arguments", count=2)
 
 
@@ -56,6 +61,7 @@ class Day:
         self._refusals()
         self._troubles()
         self._around()
+        self._approvals()
 
     def records(self) -> list[Record]:
         """As the log holds them, findings of the detector included."""
@@ -96,7 +102,8 @@ class Day:
 
     def _work(self) -> None:
         for number in range(1, 6):
-            self._call(f"log-{number}", 61 - number, ALICE, "git/git_log", ms=10 * number)
+            asked = {"shadows": (WATCHED,)} if number <= 2 else None
+            self._call(f"log-{number}", 61 - number, ALICE, "git/git_log", ms=10 * number, asked=asked)
         self._call("log-old", 40 * DAY_MIN, ALICE, "git/git_log")
         self._call("read-1", 50, ALICE, "files/read_file", result_bytes=50_000, fingerprints=("fp1", "fp2"))
         self._call("read-2", 49, ALICE, "files/read_file", result_bytes=50_000, findings=(TOKEN,), masked=1)
@@ -158,6 +165,28 @@ class Day:
                 **common,
             ),
         ]
+
+    def _approvals(self) -> None:
+        """Of Carol's payments: one was approved after two minutes, one refused after four, one is waited for."""
+        common: dict[str, Any] = {"tenant": "acme", "region": "eu"}
+        asked: dict[str, Any] = {"method": "tools/call", "server": "pay", "target": "send_payment", "edge": "edge-1"}
+        asked |= {"subject_id": CAROL.subject_id, "agent": CAROL.agent, "session_id": CAROL.session_id, "binding": "b"}
+        for number, after_min in enumerate((2, 4, 0)):
+            at, approval_id = self._at(27 + number), f"ap-{number}"
+            decided = at + after_min * MINUTE_US
+            own: dict[str, Any] = asked | {"call_id": f"ask-{number}", "root_call_id": f"ask-{number}"}
+            self.events.append(
+                ApprovalRequested(
+                    id=uuid7(at), time_us=at, approval_id=approval_id, expires_us=at + 60 * MINUTE_US, **own, **common
+                )
+            )
+            by: dict[str, Any] = {"approval_id": approval_id, "actor": BOB.subject_id, "channel": "api"} | common
+            if number == 0:
+                self.events.append(
+                    ApprovalGranted(id=uuid7(decided), time_us=decided, expires_us=decided + 60 * MINUTE_US, **by)
+                )
+            elif number == 1:
+                self.events.append(ApprovalDenied(id=uuid7(decided), time_us=decided, **by))
 
 
 async def live_through(analytics: Analytics, now_us: int) -> None:
