@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -151,9 +152,9 @@ async def test_a_burst_passes_and_then_the_pace_counts_over_both_edges(place: Pl
 async def test_the_time_to_retry_is_true(place: Place) -> None:
     await place.rule("limits: [{id: true-time, per: user, calls: 2/second, burst: 1}]")
     speaker = place.speakers()[0]
-    await speaker.call("up__echo")
-    refused = await speaker.call("up__echo")
-    assert is_limited(refused)
+    async with asyncio.timeout(20):
+        while not is_limited(refused := await speaker.call("up__echo")):
+            pass  # where two calls take half a second, each has its own
     assert decision(refused)["retry_after_s"] == 1
     await until(lambda: _passes(speaker), 5)
 
@@ -444,8 +445,10 @@ async def test_what_one_edge_does_not_use_is_soon_there_at_the_other(place: Plac
     await place.rule("limits: [{id: soon, per: user, daily: {calls: 40}}]")
     a, b = place.speakers("tess")
     assert passed(await calls([a], 1, "soon")) == 1
+    began = time.monotonic()
     answers = await calls([b], 41, "soon")
-    assert passed(answers) < 39, "some is on lease at the other edge"
+    assert passed(answers) < 39 or time.monotonic() - began > 1, "some is on lease at the other edge"
+    assert is_limited(answers[-1])
     assert decision(answers[-1])["retry_after_s"] <= 2
     await until(lambda: _all_used(place, b), 15)
     assert is_limited(await a.call("up__echo"))
