@@ -1,7 +1,8 @@
 """The work of `tidegate can`: what somebody could call through an agent, now or at a moment, and why not the rest.
 
 Decided by the bundle that ruled then, or by the canary where it ruled them, over the tools, labels and quarantines of
-then, from the log. The person's groups are those of the latest recorded call before, unless they are given.
+then, from the log. The person's groups, and whether it is a person or a service account, are those of the latest
+recorded call before, unless they are given.
 """
 
 import asyncio
@@ -30,11 +31,14 @@ from tidegate_cli.subjects import SUBJECT_ID, subject_named
 _STYLES: Final = {"allow": "green", "by-arguments": "yellow", "ask": "cyan", "deny": "dim"}
 _WORDS: Final = {"allow": "yes", "by-arguments": "some calls", "ask": "asks first", "deny": "no"}
 _LATEST: Final = (
-    "SELECT subject_id, issuer, subject, login, groups, toUnixTimestamp64Micro(requested_at) FROM tidegate.calls "
-    "WHERE tenant = {tenant:String} AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC') "
+    "SELECT subject_id, issuer, subject, groups, toUnixTimestamp64Micro(requested_at), principal_kind "
+    "FROM tidegate.calls WHERE tenant = {tenant:String} "
+    "AND requested_at <= fromUnixTimestamp64Micro({until:Int64}, 'UTC') "
     "AND (subject_id = {name:String} OR concat(issuer, '|', subject) = {name:String}) "
     "ORDER BY requested_at DESC LIMIT 1"
 )
+
+Kind = Literal["user", "service"]
 
 
 class Who(msgspec.Struct, frozen=True):
@@ -47,7 +51,8 @@ class Who(msgspec.Struct, frozen=True):
     groups: tuple[str, ...]
     subject_id: str = ""
     groups_of_us: int = 0
-    kind: Literal["user", "service"] = "user"
+    kind: Kind = "user"
+    is_kind_known: bool = True  # False: nobody said, and no call shows it
 
 
 class Abilities(msgspec.Struct, frozen=True):
@@ -82,9 +87,9 @@ def show_abilities(
     where: Where,
     config: Path,
     as_json: bool,
-    kind: Literal["user", "service"] = "user",
+    kind: Kind | None = None,
 ) -> None:
-    """Raises Fault."""
+    """`kind` None: what the latest recorded call says. Raises Fault."""
     settings = live_settings(config)
     meant = _meant(settings, user)
     found = asyncio.run(_abilities(settings, user, meant, agent, groups, at_us or now_us(), where, kind))
@@ -104,9 +109,9 @@ async def _abilities(
     groups: tuple[str, ...],
     at_us: int,
     where: Where,
-    kind: Literal["user", "service"],
+    kind: Kind | None,
 ) -> Abilities:
-    who = msgspec.structs.replace(await _who(settings, user, meant, agent, groups, at_us), kind=kind)
+    who = await _who(settings, user, meant, agent, groups, at_us, kind)
     async with reading(settings) as log:
         world = World(settings.tenant, where.ring, at_us)
         async for record in records(log, HISTORIES, follow=False):
@@ -142,7 +147,9 @@ def _meant(settings: Settings, user: str) -> str:
     return user
 
 
-async def _who(settings: Settings, user: str, meant: str, agent: str, groups: tuple[str, ...], at_us: int) -> Who:
+async def _who(
+    settings: Settings, user: str, meant: str, agent: str, groups: tuple[str, ...], at_us: int, kind: Kind | None = None
+) -> Who:
     """As the latest recorded call before shows the person; with groups given, no record is needed. Raises CallerFault
     where only a subject id is known of them: rules name people by their subject.
     """
@@ -158,11 +165,14 @@ async def _who(settings: Settings, user: str, meant: str, agent: str, groups: tu
         prefixes = {issuer.user_prefix for issuer in settings.identity.issuers}
         prefix = prefixes.pop() if len(prefixes) == 1 else ""
         known_id = meant if SUBJECT_ID.fullmatch(meant) else ""
-        return Who(user=prefix + user.rpartition("|")[2], agent=agent, groups=groups, subject_id=known_id)
-    subject_id, issuer, subject, _, seen, seen_us = row
+        name = prefix + user.rpartition("|")[2]
+        return Who(name, agent, groups, known_id, kind=kind or "user", is_kind_known=kind is not None)
+    subject_id, issuer, subject, seen, seen_us, recorded = row
     prefix = next((one.user_prefix for one in settings.identity.issuers if one.issuer == issuer), "")
     known = tuple(str(group) for group in seen)
-    return Who(prefix + str(subject), agent, groups or known, str(subject_id), 0 if groups else int(seen_us))
+    since_us = 0 if groups else int(seen_us)
+    meant_kind: Kind = kind or ("service" if recorded == "service" else "user")
+    return Who(prefix + str(subject), agent, groups or known, str(subject_id), since_us, meant_kind)
 
 
 async def _latest(settings: Settings, user: str, meant: str, at_us: int, *, needed: bool) -> tuple[Any, ...] | None:
@@ -199,6 +209,8 @@ def _show(found: Abilities) -> None:
     say(f"{kind}[bold]{plain(who.user)}[/]{agent}, groups {groups}{since}, at {_time(found.at_us)}")
     if not who.subject_id:
         say("[yellow]whether the person is in quarantine is not known[/]: no recorded call shows their subject id")
+    if not who.is_kind_known:
+        say("[yellow]taken for a person[/]: no recorded call shows what it is; of a service account say --service")
     if not found.release:
         say(f"[yellow]nothing[/]: no release ruled the ring '{plain(found.ring)}' then")
         return

@@ -21,8 +21,13 @@ def can(
         typer.Option("--groups", help="With these groups, as eng,oncall; default: those of the latest recorded call."),
     ] = None,
     service: Annotated[
-        bool, typer.Option("--service", help="It is a service account, a `ServiceAccount` to the rules.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--service/--person",
+            help="It is a service account, a `ServiceAccount` to the rules, or a person; default: as the latest "
+            "recorded call says.",
+        ),
+    ] = None,
     at: Annotated[
         str, typer.Option("--at", metavar="TIME", help="As of then: 2026-11-01T12:00, or an age as 7d.")
     ] = "",
@@ -48,6 +53,6 @@ def can(
     from tidegate_cli.options import labels_of, names_of
 
     at_us = age_us(at, option="--at")
-    kind: Literal["user", "service"] = "service" if service else "user"
+    kind: Literal["user", "service"] | None = None if service is None else "service" if service else "user"
     where = Where(ring, region, labels_of(edge_label or []))
     show_abilities(user, agent, names_of(groups or []), at_us, server, where, config, as_json, kind)

@@ -118,3 +118,27 @@ def test_whom_a_canary_decides_for_is_answered_by_it(house: House) -> None:
     assert f"canary release {there['release']}" in shown
     others = can(house, "--user", "zoe@example.com", "--groups", "sales", "--region", "moon")
     assert (others["role"], others["note"]) == ("ruling", "")
+
+
+def test_a_service_account_is_told_from_a_person_by_its_latest_call(house: House) -> None:
+    directory = house.root / "robots"
+    shutil.copytree(house.root / EXAMPLE / "policy", directory)
+    rules = directory / "policies" / "engineering.cedar"
+    robots = '@id("no-robots") forbid (principal, action, resource == Server::"notes") unless { principal is User };'
+    rules.write_text(rules.read_text() + robots)
+    (directory / "cases.yaml").unlink()
+    assert house.run("bundle", "publish", str(directory)).returncode == 0
+    for user, agent in (("nightly", "nightly"), ("wim@example.com", "nightly")):  # the client is the subject, or not
+        house.run("call", "time__get_current_time", "timezone=UTC", "--user", user, "--agent", agent, "--groups", "eng")
+        until(lambda user=user: house.run("can", "--user", user).returncode == 0)  # type: ignore[misc]
+    notes = {"notes/add_note", "notes/list_notes"}
+    robot, person = (can(house, "--user", user, "--server", "notes") for user in ("nightly", "wim@example.com"))
+    assert (robot["who"]["kind"], person["who"]["kind"]) == ("service", "user")
+    assert {(one["answer"], *one["rules"]) for one in robot["can"]} == {("deny", "no-robots")}
+    assert answers(person, "allow") == notes
+    assert "the service account nightly" in house.run("can", "--user", "nightly").stdout
+    assert answers(can(house, "--user", "nightly", "--person"), "allow") >= notes
+    assert not answers(can(house, "--user", "wim@example.com", "--service"), "allow") & notes
+    unseen = house.run("can", "--user", "nobody", "--groups", "eng").stdout
+    assert "taken for a person" in unseen
+    assert "taken for a person" not in house.run("can", "--user", "nobody", "--groups", "eng", "--service").stdout
