@@ -12,18 +12,30 @@ from functools import cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import msgspec
+
 from tidegate.analytics.native import Made, block
 from tidegate.analytics.port import Blocks, rows_of
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested, Finding, Shadowed, type_of
 from tidegate.log.port import Delivered
 from tidegate.ocsf.finding import RaisedFinding
-from tidegate_audit_consumer.reading import CallEvent, Unreadable, read
+from tidegate_audit_consumer.reading import Unreadable, read
 
 Columns = Mapping[str, Sequence[Any]]
 Getter = Callable[[Any], Any]
 
 SLICE = 256  # records opened at a time: what is made of them stays in the processor's cache
 BOX_BYTES_MIN = 28  # of a sealed part: nonce and tag
+
+
+class _Within(NamedTuple):
+    """A part of the values of another column, which is made once for all that look into it."""
+
+    whole: "Source"
+    part: Getter
+
+
+Source = Getter | _Within
 
 
 class Opened(NamedTuple):
@@ -42,7 +54,7 @@ class _Slice:
         self.kind = kind
         self.events: list[Any] = []
         self.records: list[Delivered] = []
-        self._made: dict[Getter, list[Any]] = {}
+        self._made: dict[Source, list[Any]] = {}
 
     def event_columns(self) -> dict[str, list[Any]]:
         columns = {name: self._column(getter) for name, getter in _event_getters(self.kind).items()}
@@ -62,10 +74,15 @@ class _Slice:
         columns = {name: self._column(getter) for name, getter in _FINDING.items()}
         return columns | {"ocsf": [one.value for one in self.records], "offset": [one.offset for one in self.records]}
 
-    def _column(self, getter: Getter) -> list[Any]:
-        if getter not in self._made:
-            self._made[getter] = list(map(getter, self.events))
-        return self._made[getter]
+    def _column(self, source: Source) -> list[Any]:
+        made = self._made.get(source)
+        if made is None:
+            if isinstance(source, _Within):
+                made = list(map(source.part, self._column(source.whole)))
+            else:
+                made = list(map(source, self.events))
+            self._made[source] = made
+        return made
 
 
 def open_batch(records: Sequence[Delivered]) -> Opened:
@@ -169,20 +186,22 @@ def _type_of(kind: type) -> str:
 # The columns of `calls_raw`: what every event of a call repeats, and what each kind alone says.
 
 
-def _captured(name: str) -> Getter:
+def _sealed(name: str) -> _Within:
+    return _Within(_of("sealed"), _of(name))
+
+
+def _input(name: str) -> _Within:
+    return _Within(_of("inputs"), _of(name))
+
+
+def _captured(raw: msgspec.Raw) -> bytes:
     """What was captured; empty where nothing was, so that it never hides what another event of the call captured."""
-    part_of = _of(f"sealed.{name}")
-
-    def captured(event: CallEvent) -> bytes:
-        text = bytes(part_of(event))
-        return b"" if text == b"null" else text
-
-    return captured
+    text = bytes(raw)
+    return b"" if text == b"null" else text
 
 
-def _box(event: CallEvent) -> bytes:
+def _box(text: str) -> bytes:
     """The sealed personal part as bytes; empty where the event is plain, or has what no key could open."""
-    text = event.sealed.box
     if not text:
         return b""
     try:
@@ -196,7 +215,7 @@ def _findings(findings: tuple[Finding, ...]) -> Sequence[tuple[str, str, str, st
     return [(one.rule, one.severity, one.action, one.direction, one.count) for one in findings] if findings else ()
 
 
-_DIMENSIONS: dict[str, Getter] = {
+_DIMENSIONS: dict[str, Source] = {
     **{
         name: _of(name)
         for name in (
@@ -205,14 +224,14 @@ _DIMENSIONS: dict[str, Getter] = {
         )
     },
     "requested_at": _of("requested_us"),
-    "issuer": _of("sealed.issuer"),
-    "subject": _of("sealed.subject"),
-    "login": _of("sealed.login"),
-    "claimed_client": _of("sealed.claimed_client"),
-    "address": _of("sealed.address"),
-    "arguments": _captured("arguments"),
-    "result": _captured("result"),
-    "inputs": _captured("inputs"),
+    "issuer": _sealed("issuer"),
+    "subject": _sealed("subject"),
+    "login": _sealed("login"),
+    "claimed_client": _sealed("claimed_client"),
+    "address": _sealed("address"),
+    "arguments": _Within(_sealed("arguments"), _captured),
+    "result": _Within(_sealed("result"), _captured),
+    "inputs": _Within(_sealed("inputs"), _captured),
 }
 
 
@@ -221,39 +240,39 @@ def _shadows(shadows: tuple[Shadowed, ...]) -> Sequence[tuple[str, int, str, str
 
 
 _SIDE = ("mode", "stage", "reason", "message", "rules")
-_REQUESTED: dict[str, Getter] = {
+_REQUESTED: dict[str, Source] = {
     "version": lambda _: 1,
     "requested_event": _of("id"),
     **{f"requested_{name}": _of(name) for name in _SIDE},
-    "release": _of("inputs.release"),
-    "role": lambda event: "" if event.inputs.role == "ruling" else event.inputs.role,
-    "principal_kind": lambda event: "" if event.inputs.kind == "user" else event.inputs.kind,
-    "taint": _of("inputs.taint"),
-    "facts": _of("inputs.facts"),
+    "release": _input("release"),
+    "role": _Within(_input("role"), {"ruling": "", "canary": "canary", "shadow": "shadow"}.__getitem__),
+    "principal_kind": _Within(_input("kind"), {"user": "", "service": "service"}.__getitem__),
+    "taint": _input("taint"),
+    "facts": _input("facts"),
     "approval_id": _of("approval_id"),
-    "shadows": lambda event: _shadows(event.shadows),
+    "shadows": _Within(_of("shadows"), _shadows),
     "retry_after_ms": _of("retry_after_ms"),
-    "catalog": _of("inputs.catalog"),
-    "groups": _of("inputs.groups"),
-    "control_epoch": _of("inputs.control_epoch"),
-    "arguments_kept": _of("inputs.arguments_kept"),
+    "catalog": _input("catalog"),
+    "groups": _input("groups"),
+    "control_epoch": _input("control_epoch"),
+    "arguments_kept": _input("arguments_kept"),
     "arguments_capture": _of("capture"),
     "arguments_digest": _of("arguments_digest"),
     "arguments_fingerprints": _of("fingerprints"),
-    "arguments_findings": lambda event: _findings(event.findings),
+    "arguments_findings": _Within(_of("findings"), _findings),
     "arguments_bytes": _of("arguments_bytes"),
-    "request_kid": _of("sealed.kid"),
-    "request_box": _box,
+    "request_kid": _sealed("kid"),
+    "request_box": _Within(_sealed("box"), _box),
 }
-_ABANDONED: dict[str, Getter] = {
+_ABANDONED: dict[str, Source] = {
     "version": lambda _: 2,
     "abandoned_event": _of("id"),
     "abandoned_at": _of("found_us"),
     **{f"requested_{name}": _of(name) for name in _SIDE},
-    "request_kid": _of("sealed.kid"),
-    "request_box": _box,
+    "request_kid": _sealed("kid"),
+    "request_box": _Within(_sealed("box"), _box),
 }
-_COMPLETED: dict[str, Getter] = {
+_COMPLETED: dict[str, Source] = {
     "version": lambda _: 3,
     "completed_event": _of("id"),
     "completed_at": _of("completed_us"),
@@ -271,13 +290,13 @@ _COMPLETED: dict[str, Getter] = {
     "result_bytes": _of("result_bytes"),
     "result_digest": _of("result_digest"),
     "result_fingerprints": _of("fingerprints"),
-    "result_findings": lambda event: _findings(event.findings),
-    "completion_kid": _of("sealed.kid"),
-    "completion_box": _box,
+    "result_findings": _Within(_of("findings"), _findings),
+    "completion_kid": _sealed("kid"),
+    "completion_box": _Within(_sealed("box"), _box),
 }
 
 
-_CALL_GETTERS: Mapping[type, Mapping[str, Getter]] = {
+_CALL_GETTERS: Mapping[type, Mapping[str, Source]] = {
     CallRequested: _DIMENSIONS | _REQUESTED,
     CallAbandoned: _DIMENSIONS | _ABANDONED,
     CallCompleted: _DIMENSIONS | _COMPLETED,
