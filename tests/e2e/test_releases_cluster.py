@@ -30,8 +30,8 @@ from tidegate.settings_file import load_settings
 pytestmark = pytest.mark.kafka
 GOOD, BAD = lab_bundle(paths="/srv/*", version="good"), lab_bundle(paths="/nowhere/*", version="bad")
 GUARD = "guard_denials=0.05&guard_calls=20"
-PEOPLE, CALLS = 25, 3  # calls of each person at each edge
-KILLS = 3
+PEOPLE, CALLS = 25, 2  # calls of each person at each edge
+KILLS = 2
 FILLING = "// " + "x" * 1_100_000 + "\n"  # some chunks, so that an append takes a while
 
 
@@ -245,7 +245,7 @@ def _files(bundle: Bundle) -> dict[str, str]:
 
 def test_a_new_signing_key_takes_over_while_the_same_bundle_rules(cluster: Cluster) -> None:
     """Edges trust both keys, the policy service signs with the new one and releases again, the old key goes."""
-    cluster.edges[1].stop()
+    cluster.edges[1].kill()
     edge, (old, new) = cluster.edges[0], (cluster.signing, ensure_signing_key(cluster.directory / "signing-new.pem"))
     bundle = lab_bundle(version="kept")
     by_the_old = cluster.publish(bundle)["number"]
@@ -259,11 +259,11 @@ def test_a_new_signing_key_takes_over_while_the_same_bundle_rules(cluster: Clust
     until(lambda: _refuses(cluster), "an edge that does not trust the new key says so")
     assert ring(cluster)["ruling"]["edges"][0]["state"] == "refused"
     assert _edge(cluster)["number"] == by_the_old, "and goes on with what it has"
-    edge.stop()
+    edge.kill()
     _configure(edge, trust={"bundle_keys": [old.public, new.public]})
     edge.start()
     until(lambda: _edge(cluster)["number"] == again["number"], "an edge that trusts both obeys")
-    edge.stop()
+    edge.kill()
     _configure(edge, trust={"bundle_keys": [new.public]})
     edge.start()  # ready: a bundle rules
     until(lambda: _edge(cluster)["rejected"] is None, "nothing is refused any more")

@@ -29,7 +29,7 @@ PLACES: Final = {
     "edge-0": {"region": "eu", "edge": {"id": "edge-0", "labels": {"tier": "early"}}},
     "edge-1": {"region": "us", "edge": {"id": "edge-1", "labels": {"tier": "late"}}},
 }
-PEOPLE: Final = 120
+PEOPLE: Final = 60
 DEADLINE_S: Final = 30.0
 
 
@@ -104,7 +104,7 @@ async def test_a_share_of_principals_is_stable_on_both_edges_and_over_a_restart(
         return {number for number, is_allowed in enumerate(allowed) if not is_allowed}
 
     chosen = await denied(rings.bases[0])
-    assert 0.15 < len(chosen) / PEOPLE < 0.45
+    assert 0.08 < len(chosen) / PEOPLE < 0.55, "of 60 people, more than three deviations around 30 percent"
     assert await denied(rings.bases[1]) == chosen
     restarted = rings.cluster.edges[1]
     await asyncio.to_thread(restarted.kill)

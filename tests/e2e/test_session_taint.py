@@ -23,7 +23,7 @@ RULES = b"""
 @id("no-leak") @reason("This session has read private data, so nothing of it may be sent out.")
 forbid (principal, action in Action::"egress", resource) when { context.taint.contains("read-private") };
 """
-SESSIONS = 25
+SESSIONS = 15
 
 
 class Place:

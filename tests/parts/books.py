@@ -27,7 +27,7 @@ def read_topic(bootstrap: str, topic: str, deadline_s: float = 30.0) -> list[byt
         until = time.monotonic() + deadline_s
         while any(position.offset < ends[position.partition] for position in _positions(consumer, topic, ends)):
             assert time.monotonic() < until, f"{topic} could not be read to its end within {deadline_s:.0f} s"
-            for message in consumer.consume(5_000, timeout=0.2):
+            for message in consumer.consume(5_000, timeout=0.03):  # it waits for so many, or so long
                 assert not message.error(), message.error()
                 if message.value() is not None:
                     values.append(message.value())
