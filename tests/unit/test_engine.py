@@ -9,6 +9,7 @@ import pytest
 from tidegate.errors import BundleFault, ConfigFault
 from tidegate.policy.bundle import bundle_of, load_bundle
 from tidegate.policy.engine import Engine, ToolFacts
+from tidegate.policy.facts import Facts
 
 BANK = Path(__file__).parent.parent / "cases" / "bank"
 TOOLS = [
@@ -307,6 +308,28 @@ def test_the_prepared_decisions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(50):
         engine.visible(Principal(f"user{number}"), "fs", "read")
     assert len(engine._routes) == 8
+
+
+def test_an_answer_is_kept_for_the_arguments_that_it_was_given_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidegate.policy.engine.ANSWERS_PER_ROUTE_MAX", 3)
+    engine = engine_of('@id("few") permit (principal, action, resource) when { context.args.n < 5 };')
+
+    def effects(numbers: list[object]) -> list[str]:
+        return [engine.evaluate(ALICE, "fs", "read", {"n": number}).effect for number in numbers]
+
+    mixed: list[object] = [1, 9, 2, True, 1, "1", 9, 4, 5, 1, 2, 4, 9]
+    expected = ["allow" if type(number) is int and number < 5 else "deny" for number in mixed]
+    assert effects(mixed) == expected == effects(mixed)
+    (route,) = engine._routes.values()
+    assert 0 < len(route.answers) <= 3
+
+
+def test_no_answer_is_kept_where_the_time_matters() -> None:
+    engine = engine_of('@id("morning") permit (principal, action, resource) when { context.time.hour < 12 };')
+    day_us, hour_us = 20_000 * 86_400_000_000, 3_600_000_000
+    hours = [9, 15, 9, 15]
+    told = [engine.evaluate(ALICE, "fs", "read", {}, Facts(now_us=day_us + hour * hour_us)).effect for hour in hours]
+    assert told == ["allow", "deny", "allow", "deny"]
 
 
 def test_tags_and_attributes_of_a_server_and_an_action_count() -> None:
