@@ -207,7 +207,7 @@ CREATE VIEW IF NOT EXISTS tidegate.approvals
     consumed_call String COMMENT 'The call that went on'
 )
 AS SELECT
-    JSONExtractString(raw, 'approval_id') AS approval_id, any(events.tenant) AS tenant,
+    JSONExtractString(raw, 'approval_id') AS approval_id, events.tenant AS tenant,
     multiIf(max(type = 'approval.consumed.v1'), 'consumed', max(type = 'approval.expired.v1'), 'expired',
         max(type = 'approval.denied.v1'), 'denied', max(type = 'approval.granted.v1'), 'granted', 'pending') AS state,
     minOrNullIf(time, type = 'approval.requested.v1') AS asked_at,
@@ -226,4 +226,4 @@ AS SELECT
     maxIf(events.call_id, type = 'approval.consumed.v1') AS consumed_call
 FROM tidegate.events AS events
 WHERE startsWith(type, 'approval.')
-GROUP BY approval_id;
+GROUP BY approval_id, tenant;
