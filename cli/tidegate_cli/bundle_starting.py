@@ -86,3 +86,4 @@ def _tell(directory: Path, files: dict[str, str], offers: list[Offer], missing: 
     say(f"[green]written[/]  {', '.join(plain(directory / path) for path in sorted(files))}")
     if len(files) > 1:
         say(f"next: edit {plain(directory / 'grants.yaml')}, then `tidegate bundle check {plain(directory)}`")
+        say("[dim]a bundle may also have limits.yaml (how much) and definitions.yaml (tools that change)[/]")

@@ -192,6 +192,9 @@ def test_a_bundle_is_begun_for_a_live_server_and_its_schema_renewed(tmp_path: Pa
     assert "127.0.0.1:9" in shown["missing"]["gone"]
     assert not (tmp_path / "data").exists()
     assert '"time/get_current_time" in ["call", "read-only"]' in load_bundle(home).text("schema.cedarschema")
+    told = CliRunner().invoke(app, ["bundle", "init", str(tmp_path / "told"), "-c", str(config), "--team", "ops"])
+    assert "next: edit" in told.stdout
+    assert "may also have limits.yaml (how much) and definitions.yaml" in told.stdout
     config.write_text(json.dumps({"data": "data", "tenant": "t", "servers": {"gone": gone}}))
     failed = CliRunner().invoke(app, ["bundle", "init", str(tmp_path / "none"), "-c", str(config)])
     assert "nothing was written" in str(failed.exception)
