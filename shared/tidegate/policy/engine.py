@@ -33,7 +33,7 @@ from tidegate.policy.zones import Zone, zone_of
 __all__ = ["Engine", "PolicyPrincipal", "ToolFacts", "Verdict"]
 
 VERDICTS_PER_ROUTE_MAX = 64
-ANSWERS_PER_ROUTE_MAX = 16
+ANSWERS_PER_ROUTE_MAX = 32
 REACHED_MAX = 4_000_000  # entities that all routes hold, past the least number of routes
 ROUTES_MIN = 256
 _NONE: frozenset[str] = frozenset()
