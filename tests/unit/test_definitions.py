@@ -12,7 +12,7 @@ from mcp.client.stdio import stdio_client
 
 from tidegate.events import Rank
 from tidegate.policy.definitions import CHANGES_MAX, SENTENCE_CHARS_MAX, VALUE_CHARS_MAX, Comparison, compare
-from tidegate.policy.instructing import visible
+from tidegate.policy.instructing import instructions_in, made_visible, visible
 
 ROOT = Path(__file__).resolve().parents[2]
 INPUT: dict[str, Any] = {
@@ -254,3 +254,40 @@ def test_hidden_characters_are_made_visible() -> None:
     assert visible("a\u200bb\x1b[0m\U000e0041") == "a‹U+200B›b‹U+001B›[0m‹U+E0041›"
     assert visible("two\n  lines") == "two lines"
     assert len(visible("x" * 1_000, 50)) == 50
+
+
+UNSEEN = [
+    0x00AD,
+    0x034F,
+    0x115F,
+    0x1160,
+    0x17B4,
+    0x17B5,
+    0x180B,
+    0x180E,
+    0x180F,
+    0x200B,
+    0x200D,
+    0x2028,
+    0x202E,
+    0x2060,
+]
+UNSEEN += [0x2800, 0x3164, 0xFE00, 0xFE0F, 0xFEFF, 0xFFA0, 0x1D159, 0xE0041, 0xE0100, 0xE01EF, 0x00A0, 0x3000, 0x0009]
+
+
+@pytest.mark.parametrize("code", UNSEEN, ids=hex)
+def test_no_blank_character_is_taken_for_nothing(code: int) -> None:
+    assert made_visible(f"pay\n{chr(code)}Bob") == f"pay\n‹U+{code:04X}›Bob"
+    assert visible(f"pay{chr(code)}Bob") in (f"pay‹U+{code:04X}›Bob", "pay Bob")
+    blank = chr(code).isspace()
+    assert blank or any(told.name == "hidden-characters" for told in instructions_in(f"Adds{chr(code)} two"))
+
+
+def test_signs_that_choose_how_an_emoji_looks_are_no_hidden_message() -> None:
+    assert instructions_in("Rates with ❤️ or ☎️, in steps 1️⃣ and 2️⃣, ©️ nobody.") == ()
+    assert instructions_in("Rates ❤️\ufe00\ufe01\ufe0f it")[0].name == "hidden-characters"
+
+
+def test_visible_text_stays_as_it_is() -> None:
+    text = "Zürich — 100 % “ok” 東京 ∑\n  indented"
+    assert made_visible(text) == text

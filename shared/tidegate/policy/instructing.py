@@ -35,18 +35,18 @@ _INTIMATE: Final = (
     r"full context)"
 )
 _GAP: Final = r"[^.!?\n]"
-_HIDDEN: Final = (
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff"
-    "\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+_HIDDEN: Final = (  # blank or nothing, whatever stands beside them
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff"
+    "\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _CONTROLS: Final = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
 _FLAG: Final = re.compile("\U0001f3f4(?:\U000e0067\U000e0062)[\U000e0061-\U000e007a]{3}\U000e007f")
 _UNSEEN: Final = re.compile(
     f"[{_HIDDEN}{_CONTROLS}]"
     "|(?<![^\x00-\u02ff])[\u200c\u200d]"  # joiners that join nothing: scripts and emoji that need them are not Latin
-    "|[\ufe00-\ufe0f]{2,}"
+    "|[\ufe00-\ufe0f]{2,}|(?<![^A-Za-z\\s])[\ufe00-\ufe0f]"  # how a sign looks, where there is no such sign
 )
-_INVISIBLE: Final = re.compile(f"[{_HIDDEN}{_CONTROLS}\u2028\u2029\u200c\u200d\ufe00-\ufe0e]")
+_INVISIBLE: Final = re.compile(f"[{_HIDDEN}{_CONTROLS}\u2028\u2029\u200c\u200d\ufe00-\ufe0f]")
 _STRIPPED: Final = re.compile(f"[{_HIDDEN}\u200c\u200d\ufe00-\ufe0f]")
 _SPACES: Final = re.compile(r"\s+")
 _PADDING: Final = re.compile(r"[ \t\u00a0\u2000-\u200a\u3000]{60}|(?:[ \t]*\n){15}")
@@ -162,12 +162,21 @@ def visible(text: str, chars_max: int = SHOWN_CHARS_MAX) -> str:
     """On one line, bounded, with the characters that nobody sees as ‹U+200B›."""
     cut = text[: chars_max + 1]
     if not cut.isprintable() or not cut.isascii():
-        cut = "".join(_seen(sign) for sign in _SPACES.sub(" ", cut))
+        cut = made_visible(_SPACES.sub(" ", cut))
     return cut if len(cut) <= chars_max else f"{cut[: chars_max - 1]}…"
 
 
+def made_visible(text: str) -> str:
+    """The whole text with the characters that nobody sees, and spaces of other kinds, as ‹U+200B›; lines stay lines."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_seen, text))
+
+
 def _seen(sign: str) -> str:
-    return sign if sign.isprintable() and not _INVISIBLE.match(sign) else f"‹U+{ord(sign):04X}›"
+    if sign == "\n" or (sign.isprintable() and not _INVISIBLE.match(sign)):
+        return sign
+    return f"‹U+{ord(sign):04X}›"
 
 
 def _folded(text: str) -> str:
