@@ -30,6 +30,8 @@ from tidegate_cli.subjects import SUBJECT_ID, subject_named
 
 _STYLES: Final = {"allow": "green", "by-arguments": "yellow", "ask": "cyan", "deny": "dim"}
 _WORDS: Final = {"allow": "yes", "by-arguments": "some calls", "ask": "asks first", "deny": "no"}
+_ASKING: Final = {"none": "", "some": ", some ask first", "all": ", asks first"}  # of some calls
+_RULES_SHOWN_MAX: Final = 6
 _LATEST: Final = (
     "SELECT subject_id, issuer, subject, groups, toUnixTimestamp64Micro(requested_at), principal_kind "
     "FROM tidegate.calls WHERE tenant = {tenant:String} "
@@ -224,16 +226,24 @@ def _show(found: Abilities) -> None:
     table = Table("", "may be called", "labels", "why", box=None, header_style="bold", pad_edge=False)
     order = list(_WORDS)
     for one in sorted(found.can, key=lambda can: (order.index(can.answer), can.server, can.action)):
-        why = plain(", ".join(one.rules) or one.reason)
-        is_told = one.answer == "deny" and (one.rules or one.reason == "definition-held")
-        told = f"{why}  [dim]{plain(one.message)}[/]" if is_told else why
         style = _STYLES[one.answer]
+        word = _WORDS[one.answer] + (_ASKING[one.asks] if one.answer == "by-arguments" else "")
         table.add_row(
-            f"[{style}]{_WORDS[one.answer]}[/]", plain(f"{one.server}/{one.action}"), plain(" ".join(one.labels)), told
+            f"[{style}]{word}[/]", plain(f"{one.server}/{one.action}"), plain(" ".join(one.labels)), _why(one)
         )
     console().print(table)
     if not found.can:
         say("[yellow]no tool was known then[/]")
+
+
+def _why(one: Can) -> str:
+    """By which rules, or for which reason; and in words what that does not say."""
+    rules = list(one.rules[:_RULES_SHOWN_MAX])
+    if len(one.rules) > _RULES_SHOWN_MAX:
+        rules.append(f"{len(one.rules) - _RULES_SHOWN_MAX} more rules")
+    why = plain(", ".join(rules) or one.reason)
+    is_told = one.answer != "allow" and (one.rules or one.reason == "definition-held")
+    return f"{why}  [dim]{plain(one.message)}[/]" if is_told and one.message else why
 
 
 def _time(time_us: int) -> str:

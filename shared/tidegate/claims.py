@@ -131,7 +131,7 @@ def _service_marks(claims: dict[str, Any], subject: str) -> Iterator[bool]:
     yield claims.get("idtyp") == "app"  # Entra ID
     yield claims.get("gty") in ("client-credentials", "client_credentials")  # Auth0 and others
     yield subject in clients  # RFC 9068 §2.2: no resource owner, so the client is the subject; Okta's `cid`
-    client = _text(claims, "client_id")  # Keycloak writes it for service accounts alone, whose `sub` is an id of its own
+    client = _text(claims, "client_id")  # Keycloak writes it for service accounts alone, whose `sub` is its own id
     yield bool(client) and claims.get("preferred_username") == f"service-account-{client}"
 
 

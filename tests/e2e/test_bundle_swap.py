@@ -204,7 +204,7 @@ async def test_a_quarantine_is_obeyed_within_a_second_and_ends_when_lifted(place
                 assert time.monotonic() - imposed_s < 1.0, "not obeyed within a second"
             assert (told.decision["stage"], told.decision["reason"]) == ("quarantine", "quarantined")
             assert told.decision["rules"] == [quarantine["quarantine_id"]]
-            assert told.text == f"This {scope} is in quarantine: under review"
+            assert told.text == f"This {'person' if scope == 'subject' else scope} is in quarantine: under review"
             assert (await bystander.call(base, "up__echo", text="x")).is_ok == (scope in ("subject", "agent"))
         path = f"/quarantines/{quarantine['quarantine_id']}?reason=done"
         assert (await asyncio.to_thread(place.cluster.manage, "DELETE", path))[0] == 204

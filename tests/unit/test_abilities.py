@@ -9,6 +9,7 @@ import pytest
 
 from tidegate.analytics.port import Answer
 from tidegate.errors import AnalyticsUnavailable, CallerFault
+from tidegate.policy.history import Can
 from tidegate.settings import Settings
 from tidegate_cli import abilities, subjects
 
@@ -70,3 +71,23 @@ def test_without_clickhouse_given_groups_suffice_and_quarantines_are_said_to_be_
     who = abilities.Who(user="sam", agent="", groups=("eng",))
     abilities._show(abilities.Abilities(1, who, "main", 0, "", []))
     assert "in quarantine is not known" in capsys.readouterr().out
+
+
+def test_what_depends_on_arguments_says_on_what_by_which_rules_and_whether_it_asks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = "It depends on the arguments."
+    can = [
+        Can("git", "log", (), "by-arguments", "depends-on-arguments", tuple(f"r{n}" for n in range(8)), told),
+        Can("git", "push", (), "by-arguments", "depends-on-arguments", ("big",), told, "all"),
+        Can("git", "tag", (), "ask", "approval-required", ("tags",), "Ask Bob.", "all"),
+    ]
+    abilities._show(abilities.Abilities(1, abilities.Who("sam", "", ()), "main", 3, "d" * 64, can))
+    shown = {line.split("git/")[1].split()[0]: " ".join(line.split()) for line in _rows(capsys.readouterr().out)}
+    assert shown["log"] == f"some calls git/log r0, r1, r2, r3, r4, r5, 2 more rules {told}"
+    assert shown["push"] == f"some calls, asks first git/push big {told}"
+    assert shown["tag"] == "asks first git/tag tags Ask Bob."
+
+
+def _rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "git/" in line]

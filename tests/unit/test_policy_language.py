@@ -255,3 +255,21 @@ def test_what_can_be_called_tells_what_it_depends_on() -> None:
         "read": ("by-arguments", "depends-on-circumstances", "It depends on the time."),
         "write": ("by-arguments", "depends-on-arguments", "It depends on the arguments, what the session has read."),
     }
+
+
+def test_what_depends_on_arguments_names_its_rules_and_says_where_a_person_is_asked_first() -> None:
+    text = (
+        '@id("r") permit (principal, action == Action::"fs/read", resource) when { context.args.n > 1 };\n'
+        '@id("ask") @effect("ask") forbid (principal, action == Action::"fs/read", resource);\n'
+        '@id("w") permit (principal, action == Action::"fs/write", resource);\n'
+        '@id("big") @effect("ask") forbid (principal, action == Action::"fs/write", resource)\n'
+        "when { context.args.n > 1 };"
+    )
+    world = World("acme", "main", 0)
+    world.facts = lambda: TOOLS  # type: ignore[method-assign]
+    found = {one.action: one for one in what_can_be_called(world, bundle(text), Principal(), "")}
+    read, write = found["read"], found["write"]
+    assert (read.answer, read.asks, read.rules) == ("by-arguments", "all", ("ask", "r"))
+    assert read.message == "It depends on the arguments. A person is asked first of every call that is not denied."
+    assert (write.answer, write.asks, write.rules) == ("by-arguments", "some", ("big", "w"))
+    assert write.message == "It depends on the arguments. Of some calls a person is asked first."

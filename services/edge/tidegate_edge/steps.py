@@ -12,6 +12,7 @@ from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprints
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
 from tidegate.limits import FINDINGS_PER_CALL_MAX
+from tidegate.policy.control import scope_word
 from tidegate_edge import bridge, reply, shadows, strict_json, targets, tasks, translate
 from tidegate_edge.accept import PARAM_HEADER, Request
 from tidegate_edge.calls import NULL, TARGET_CHARS_MAX, Ended, Inputs, Ongoing
@@ -71,7 +72,9 @@ def admit(edge: Edge, call: Ongoing) -> None:
         now_us=call.requested_us,
     )
     if standing is not None:
-        call.refuse("quarantine", "quarantined", f"This {standing.scope} is in quarantine: {standing.reason}")
+        call.refuse(
+            "quarantine", "quarantined", f"This {scope_word(standing.scope)} is in quarantine: {standing.reason}"
+        )
         call.rules = (standing.quarantine_id,)
         call.hidden = standing.scope in ("server", "tool") and not _is_known_to(edge, call)
     elif call.ruling is None:
@@ -116,14 +119,15 @@ def decide(edge: Edge, call: Ongoing) -> None:
     else:
         began_ns = time.perf_counter_ns()
         verdict = ruling.decide(call.principal, call.item, arguments, call.facts)
-        ruling.tally.add(verdict, (time.perf_counter_ns() - began_ns) / 1_000)
+        took_us = (time.perf_counter_ns() - began_ns) / 1_000
+        call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
+        ruling.tally.add_share(call.principal.subject_id, call.requested_us, verdict, took_us, hidden=call.hidden)
         if ruling.shadows:
             shadows.ask(edge, call, arguments, verdict)
         call.decision, call.rules = verdict.effect, verdict.rules
         call.reason, call.message = verdict.reason, verdict.told
-        call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
         if verdict.effect == "ask":
-            call.approver, call.asked_for_s, call.asked_about = verdict.approver, verdict.expires_s, arguments
+            call.approver, call.asked_for_s, call.asked_about = verdict.approver, verdict.expires_s, call.arguments
         if call.item.input_schema is not None and not call.hidden:
             _compare_param_headers(call, arguments)
     call.policy_us = call.now_us() - call.requested_us

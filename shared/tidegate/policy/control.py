@@ -9,6 +9,11 @@ from tidegate.events import QuarantineImposed, QuarantineLifted
 _Key = tuple[str, str]
 
 
+def scope_word(scope: str) -> str:
+    """A scope in sentences: what events call a subject is a person to people."""
+    return "person" if scope == "subject" else scope
+
+
 class Quarantines:
     """What is quarantined now in one tenant. `match` is five dictionary look-ups, whatever the number in force."""
 

@@ -24,7 +24,7 @@ from tidegate.policy.circumstances import encode_facts, looked_at
 from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate.policy.labels import plain_labels
-from tidegate.policy.preparing import PolicyPrincipal, Route, authorize, hopeless, prepare
+from tidegate.policy.preparing import Asks, PolicyPrincipal, Route, asks, authorize, hopeless, prepare
 from tidegate.policy.rules import NOTHING, Rule, parse_rules
 from tidegate.policy.slices import RuleIndex
 from tidegate.policy.verdict import Verdict, unrepresentable, verdict_of
@@ -153,6 +153,15 @@ class Engine:
         """Whether the verdict on calls of this tool depends on their arguments."""
         route = self._route(principal, server, tool)
         return route.standing is None and (route.args.whole or bool(route.args.parts))
+
+    def may_decide(self, principal: PolicyPrincipal, server: str, tool: str) -> tuple[str, ...]:
+        """The rules that may decide calls of this tool; where some ask, those that cannot are not left out."""
+        return tuple(sorted(rule.id for rule in self._route(principal, server, tool).slice.rules))
+
+    def asks(self, principal: PolicyPrincipal, server: str, tool: str) -> Asks:
+        """Which of the calls that are not denied a person has to approve first."""
+        route = self._route(principal, server, tool)
+        return asks(principal, self._target(server, tool)[0], route, self._content.book)
 
     def hopeless(
         self, principal: PolicyPrincipal, server: str, tool: str, arguments: Mapping[str, object]

@@ -22,10 +22,11 @@ from tidegate.events import (
     ToolWithdrawn,
 )
 from tidegate.policy.bundle import Bundle
-from tidegate.policy.control import Quarantines
+from tidegate.policy.control import Quarantines, scope_word
 from tidegate.policy.definition_rules import DEFINITIONS, DefinitionRules, load_definition_rules
 from tidegate.policy.engine import Engine, PolicyPrincipal, ToolFacts
 from tidegate.policy.labels import tool_labels
+from tidegate.policy.preparing import Asks
 from tidegate.policy.replaying import PROMPTS_GET, RESOURCES_READ
 from tidegate.policy.signing import Release, SignedRelease, Stage
 from tidegate.policy.trusting import Judge, Trusting
@@ -38,12 +39,19 @@ _IN_WORDS: Final = {
     "taint": "what the session has read",
     "protocol": "the revision of MCP",
 }
+_ASKING: Final = {
+    "none": "",
+    "some": "Of some calls a person is asked first.",
+    "all": "A person is asked first of every call that is not denied.",
+}
 Answer = Literal["allow", "by-arguments", "ask", "deny"]
 _decode_definition: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Can(msgspec.Struct, frozen=True):
-    """Whether something may be called. `by-arguments`: some calls may, others not, by arguments or circumstances."""
+    """Whether something may be called. `by-arguments`: some calls may, others not, by arguments or circumstances;
+    `rules` are then those that may decide, and `asks` says of which calls that are not denied a person is asked first.
+    """
 
     server: str
     action: str  # a tool's own name; `prompts/get`, `resources/read`: all prompts, all resources of the server
@@ -52,6 +60,7 @@ class Can(msgspec.Struct, frozen=True):
     reason: str
     rules: tuple[str, ...] = ()
     message: str = ""
+    asks: Asks = "none"
 
 
 class World:
@@ -167,13 +176,14 @@ def _can(
     server, tool = facts.server, facts.tool
     stopped = world.quarantines.match("", subject_id, principal.agent, server, tool, world.at_us)
     if stopped is not None:
-        told = f"This {stopped.scope} was in quarantine: {stopped.reason}"
+        told = f"This {scope_word(stopped.scope)} was in quarantine: {stopped.reason}"
         return Can(server, tool, facts.labels, "deny", "quarantined", (stopped.quarantine_id,), told)
     if (why := held.get((server, tool))) is not None:
         return Can(server, tool, facts.labels, "deny", "definition-held", (), why)
     verdict = engine.hidden(principal, server, tool) or engine.standing(principal, server, tool)
     if verdict is not None:
-        return Can(server, tool, facts.labels, verdict.effect, verdict.reason, verdict.rules, verdict.told)
+        asks: Asks = "all" if verdict.effect == "ask" else "none"
+        return Can(server, tool, facts.labels, verdict.effect, verdict.reason, verdict.rules, verdict.told, asks)
     return _depends(engine, principal, facts)
 
 
@@ -182,5 +192,7 @@ def _depends(engine: Engine, principal: PolicyPrincipal, facts: ToolFacts) -> Ca
     by_arguments, looked_at = engine.needs_arguments(*call), engine.needs_facts(*call)
     what = [*(["the arguments"] if by_arguments else []), *(_IN_WORDS[name] for name in sorted(looked_at))]
     reason = "depends-on-arguments" if by_arguments or not looked_at else "depends-on-circumstances"
-    told = f"It depends on {', '.join(dict.fromkeys(what))}." if looked_at else ""
-    return Can(facts.server, facts.tool, facts.labels, "by-arguments", reason, (), told)
+    told = f"It depends on {', '.join(dict.fromkeys(what))}." if what else ""
+    asks, rules = engine.asks(*call), engine.may_decide(*call)
+    message = f"{told} {_ASKING[asks]}".strip()
+    return Can(facts.server, facts.tool, facts.labels, "by-arguments", reason, rules, message, asks)

@@ -8,7 +8,7 @@ known as an unknown, which is there; what may be absent, and is asked after, is 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from cedarpy import _internal as cedar
@@ -22,6 +22,8 @@ from tidegate.policy.verdict import Verdict, verdict_of
 _UNKNOWN_ARGS = '{"__extn":{"fn":"unknown","arg":"args"}}'
 _NOTHING_REACHED = Reach(cedar.Entities.from_json_str("[]"), 0)
 _encode = msgspec.json.Encoder().encode
+
+Asks = Literal["none", "some", "all"]
 
 
 class PolicyPrincipal(Protocol):
@@ -152,6 +154,22 @@ def hopeless(
         if hidden is None:
             break
     return hidden
+
+
+def asks(principal: PolicyPrincipal, target: Target, route: Route, book: EntityBook) -> Asks:
+    """Whether rules ask about calls, whatever their arguments and circumstances."""
+    asking = Slice(tuple(rule for rule in route.slice.rules if rule.ask))
+    if not asking.rules:
+        return "none"
+    user: Uid = (principal_type(principal), principal.user)
+    agent, needs = _agent(principal.agent, book), asking.needs
+    found = [
+        _authorize_partial(_partial_request(user, target, agent, _UNKNOWN_ARGS, there), asking, route.reach.entities)
+        for there in _presences(looked_at(needs), asked_after(needs))
+    ]
+    if all(one is not None and one.reason for one in found):
+        return "all"
+    return "some" if any(one is None or one.reason or one.nontrivial_residuals for one in found) else "none"
 
 
 def _previewed(user: Uid, target: Target, rules: Slice, entities: cedar.Entities, agent: str) -> _Preview:
