@@ -2,10 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections import Counter as Counted
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ from tidegate.policy.budgets import BudgetLimit, Measure, Measured, read_limits
 from tidegate.sessions.budgets import GRACE_S, LEASE_S, Counter, Draw, Kind, Share, Standing, day_at
 from tidegate.sessions.memory_budgets import MemoryBudgets
 from tidegate.sessions.port import SessionsUnavailable
-from tidegate_edge.purses import TICK_S, Hold, Purses
+from tidegate_edge.purses import TICK_S, Hold, Purse, Purses
 
 START_MS = 1_790_000_000_000
 
@@ -84,19 +86,51 @@ class World:
             short = await purses.take(lacking, held) if lacking else None
         except SessionsUnavailable:
             short = True  # type: ignore[assignment]
+        except asyncio.CancelledError:
+            _release(held)
+            raise
         if short is not None:
-            for hold in held:
-                hold.purse.give_back(hold.meter.amount)
+            _release(held)
             return False
         self.passed.append((self.time.ms, meters[0].amount))
         self.under_way.append((purses, held, self.time.ms))
         return True
+
+    def all_purses(self) -> list[Purse]:
+        return [purse for purses in self.purses for purse in purses._active]
+
+    def held(self) -> dict[str, int]:
+        """By kind, of all edges."""
+        held = Counted[str]()
+        for purse in self.all_purses():
+            held[purse.counter.kind] += purse.units + purse.spare + purse.in_use
+        return held
+
+    async def used(self) -> dict[str, int]:
+        standings, _ = await self.store.standings("acme", 10)
+        return {"day": 0, "bucket": 0, "places": 0} | {one.kind: one.used for one in standings}
 
     def end(self, index: int) -> None:
         _, held, _ = self.under_way.pop(index % len(self.under_way))
         for hold in held:
             if hold.purse.is_places:
                 hold.purse.give_back(hold.meter.amount)
+
+    async def withdraw(self, number: int, works: Sequence[Coroutine[Any, Any, Any]]) -> None:
+        """Begin all of these; after some turns of the loop, cancel those that a bit of `number` names."""
+        tasks = [asyncio.ensure_future(work) for work in works]
+        for _ in range(number % 9):
+            await asyncio.sleep(0)
+        for index, task in enumerate(tasks):
+            if number >> index & 1:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for purses in self.purses:
+            for _ in range(1_000):
+                if not purses.is_asking:
+                    break
+                await asyncio.sleep(0)
+            assert not purses.is_asking
 
     async def pass_ticks(self, number: int) -> None:
         """As time passes on edges that live."""
@@ -127,6 +161,11 @@ class World:
                 self.store.is_away = number % 2 == 0
             case "loses":
                 self.store.loses = number % 3 == 0
+
+
+def _release(held: list[Hold]) -> None:
+    for hold in held:
+        hold.purse.give_back(hold.meter.amount)
 
 
 STEPS = st.lists(
@@ -248,6 +287,85 @@ def test_what_no_edge_uses_is_there_again_for_any_of_them(
         while await here.call(0, meters):
             pass
         assert len(here.passed) == most, "every unit is used once, and none is lost"
+
+    run(law())
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["calls", "calls", "ticks", "close", "end", "wait"]), st.integers(0, 2**9))),
+    TURNS,
+    st.integers(1, 3),
+    st.integers(1, 90),
+)
+def test_whatever_is_withdrawn_when_the_store_has_counted_what_was_used_and_what_is_held(
+    steps: list[tuple[str, int]], turns: list[int], edges: int, most: int
+) -> None:
+    async def law() -> None:
+        here = world(edges, turns)
+        day, places = meter("daily-calls", "day", most, amount=2), meter("concurrent", "places", most)
+        meters = [day, meter("calls", "bucket", most, 1, 10**15), places]  # which gets nothing meanwhile
+        for what, number in steps:
+            edge = number % edges
+            match what:
+                case "calls":
+                    await here.withdraw(number, [here.call((edge + n) % edges, meters) for n in range(8)])
+                case "ticks":
+                    await here.withdraw(number, [here.purses[edge].tick(), here.call(edge, meters)])
+                case "close":
+                    await here.withdraw(number, [here.purses[edge].close()])
+                case "end" if here.under_way:
+                    here.end(number)
+                case "wait":
+                    await here.pass_ticks(number % 12)
+            held = here.held()
+            passed = len(here.passed)
+            assert await here.used() == {
+                "day": passed * 2 + held["day"],
+                "bucket": passed + held["bucket"],
+                "places": held["places"],
+            }
+            assert sum(purse.in_use for purse in here.all_purses()) == len(here.under_way)
+        while here.under_way:
+            here.end(0)
+        await here.pass_ticks(24)
+        assert await here.used() == {"day": len(here.passed) * 2, "bucket": len(here.passed), "places": 0}
+
+    run(law())
+
+
+@pytest.mark.parametrize("kind", ["day", "bucket"])
+def test_calls_that_are_withdrawn_while_the_store_is_asked_use_nothing(kind: Kind) -> None:
+    async def law() -> None:
+        here = world(1, [1])
+        meters = [meter("calls", kind, 5_000, 1, 10**15)]
+        assert await here.call(0, meters)
+        for _ in range(200):
+            for purse in here.all_purses():
+                purse.change(purse.counter)  # what is held goes back: the next call must ask
+            await here.withdraw(0b11, [here.call(0, meters)])
+        held = here.held()[kind]
+        assert (await here.used())[kind] == 1 + held
+        await here.pass_ticks(12)
+        assert (await here.used())[kind] == 1
+
+    run(law())
+
+
+def test_a_store_that_was_away_a_moment_ago_is_told_nothing_so_that_what_is_held_is_kept() -> None:
+    async def law() -> None:
+        here = world(1, [0])
+        meters = [meter("daily-calls", "day", 5_000)]
+        assert await here.call(0, meters)
+        before = here.held()
+        here.store.is_away = True
+        assert not await here.call(0, [meter("calls", "day", 100)])
+        here.time.ms += 900
+        await here.purses[0].close()
+        assert here.held() == before
+        here.store.is_away = False
+        await here.pass_ticks(12)
+        assert (await here.used())["day"] == 1
 
     run(law())
 

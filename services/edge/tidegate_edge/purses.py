@@ -3,14 +3,14 @@
 A call takes from the lease. Where that does not reach, one exchange with the store asks for all that lacks. What is not
 used goes back after a moment, and a tick tells the store what was used. Counterparts: `tidegate.sessions.budgets`,
 `budgets.py`. Rules: a lease is let go of before the store counts it as lost; what may have been told is never told
-twice in our favour.
+twice in our favour; an exchange that has begun is received whatever becomes of the call that began it.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from tidegate.ids import now_us
 from tidegate.policy.budgeting import Meter
@@ -33,6 +33,7 @@ MARKS_PENDING_MAX: Final = 100_000
 SLICE: Final = 1_000
 
 Clock = Callable[[], float]
+T = TypeVar("T")
 
 
 class Purse:
@@ -110,16 +111,27 @@ class Purse:
         if self.is_places:
             self.in_use -= amount
 
+    def put_back(self, amount: int) -> None:
+        """What was got for a call that was withdrawn meanwhile. It goes back and nobody takes it: the store has counted
+        it as used, so that of a bucket it may have come again."""
+        if self.is_places:
+            self.give_back(amount)
+        else:
+            self.spare += amount
+
+    def wanted(self, now_s: float) -> int:
+        """In calls. It grows while asking is frequent, and shrinks when it is not; kept once it was got."""
+        is_frequent = now_s - self.drawn_s < FRESH_S
+        return min(self.want * 2, WANT_MAX) if is_frequent else max(self.want // 2, WANT_MIN)
+
     def draw(self, amount: int, now_s: float) -> Draw:
-        """What to ask for. It grows while asking is frequent, and shrinks when it is not."""
+        """What to ask for."""
         self.typical = max(amount, self.typical if amount == 0 else 1)
-        age = now_s - self.drawn_s
-        self.want = min(self.want * 2, WANT_MAX) if age < FRESH_S else max(self.want // 2, WANT_MIN)
         if now_s >= self.until_s and self.units > 0:
             self.units = 0
         rest = self.units + self.in_use if self.is_places else self.units
         need = amount or 1
-        want = 0 if self.counter.kind == "distinct" else max(need, self.want * self.typical)
+        want = 0 if self.counter.kind == "distinct" else max(need, self.wanted(now_s) * self.typical)
         back, self.spare = self.spare, 0
         return Draw(self.counter, need, want, rest, back, self.day)
 
@@ -162,12 +174,18 @@ class Purses:
         self._active: dict[Purse, None] = {}
         self._away_until_s = 0.0
         self._swept_s = 0.0
+        self._under_way: set[asyncio.Task[Any]] = set()  # exchanges: each has the locks of its purses, so few fit
         self.exchanges = 0  # since start
         self.failures = 0
 
     @property
     def active(self) -> int:
         return len(self._active)
+
+    @property
+    def is_asking(self) -> bool:
+        """An exchange is under way, be it for nobody any more."""
+        return bool(self._under_way)
 
     def take_known(self, meters: Sequence[Meter], held: list[Hold]) -> list[Meter]:
         """Take what leases have; what lacks comes back."""
@@ -192,12 +210,12 @@ class Purses:
             async with contextlib.AsyncExitStack() as stack:
                 for counter in part:
                     await stack.enter_async_context(self._purse(counter).lock)
-                short = await self._take([wanted[counter] for counter in part], held)
+                short = await self._take([wanted[counter] for counter in part], held, stack)
             if short is not None:
                 return short
         return None
 
-    async def _take(self, meters: list[Meter], held: list[Hold]) -> Shortage | None:
+    async def _take(self, meters: list[Meter], held: list[Hold], locks: contextlib.AsyncExitStack) -> Shortage | None:
         """With the locks of all of them."""
         meters = self.take_known(meters, held)  # others may have asked meanwhile
         now_s = self._clock()
@@ -206,22 +224,56 @@ class Purses:
                 return Shortage(meter, share)
         if not meters:
             return None
-        purses = [self._purse(meter.counter) for meter in meters]
-        draws = [purse.draw(meter.amount, now_s) for purse, meter in zip(purses, meters, strict=True)]
-        shares = await self._exchange(draws)
-        short: list[Shortage] = []
-        for purse, meter, draw, share in zip(purses, meters, draws, shares, strict=True):
-            self._receive(purse, draw, share, now_s)
-            if share.is_short:
-                purse.dry, purse.dry_until_s = share, now_s + _dry_s(purse, share)
-                short.append(Shortage(meter, share))
-        if short:
-            return max(short, key=lambda one: one.share.retry_ms if one.share else 0)
-        for purse, meter in zip(purses, meters, strict=True):
-            purse.units -= meter.amount
-            purse.in_use += meter.amount if purse.is_places else 0
-            held.append(Hold(purse, meter, self))
+        self._check_is_there()
+        lending = self._start(self._lend(meters, now_s, locks.pop_all()))
+        try:
+            lent = await asyncio.shield(lending)
+        except asyncio.CancelledError:
+            lending.add_done_callback(self._withdraw)
+            raise
+        if isinstance(lent, Shortage):
+            return lent
+        held += lent
         return None
+
+    async def _lend(self, meters: list[Meter], now_s: float, locks: contextlib.AsyncExitStack) -> list[Hold] | Shortage:
+        """Ask for these, and take what they need of it; the locks are let go of then."""
+        async with locks:
+            purses = [self._purse(meter.counter) for meter in meters]
+            draws = [purse.draw(meter.amount, now_s) for purse, meter in zip(purses, meters, strict=True)]
+            wants = [purse.wanted(now_s) for purse in purses]
+            for purse in purses:
+                purse.want = WANT_MIN  # unless the answer comes: little is lost with the next one
+            shares = await self._exchange(draws)
+            short: list[Shortage] = []
+            for purse, meter, draw, share, want in zip(purses, meters, draws, shares, wants, strict=True):
+                purse.want = want
+                self._receive(purse, draw, share, now_s)
+                if share.is_short:
+                    purse.dry, purse.dry_until_s = share, now_s + _dry_s(purse, share)
+                    short.append(Shortage(meter, share))
+            if short:
+                return max(short, key=lambda one: one.share.retry_ms if one.share else 0)
+            for purse, meter in zip(purses, meters, strict=True):
+                purse.units -= meter.amount
+                purse.in_use += meter.amount if purse.is_places else 0
+            return [Hold(purse, meter, self) for purse, meter in zip(purses, meters, strict=True)]
+
+    def _withdraw(self, lending: "asyncio.Task[list[Hold] | Shortage]") -> None:
+        """Nobody waits any more for what this exchange got."""
+        if lending.cancelled() or lending.exception() is not None:
+            return
+        lent = lending.result()
+        for purse, meter, _ in () if isinstance(lent, Shortage) else lent:
+            purse.put_back(meter.amount)
+            self._active[purse] = None
+
+    def _start(self, exchange: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """By itself: a caller may go, what the store has counted stays counted."""
+        task = asyncio.create_task(exchange, name="ask for leases of limits")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
 
     def _dry(self, meter: Meter, now_s: float) -> Share | None:
         purse = self._purse(meter.counter)
@@ -233,17 +285,20 @@ class Purses:
 
     def _receive(self, purse: Purse, draw: Draw, share: Share, at_s: float) -> None:
         if share.day != purse.day:  # what was left of the day before is lost
-            purse.day, purse.units = share.day, min(purse.units, 0)
+            purse.day, purse.units, purse.spare = share.day, min(purse.units, 0), 0
         purse.units += share.granted - min(draw.rest, 0)  # a debt is told now
         purse.drawn_s, purse.until_s = at_s, at_s + share.lease_ms / 1000
         purse.left = share.left
         purse.is_known = share.granted > 0 or draw.rest > 0
         self._active[purse] = None
 
-    async def _exchange(self, draws: list[Draw]) -> list[Share]:
-        """Raises SessionsUnavailable, at once where the store failed a moment ago."""
+    def _check_is_there(self) -> None:
+        """Before purses are emptied into a word to the store. Raises SessionsUnavailable where it just failed."""
         if self._clock() < self._away_until_s:
             raise SessionsUnavailable("the session store did not answer a moment ago")
+
+    async def _exchange(self, draws: list[Draw]) -> list[Share]:
+        """Raises SessionsUnavailable: whether the store has counted these is not known then."""
         self.exchanges += 1
         try:
             return await self._store.draw(self._holder, draws)
@@ -269,10 +324,13 @@ class Purses:
             part = fresh[start : start + MARKS_AT_ONCE_MAX]
             at_s, draw = self._clock(), Draw(purse.counter, marks=tuple(part))
             try:
+                self._check_is_there()
                 (share,) = await self._exchange([draw])
-            except SessionsUnavailable:
+            except (SessionsUnavailable, asyncio.CancelledError) as error:  # told twice, they count once
                 purse.pending.update(fresh[start : start + max(0, MARKS_PENDING_MAX - len(purse.pending))])
                 self._active[purse] = None
+                if isinstance(error, asyncio.CancelledError):
+                    raise
                 return
             self._receive(purse, draw, share, at_s)
             if len(purse.seen) < MARKS_KEPT_MAX:
@@ -305,19 +363,25 @@ class Purses:
             self._sweep(now_s)
 
     async def _settle(self, purses: list[Purse]) -> None:
-        at_s = self._clock()
         async with contextlib.AsyncExitStack() as stack:
             for purse in sorted(purses, key=lambda purse: purse.counter):
                 await stack.enter_async_context(purse.lock)
-            draws = [purse.settle() for purse in purses]
-            shares = await self._exchange(draws)
-        for purse, draw, share in zip(purses, draws, shares, strict=True):
-            if purse.counter.kind != "distinct":
-                self._receive(purse, draw, share, at_s)
+            self._check_is_there()
+            await asyncio.shield(self._start(self._tell(purses, stack.pop_all())))
         for purse in purses:
             if purse.pending:
                 pending, purse.pending = purse.pending, set()
                 await self.mark(purse, pending)
+
+    async def _tell(self, purses: list[Purse], locks: contextlib.AsyncExitStack) -> None:
+        """What they used; the locks are let go of then. Where the answer is lost, what went back counts as used: it may
+        be another edge's by now."""
+        async with locks:
+            at_s = self._clock()
+            draws = [purse.settle() for purse in purses]
+            for purse, draw, share in zip(purses, draws, await self._exchange(draws), strict=True):
+                if purse.counter.kind != "distinct":
+                    self._receive(purse, draw, share, at_s)
 
     async def close(self) -> None:
         """Give back all that is held, as far as the store can be told."""
