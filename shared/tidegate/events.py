@@ -87,7 +87,7 @@ class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     kind: Literal["user", "service"] = "user"  # what the principal is to the rules
     role: Role = "ruling"  # of the release among those of its ring
     taint: tuple[str, ...] = ()  # of the session, as the rules were told
-    facts: tuple[str, ...] = ()  # circumstances that mattered ("network", "taint", ...), sorted; others need not be here
+    facts: tuple[str, ...] = ()  # circumstances that mattered ("network", "taint", ...), sorted; others may be absent
     arguments_kept: bool = False  # the values decided on are in `sealed.arguments`, unmasked and whole
 
 
@@ -315,6 +315,10 @@ class BundleObserved(Event, frozen=True, kw_only=True, tag="bundle.observed.v1")
     errors: int = 0  # denials because a rule could not be evaluated
     slow: int = 0  # decisions that took longer than the guard allows
     differed: int = 0  # calls that a shadow would have decided otherwise
+    callers: int = 0  # people and services whose calls these are; 0: the edge does not say
+    most_denied: tuple[int, ...] = ()  # of the denials, those of the two callers with most
+    most_errors: tuple[int, ...] = ()  # of the errors, the same
+    most_slow: tuple[int, ...] = ()  # of the slow decisions, the same
 
 
 class ApprovalRequested(Event, frozen=True, kw_only=True, tag="approval.requested.v1"):

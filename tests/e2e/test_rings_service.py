@@ -119,6 +119,8 @@ async def test_the_same_canary_is_not_released_twice_but_a_wider_one_is(service:
         ("role=canary&edge_label=site", 422, "request-malformed"),
         ("role=canary&edge_label=a%3Db&edge_label=a%3Dc", 422, "request-malformed"),
         ("role=canary&guard_denials=5", 422, "request-malformed"),
+        ("role=canary&guard_slow=0.01&guard_slow_ms=1e-9", 422, "request-malformed"),
+        ("role=canary&guard_slow=0.01&guard_slow_ms=0.0009", 422, "request-malformed"),
         ("role=emperor", 422, "request-malformed"),
         ("role=canary&percnt=10", 422, "request-malformed"),
         ("role=canary&ring=other", 409, "nothing-rules"),
@@ -200,6 +202,24 @@ async def test_a_bad_canary_is_taken_back_by_itself(service: Running) -> None:
     assert (await pointer(service, "ruling")).number == 1
     async with service.client.get(f"{service.base}/metrics") as response:
         assert "tidegate_policy_taken_back_total 1.0" in await response.text()
+
+
+async def test_two_callers_cannot_vote_a_release_away_and_a_third_can(service: Running) -> None:
+    edges = [Edge(service.log, f"e{number}") for number in range(2)]
+    await publish(service, TWO, f"{DENIALS}&guard_errors=0&watch=600")
+    for edge in edges:
+        await edge.activate(1, digest_of(ONE))
+        await edge.observe(1, digest_of(ONE), decided=10_000, denied=100, callers=50)
+        await edge.activate(2, digest_of(TWO))
+        flood: dict[str, Any] = {"most_denied": (60, 60), "errors": 2, "most_errors": (1, 1), "callers": 30}
+        await edge.observe(2, digest_of(TWO), decided=620, denied=130, **flood)
+    await until(lambda: _ruled(service, 1240))
+    found = (await status_of(service))["ruling"]
+    assert (found["watching"], found["counts"]["denied"], found["counts"]["callers"]) == ("watching", 260, 30)
+    assert await stays(service)
+    await edges[0].observe(2, digest_of(TWO), decided=780, denied=290, **flood)
+    await until(lambda: taken_back(service, 1))
+    assert (await releases(service))[0]["reason"].startswith("420 of 1400 calls (30.0%) were denied")
 
 
 async def test_a_good_canary_stays_and_so_does_one_with_too_few_calls(service: Running) -> None:
@@ -319,6 +339,10 @@ async def test_what_edges_said_while_the_service_was_away_counts(tmp_path: Path)
         await Edge(service.log, "e2").observe(2, digest_of(TWO), decided=10, denied=10)
         await until(lambda: taken_back(service, 1))
         assert (await status_of(service))["ruling"]["release"]["digest"] == digest_of(ONE)
+
+
+def _ruled(service: Running, decided: int) -> bool:
+    return service.opened.service.state.observations.total("main", "ruling", 2).decided == decided
 
 
 def _total(service: Running, number: int) -> int:

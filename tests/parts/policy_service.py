@@ -189,7 +189,7 @@ class Edge:
         await self._log.append([self._chain.seal(event)])
 
     async def observe(
-        self, number: int, digest: str, role: Role = "ruling", *, since_us: int = 0, at_us: int = 0, **counts: int
+        self, number: int, digest: str, role: Role = "ruling", *, since_us: int = 0, at_us: int = 0, **counts: Any
     ) -> None:
         """It has counted so much of the release since it runs it."""
         event = BundleObserved(

@@ -1,5 +1,6 @@
 """What edges say they have counted: added up once, in any order that their log allows, whatever they say."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,3 +107,16 @@ def test_of_many_releases_the_newest_are_remembered() -> None:
     assert found.total("main", "ruling", 49).decided == 10
     assert found.total("main", "ruling", 48).decided == 10
     assert found.total("main", "ruling", 1).decided == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.lists(st.integers(-5, 500), max_size=4)), min_size=1, max_size=6))
+def test_two_callers_have_no_more_than_their_most_at_each_edge_together(said: list[tuple[int, list[int]]]) -> None:
+    found = Observations()
+    for number, (callers, most) in enumerate(said):
+        event = observed((f"e{number}", "canary", 1, 500, 500))
+        found.observed(msgspec.structs.replace(event, callers=callers, most_denied=tuple(most)))
+    own = found.total("main", "canary", 2)
+    real = [sorted((max(0, count) for count in most), reverse=True)[:2] for _, most in said]
+    assert own.denied_one == sum(sum(most[:1]) for most in real)
+    assert own.denied_two == sum(min(sum(most), 500) for most in real)
+    assert own.callers == max(callers for callers, _ in said), "who calls at one edge may be who calls at another"

@@ -60,6 +60,72 @@ def test_the_sentence_says_what_was_counted() -> None:
     assert told == "50 of 100 calls (50.0%) took longer than 2.5 ms to decide; the guard allows 10.0%"
 
 
+def by(own: Counts, callers: int, *most: int) -> Counts:
+    """The same from so many callers, those with most of the denials and errors named."""
+    one, two = sum(most[:1]), sum(most[:2])
+    return own._replace(
+        callers=callers,
+        denied_one=one,
+        denied_two=two,
+        errors_one=min(one, own.errors),
+        errors_two=min(two, own.errors),
+    )
+
+
+@pytest.mark.parametrize(
+    ("guard", "own", "fails"),
+    [
+        (DENIALS, by(Counts(1_020, denied=32), 40, 20, 1), False),  # one who is refused again and again
+        (DENIALS, by(Counts(1_200, denied=212), 40, 100, 100), False),  # two of them
+        (DENIALS, by(Counts(1_300, denied=312), 40, 100, 100), True),  # a third
+        (DENIALS, by(Counts(100, denied=100), 1, 100), True),  # nobody else has called
+        (DENIALS, by(Counts(100, denied=50), 2, 50), False),  # one of two
+        (DENIALS, by(Counts(100, denied=100), 2, 50, 50), True),  # both
+        (DENIALS, by(Counts(240, denied=100), 20, 5, 5), True),  # many, some calls each
+        (ERRORS, by(Counts(1_000, denied=40, errors=40), 40, 20, 20), False),
+        (ERRORS, by(Counts(1_000, denied=3, errors=3), 40, 1, 1), True),
+        (Guard(slow=0.0), Counts(1_000, slow=9, callers=40, slow_one=5, slow_two=9), False),
+        (Guard(slow=0.0), Counts(1_000, slow=10, callers=40, slow_one=5, slow_two=9), True),
+    ],
+)
+def test_it_takes_three_callers_or_all_to_have_a_release_taken_back(guard: Guard, own: Counts, fails: bool) -> None:
+    assert bool(judge(guard, own, Counts(20_000, denied=200, callers=50))) == fails
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=20),
+    st.lists(st.integers(0, 500), max_size=2),
+    st.integers(0, 300),
+)
+def test_no_two_callers_have_a_release_taken_back_that_would_have_stayed(
+    honest: list[tuple[int, int, int]], flood: list[int], beside: int
+) -> None:
+    guard, other = Guard(denials=0.05, errors=0.0, calls_min=1), Counts(1_000, denied=beside)
+    each = [
+        Counts(decided, min(denied, decided), errors=min(errors, denied, decided)) for decided, denied, errors in honest
+    ]
+    quiet = Counts(
+        sum(one.decided for one in each), sum(one.denied for one in each), errors=sum(one.errors for one in each)
+    )
+    if judge(guard, quiet, other):
+        return
+    loud = [*each, *(Counts(count, count, errors=count) for count in flood)]
+    whole = Counts()
+    for one in loud:
+        whole = whole.plus(one)
+    denied = sorted((one.denied for one in loud), reverse=True)
+    errors = sorted((one.errors for one in loud), reverse=True)
+    told = whole._replace(
+        callers=len(loud),
+        denied_one=denied[0],
+        denied_two=sum(denied[:2]),
+        errors_one=errors[0],
+        errors_two=sum(errors[:2]),
+    )
+    if len(loud) > len(flood):
+        assert judge(guard, told, other) == ""
+
+
 counts = st.integers(0, 10_000).flatmap(
     lambda n: st.tuples(st.just(n), *(st.integers(0, n) for _ in range(4))).map(lambda five: Counts(*five))
 )

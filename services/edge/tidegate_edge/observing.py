@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from tidegate.events import AnyEvent, BundleObserved
 from tidegate.ids import now_us
 from tidegate.policy.signing import Release
 from tidegate_edge.edge import Edge
-from tidegate_edge.tallies import Tally
+from tidegate_edge.tallies import Sums, Tally
 
 Make = Callable[[dict[str, Any]], AnyEvent]
 Tell = Callable[[str, Make], Awaitable[None]]
@@ -37,7 +39,7 @@ class Watched:
 class _Told:
     """What was said last, and when."""
 
-    counts: dict[str, int]
+    sums: Sums
     at_us: int
 
 
@@ -56,13 +58,13 @@ class Observer:
         self._told = {key: told for key, told in self._told.items() if key[0] != tenant or key in keys}
         for one in listed:
             told = self._told.get(_key(tenant, one.release))
-            if is_due(one, told.counts if told else {}, told.at_us if told else 0, now_us()):
+            if is_due(one, told.sums if told else Sums(), told.at_us if told else 0, now_us()):
                 await self.say(tenant, one)
 
     async def say(self, tenant: str, one: Watched) -> None:
         """Now, changed or not."""
-        release, counts = one.release, one.tally.counts()
-        self._told[_key(tenant, release)] = _Told(counts, now_us())
+        release, sums = one.release, one.tally.sums()
+        self._told[_key(tenant, release)] = _Told(sums, now_us())
         await self._tell(
             tenant,
             lambda common: BundleObserved(
@@ -73,19 +75,14 @@ class Observer:
                 number=release.number,
                 digest=release.digest,
                 since_us=one.tally.since_us,
-                decided=counts["decided"],
-                denied=counts["denied"],
-                asked=counts["asked"],
-                errors=counts["errors"],
-                slow=counts["slow"],
-                differed=counts["differed"],
+                **msgspec.structs.asdict(sums),
             ),
         )
 
 
-def is_due(one: Watched, counts: dict[str, int], told_us: int, at_us: int) -> bool:
-    """Whether the sums are to be told now; `counts` and `told_us`: what was told last, and when."""
-    if counts == one.tally.counts() or (not counts and not one.tally.decided):
+def is_due(one: Watched, sums: Sums, told_us: int, at_us: int) -> bool:
+    """Whether the sums are to be told now; `sums` and `told_us`: what was told last, and when."""
+    if sums.decided == one.tally.decided:
         return False
     age_us = at_us - one.tally.since_us
     if one.closely:

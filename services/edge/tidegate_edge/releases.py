@@ -329,6 +329,7 @@ class Releases:
         """What a release that a guard watches will be compared with, as it stands when that begins."""
         listed = {one.release.role: one for one in self._watched(tenant)}
         if release.digest and release.role != "shadow" and _is_guarded(listed.get("canary")) and "ruling" in listed:
+            listed["ruling"].tally.compare_from(now_us())
             await self._observer.say(tenant, listed["ruling"])
         if release.role == "ruling" and release.guard is not None and before is not None:
             await self._observer.say(tenant, Watched(before.release, before.tally, closely=True))

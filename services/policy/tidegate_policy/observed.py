@@ -4,8 +4,9 @@ An edge counts from its start, and says the sum so far: the highest one of each 
 what the ruling release had decided there before a canary came is known, and left out of the comparison.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from tidegate.events import BundleActivated, BundleObserved, Role
 from tidegate_policy.guard import Counts
@@ -68,8 +69,15 @@ class Observations:
 def counts_of(event: BundleObserved) -> Counts:
     """Nothing is counted more often than calls were decided, whatever an edge says."""
     decided = max(0, event.decided)
-    parts = (event.denied, event.asked, event.errors, event.slow, event.differed)
-    return Counts(decided, *(min(max(0, part), decided) for part in parts))
+    parts = (event.denied, event.asked, event.errors, event.slow, event.differed, event.callers)
+    most = [_one_and_two(event.most_denied), _one_and_two(event.most_errors), _one_and_two(event.most_slow)]
+    return Counts(decided, *(min(max(0, part), decided) for part in (*parts, *chain.from_iterable(most))))
+
+
+def _one_and_two(most: Sequence[int]) -> tuple[int, int]:
+    """What one caller has at most, and what two have together."""
+    ordered = sorted((max(0, count) for count in most), reverse=True)
+    return sum(ordered[:1]), sum(ordered[:2])
 
 
 def _sum(parts: Iterable[Counts]) -> Counts:

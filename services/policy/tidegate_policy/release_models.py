@@ -97,7 +97,9 @@ class EdgeRole(BaseModel):
 
 
 class CountsView(BaseModel):
-    """Calls, over all edges that have said so; edges count for this while a guard watches, and for shadows."""
+    """Calls, over all edges that have said so; edges count for this while a guard watches, and for shadows. Of what
+    rules and of a canary, one caller's calls count up to a share, so these are not all calls.
+    """
 
     decided: int
     denied: int
@@ -105,6 +107,7 @@ class CountsView(BaseModel):
     errors: int
     slow: int
     differed: int
+    callers: int = Field(description="At least so many people and services called; 0 where no edge says")
 
 
 class RoleView(BaseModel):

@@ -11,6 +11,7 @@ from tidegate_policy.models import Strict
 from tidegate_policy.problems import ApiFault
 from tidegate_policy.publish import Terms
 
+SLOW_MS_MIN = 0.001
 Share = Annotated[float | None, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -29,7 +30,7 @@ class Bounds(Strict):
     denials: Share = Field(None, description="Share of calls denied (0 to 1), above that of what it is compared with")
     errors: Share = Field(None, description="Share of calls that met a rule which cannot be evaluated, above the same")
     slow: Share = Field(None, description="Share of decisions slower than slow_ms")
-    slow_ms: float = Field(5, gt=0, le=60_000)
+    slow_ms: float = Field(5, ge=SLOW_MS_MIN, le=60_000, description="Decisions are timed in microseconds")
     calls: int = Field(50, ge=1, le=1_000_000_000, description="Nothing is concluded from fewer")
     watch: float = Field(600, ge=1, le=7 * 24 * 3600, description="Seconds; a canary is watched while it lasts")
 
@@ -38,7 +39,7 @@ class Bounds(Strict):
             denials=self.denials,
             errors=self.errors,
             slow=self.slow,
-            slow_us=int(self.slow_ms * 1e3),
+            slow_us=round(self.slow_ms * 1e3),
             calls_min=self.calls,
             watch_s=self.watch,
         )
@@ -59,7 +60,7 @@ class PublishOptions(Strict):
     guard_denials: Share = None
     guard_errors: Share = None
     guard_slow: Share = None
-    guard_slow_ms: float | None = Field(None, gt=0, le=60_000)
+    guard_slow_ms: float | None = Field(None, ge=SLOW_MS_MIN, le=60_000)
     guard_calls: int | None = Field(None, ge=1, le=1_000_000_000)
     watch: float | None = Field(None, ge=1, le=7 * 24 * 3600, description="Seconds")
 

@@ -169,4 +169,12 @@ def _guard_view(guard: Guard) -> GuardView:
 
 
 def _counts_view(counts: Counts) -> CountsView:
-    return CountsView(**counts._asdict())
+    return CountsView(
+        decided=counts.decided,
+        denied=counts.denied,
+        asked=counts.asked,
+        errors=counts.errors,
+        slow=counts.slow,
+        differed=counts.differed,
+        callers=counts.callers,
+    )
