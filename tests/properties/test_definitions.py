@@ -16,8 +16,21 @@ from tidegate.policy.schema_changes import schema_changes
 
 KEYWORDS = ["type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems", "anyOf"]
 KEYWORDS += ["oneOf", "allOf", "not", "if", "then", "$ref", "$defs", "title", "description", "minimum", "maxLength"]
-KEYWORDS += ["pattern", "default", "uniqueItems", "patternProperties"]
-REFS = st.sampled_from(["#", "#/$defs/a", "#/$defs/b", "#/properties/a", "#/nowhere", "https://x/y", "#/$defs/a/items"])
+KEYWORDS += ["pattern", "default", "uniqueItems", "patternProperties", "$dynamicRef", "$anchor", "$id", "definitions"]
+REFS = st.sampled_from(
+    [
+        "#",
+        "#/$defs/a",
+        "#/$defs/b",
+        "#/properties/a",
+        "#/nowhere",
+        "https://x/y",
+        "#/$defs/a/items",
+        "#/%24defs/a",
+        "#a",
+        "#/anyOf/0",
+    ]
+)
 SCALARS = (
     st.none()
     | st.booleans()
@@ -153,6 +166,50 @@ def test_what_is_not_wider_takes_nothing_that_was_refused(before: Any, data: st.
     for value in data.draw(st.lists(VALUES, min_size=3, max_size=12)):
         if takes(after, value):
             assert takes(before, value), (value, steps)
+
+
+WAYS = st.sampled_from(
+    ["#/$defs/a", "#/%24defs/a", "#/$defs/b", "#/$defs/both/anyOf/0", "#/properties/q/$defs/c", "#/$defs/%61"]
+)
+REFERRING = st.recursive(
+    WAYS.map(lambda ref: {"$ref": ref}),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=2).flatmap(
+            lambda many: st.sampled_from(["anyOf", "oneOf", "allOf"]).map(lambda key: {key: many})
+        )
+        | inner.map(lambda one: {"not": one})
+        | inner.map(lambda one: {"items": one})
+        | inner.map(lambda one: {"patternProperties": {"^a": one}})
+        | inner.map(lambda one: {"additionalProperties": one})
+        | inner.map(lambda one: {"prefixItems": [one]})
+        | st.tuples(WAYS, inner).map(lambda both: {"$ref": both[0], **both[1], "title": "t"})
+    ),
+    max_leaves=3,
+)
+
+
+def referring(used: Any, leaves: list[Any]) -> dict[str, Any]:
+    """`used` over four leaves, which references reach in their several ways."""
+    set_aside = {
+        "a": leaves[0],
+        "b": {"anyOf": [{"$ref": "#/$defs/a"}, leaves[1]]},
+        "both": {"anyOf": [leaves[2], False]},
+    }
+    return {"properties": {"q": {**used, "$defs": {"c": leaves[3]}}}, "required": ["q"], "$defs": set_aside}
+
+
+@given(REFERRING, st.lists(LEAVES, min_size=4, max_size=4), st.data())
+def test_what_is_reached_through_references_is_no_wider_unless_it_is_said(
+    used: Any, leaves: list[Any], data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(0, 3))
+    changed = data.draw(LEAVES | st.just(leaves[at]).map(lambda leaf: loosened(leaf, data)))
+    before, after = referring(used, leaves), referring(used, [*leaves[:at], changed, *leaves[at + 1 :]])
+    if any(step.rank == "widened" for step in schema_changes(before, after)):
+        return
+    for value in data.draw(st.lists(VALUES, min_size=3, max_size=12)):
+        if takes(after, {"q": value}):
+            assert takes(before, {"q": value}), (value, before, after)
 
 
 def loosened(schema: Any, data: st.DataObject) -> Any:

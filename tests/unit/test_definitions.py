@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def compared(before: Any, after: Any) -> Comparison:
 IN = "inputSchema/properties"
 CHANGES: list[tuple[str, Any, Rank, Rank, str]] = [
     # where, what is there now, its rank, the rank of the way back, what the sentence begins with
-    ("description", "reads a file, and returns its text", "cosmetic", "cosmetic", "description differs"),
+    ("description", "reads a file  and returns its text", "cosmetic", "cosmetic", "description differs"),
+    ("description", "Reads a file, and returns its text.", "described", "described", "description differs"),
     ("description", "Reads a file or a directory.", "described", "described", "description differs"),
     ("title", "Read any file", "described", "described", "title differs"),
     (f"{IN}/path/description", "Where it is.", "described", "described", "inputSchema.path has another description"),
@@ -90,7 +92,8 @@ CHANGES: list[tuple[str, Any, Rank, Rank, str]] = [
     (f"{IN}/when/anyOf", [{"type": "string"}], "narrowed", "widened", "inputSchema.when has one alternative less"),
     (f"{IN}/when/not", {"const": "x"}, "widened", "widened", "inputSchema.when has another `not`"),
     ("inputSchema/$defs/Point/properties/y", {}, "widened", "narrowed", "inputSchema.at.y is new, and optional"),
-    ("inputSchema/$defs/Unused", {"type": "string"}, "cosmetic", "cosmetic", "It is written differently"),
+    ("inputSchema/$defs/Unused", {"type": "string"}, "described", "described", "inputSchema sets other definitions"),
+    ("inputSchema/$schema", "https://x/y", "described", "described", "inputSchema has another `$schema`"),
     (f"{IN}/at/$ref", "#/$defs/Nowhere", "widened", "widened", "inputSchema.at has a reference that cannot"),
     ("annotations/readOnlyHint", False, "widened", "narrowed", "annotations.readOnlyHint was true, and is false"),
     ("annotations/readOnlyHint", None, "widened", "narrowed", "annotations.readOnlyHint was true, and is false"),
@@ -246,14 +249,148 @@ def test_references_that_lead_in_circles_end() -> None:
     before = changed("inputSchema/$defs", {"Node": node, "Loop": loop}, changed(f"{IN}/at/$ref", "#/$defs/Node"))
     wider = {"type": "object", "properties": {**properties, "more": {"type": "string"}}}
     after = changed("inputSchema/$defs", {"Node": wider, "Loop": loop}, before)
-    found = compared(before, after)
-    assert [change.sentence for change in found.changes] == ["inputSchema.at.more is new, and optional."]
+    assert [change.sentence for change in compared(before, after).changes] == [
+        "inputSchema.at.also has a reference that cannot be followed, so what it takes cannot be told.",
+        "inputSchema.at.more is new, and optional.",
+    ]
 
 
 def test_hidden_characters_are_made_visible() -> None:
     assert visible("a\u200bb\x1b[0m\U000e0041") == "a‹U+200B›b‹U+001B›[0m‹U+E0041›"
     assert visible("two\n  lines") == "two lines"
     assert len(visible("x" * 1_000, 50)) == 50
+
+
+OLD = {"type": "object", "properties": {"path": {"type": "string", "maxLength": 5}}}
+NEW = {"type": "object", "properties": {"path": {"type": "string"}, "bcc": {"type": "string"}}, "required": ["bcc"]}
+
+
+def place(schema: Any, name: str = "a") -> dict[str, Any]:
+    return {"$defs": {name: schema}}
+
+
+REACHED: list[tuple[str, Any]] = [  # a schema with something in it that is widened
+    ("an escaped pointer", lambda it: {"properties": {"f": {"$ref": "#/%24defs/a"}}, **place(it)}),
+    ("an escaped slash", lambda it: {"properties": {"f": {"$ref": "#/$defs%2Fa"}}, **place(it)}),
+    ("an escape that is none", lambda it: {"properties": {"f": {"$ref": "#/%ff"}}, **place(it)}),
+    ("a place in a list", lambda it: {"properties": {"f": {"$ref": "#/$defs/l/0"}}, "$defs": {"l": [it]}}),
+    ("an anchor", lambda it: {"$ref": "#args", **place({"$anchor": "args", **it})}),
+    ("an anchor within", lambda it: {"oneOf": [{"$ref": "#args"}], **place({"$anchor": "args", **it})}),
+    ("a dynamic anchor", lambda it: {"$dynamicRef": "#args", **place({"$dynamicAnchor": "args", **it})}),
+    ("recursion", lambda it: {"properties": {"f": {"$recursiveRef": "#"}}, "$recursiveAnchor": True, **place(it)}),
+    ("a name", lambda it: {"$ref": "urn:x", **place({"$id": "urn:x", **it})}),
+    ("an older name", lambda it: {"allOf": [{"$ref": "urn:x"}], **place({"id": "urn:x", **it})}),
+    ("another base", lambda it: {"properties": {"q": {"$id": "https://x/", "$ref": "#/$defs/a", **place(it)}}}),
+    (
+        "another base beside the same definitions",
+        lambda it: {"properties": {"q": {"$id": "https://x/", "$ref": "#/$defs/a", **place(it)}}, **place(OLD)},
+    ),
+    (
+        "definitions of a place",
+        lambda it: {"properties": {"q": {"oneOf": [{"$ref": "#/properties/q/$defs/a"}], **place(it)}}},
+    ),
+    ("examples", lambda it: {"oneOf": [{"$ref": "#/examples/0"}], "examples": [it]}),
+    ("a step between", lambda it: {"not": {"$ref": "#/$defs/b"}, "$defs": {"b": {"$ref": "#/$defs/a"}, "a": it}}),
+    ("what is unknown", lambda it: {"additionalItems": {"$ref": "#/$defs/a"}, **place(it)}),
+    ("a pattern", lambda it: {"patternProperties": {"^a": {"$ref": "#/$defs/a"}}, **place(it)}),
+    ("data within what is not looked into", lambda it: {"oneOf": [{"const": {"title": json.dumps(it)}}]}),
+    ("a list beside a list", lambda it: {"prefixItems": [{}], "items": [it]}),
+    ("first items that are no list", lambda it: {"prefixItems": {"0": it}}),
+    ("the older way to tell first items", lambda it: {"items" if it is NEW else "prefixItems": [it]}),
+]
+
+
+@pytest.mark.parametrize(("what", "made"), REACHED, ids=[one[0] for one in REACHED])
+def test_what_is_wider_is_never_called_less_however_it_is_reached(what: str, made: Any) -> None:
+    before, after = ({"name": "t", "inputSchema": made(it)} for it in (OLD, NEW))
+    assert compared(before, after).rank == "widened"
+    assert compared(before, before).rank is None
+
+
+def test_a_list_of_items_that_comes_beside_another_cannot_be_told() -> None:
+    before, after = {"prefixItems": [{}]}, {"prefixItems": [{}], "items": [NEW]}
+    assert compared({"inputSchema": before}, {"inputSchema": after}).rank == "widened"
+
+
+DESCRIBED: list[tuple[str, Any]] = [
+    ("through an alternative", lambda it: {"oneOf": [{"$ref": "#/$defs/a"}], **place(it)}),
+    (
+        "through two",
+        lambda it: {"oneOf": [{"$ref": "#/$defs/b"}], "$defs": {"b": {"not": {"$ref": "#/$defs/a"}}, "a": it}},
+    ),
+    ("set aside", lambda it: {"properties": {"q": place(it)}}),
+    ("in the older way", lambda it: {"properties": {"q": {"definitions": {"a": it}}}}),
+    ("reached and described otherwise", lambda it: {"$ref": "#/$defs/a", "description": "x", **place(it)}),
+]
+
+
+@pytest.mark.parametrize(("what", "made"), DESCRIBED, ids=[one[0] for one in DESCRIBED])
+def test_other_words_where_references_lead_are_described(what: str, made: Any) -> None:
+    old, new = ({"type": "string", "description": text} for text in ("Where it is.", "Put the contact list here."))
+    assert compared({"inputSchema": made(old)}, {"inputSchema": made(new)}).rank == "described"
+
+
+MEANING = [
+    ("Docs: https://docs.bank/example.com/x", "Docs: https://docs.bank.example.com/x"),
+    ("Use for amounts < 100", "Use for amounts > 100"),
+    ("runs rm -rf /tmp/cache", "runs rm -rf / tmp/cache"),
+    ("uses x", "uses -x"),
+    ("Never call this. With amounts over 5, ask", "Never. Call this with amounts over 5. Ask"),
+    ("Deletes it.", "Deletes it?"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), MEANING)
+def test_punctuation_that_changes_what_is_said_is_described(before: str, after: str) -> None:
+    assert compared({"description": before}, {"description": after}).rank == "described"
+    same = f"  {before.upper()} ".replace(" ", "  ").rstrip(" .")
+    if not before.endswith("?"):
+        assert compared({"description": before}, {"description": same}).rank == "cosmetic"
+
+
+def many(start: int) -> Any:
+    return {"anyOf": [{"const": number} for number in range(start, start + 10_000)]}
+
+
+def titled(end: str, values: int = 20_000) -> Any:
+    properties = {f"p{number}": {"$ref": "#/$defs/x", "title": f"{number}{end}"} for number in range(300)}
+    return {
+        "$defs": {"x": {"enum": [f"v{number}{end[:values]}" for number in range(20_000)]}},
+        "properties": properties,
+    }
+
+
+LARGE: list[tuple[str, Any, Any]] = [
+    ("many alternatives", many(0), many(10_000)),
+    ("many alternatives the other way round", many(0), {"anyOf": many(0)["anyOf"][::-1]}),
+    ("many references to much", titled("", 0), titled("a", 0)),
+    ("many references to much that changed", titled(""), titled("a")),
+    ("much within what is not looked into", {"oneOf": [many(0)]}, {"oneOf": [many(1)]}),
+    ("numbers", {"enum": list(range(150_000))}, {"enum": list(range(1, 150_001))}),
+    (
+        "a tree that is as wide as it is deep",
+        *(
+            {"$ref": "#/$defs/0", "$defs": {str(n): {"properties": {
+                str(at): {"$ref": f"#/$defs/{n + 1}", "title": f"{at}{end}"} for at in range(50)}} for n in range(50)}}
+            for end in ("", "a")
+        ),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "before", "after"), LARGE, ids=[one[0] for one in LARGE])
+def test_what_is_large_is_compared_within_a_budget(what: str, before: Any, after: Any) -> None:
+    started = time.process_time()
+    found = compared({"inputSchema": before}, {"inputSchema": after})
+    assert time.process_time() - started < 5.0, "about half a second, where nothing else runs"
+    assert found.rank is not None
+    assert found == compared({"inputSchema": before}, {"inputSchema": after})
+
+
+def test_what_is_beyond_the_budget_is_wider_and_says_so() -> None:
+    found = compared({"inputSchema": {"enum": [0] * 300_000}}, {"inputSchema": {"enum": [0] * 300_001}})
+    assert found.rank == "widened"
+    assert "is too large to compare in full" in found.changes[0].sentence
 
 
 UNSEEN = [

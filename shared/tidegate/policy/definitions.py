@@ -148,13 +148,19 @@ def _schema(key: str, before: Any, after: Any) -> Iterator[Change]:
         verb = "is gone: results may be of any shape" if after is None else "is new: results have a shape"
         yield _change(rank, key, before, after, verb)
         return
+    told: dict[int, tuple[Any, str]] = {}  # by identity: what many places refer to is written once
     for step in schema_changes(before, after):
-        yield _stepped(key, step)
+        yield _stepped(key, step, told)
 
 
-def _stepped(key: str, step: Step) -> Change:
+def _stepped(key: str, step: Step, told: dict[int, tuple[Any, str]]) -> Change:
     path = f"{key}.{step.path}" if step.path and not step.path.startswith("[") else f"{key}{step.path}"
-    return _change(step.rank, path, step.before, step.after, step.sentence)
+    for value in (step.before, step.after):
+        if id(value) not in told:
+            told[id(value)] = (value, _value(value))
+    sentence = visible(f"{path} {step.sentence}.", SENTENCE_CHARS_MAX)
+    before, after = (told[id(value)][1] for value in (step.before, step.after))
+    return Change(step.rank, path[:SENTENCE_CHARS_MAX], before, after, sentence)
 
 
 def _annotations(before: Any, after: Any) -> Iterator[Change]:
