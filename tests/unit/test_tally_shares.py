@@ -1,14 +1,20 @@
 """What of one caller's calls counts for a release: its share, however often it calls, and whoever else does."""
 
+import random
 import time
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.events import BundleObserved
+from tidegate.policy.signing import Guard
 from tidegate.policy.verdict import Verdict
 from tidegate_edge import tallies
 from tidegate_edge.tallies import FIRST_US, SHARE, Sums, Tally
+from tidegate_policy.guard import Counts, judge
+from tidegate_policy.observed import counts_of
 
 NOW = 1_700_000_000_000_000
 ALLOWED, DENIED = Verdict("allow", "granted"), Verdict("deny", "forbidden-by-rule")
@@ -100,6 +106,36 @@ def test_what_counts_is_the_sum_of_shares_and_two_have_no_more_than_is_told(
     assert sums.denied == sum(own.values()) <= sums.decided <= len(made)
     assert sum(sums.most_denied) == sum(sorted(own.values())[-2:])
     assert sums.callers == len({caller for caller, *_ in made})
+
+
+@pytest.mark.parametrize(
+    ("bad", "verdict", "flood", "fails"),
+    [
+        (0.012, DENIED, 0, False),
+        (0.012, DENIED, 1, False),
+        (0.012, DENIED, 500, False),
+        (0.012, UNREPRESENTABLE, 1, False),
+        (0.012, ERRED, 1, False),
+        (0.2, ALLOWED, 500, True),
+        (0.2, DENIED, 500, True),
+    ],
+)
+def test_one_caller_neither_ends_a_good_release_nor_saves_a_bad_one(
+    bad: float, verdict: Verdict, flood: int, fails: bool
+) -> None:
+    """Two minutes of sixty people at nine calls a second, and one more at its own pace."""
+    dice, tally = random.Random(1), Tally(NOW)
+    for second in range(120):
+        at_us = NOW + second * 1_000_000
+        for _ in range(9):
+            calls(tally, f"u{dice.randrange(60)}", DENIED if dice.random() < bad else ALLOWED, at_us=at_us)
+        calls(tally, "mallory", verdict, flood, at_us=at_us)
+    said = BundleObserved(
+        id="i", time_us=1, tenant="t", region="r", edge="e", ring="main", number=2, digest="d", since_us=NOW,
+        **msgspec.structs.asdict(tally.sums()),
+    )  # fmt: skip
+    guard = Guard(denials=0.05, errors=0.0, calls_min=50)
+    assert bool(judge(guard, counts_of(said), Counts(20_000, denied=200, callers=60))) == fails
 
 
 def test_a_share_costs_a_call_next_to_nothing() -> None:
