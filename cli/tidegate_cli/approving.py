@@ -20,6 +20,7 @@ from tidegate.ids import now_us
 from tidegate_cli.management import Management, ManagementRefused, open_management, segment
 from tidegate_cli.options import live_settings, names_of
 from tidegate_cli.output import console, plain, print_document, print_line, say
+from tidegate_cli.people import logins, person, with_logins
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +48,16 @@ class Asker(NamedTuple):
             raise ConfigFault("--groups are those of --user; name both, or neither to ask as an administrator")
         return open_management(settings or live_settings(self.config), self.token, self.user, groups)
 
+    @property
+    def nothing(self) -> str:
+        """What to say where no call waits that they may see: others may wait."""
+        groups = ", ".join(names_of(list(self.groups))) or "none"
+        if self.user:
+            return f"No call waits that {plain(self.user)} (groups {plain(groups)}) may decide."
+        return (
+            "No call waits that the bearer of this token may decide." if self.token else "No call waits for a person."
+        )
+
 
 def show_approvals(asker: Asker, state: str, ids: bool, as_json: bool) -> None:
     """Raises Fault."""
@@ -57,7 +68,7 @@ def show_approvals(asker: Asker, state: str, ids: bool, as_json: bool) -> None:
         for one in found:
             typer.echo(one["approval_id"])
     elif not found:
-        say("No call waits for a person.")
+        say(asker.nothing)
     else:
         console().print(_table(found))
 
@@ -75,16 +86,17 @@ def watch_approvals(asker: Asker, state: str, as_json: bool) -> None:
 
     with Live(console=console(), auto_refresh=False) as live:
         for found in _polled(asker, state):
-            live.update(_table(found) if found else "No call waits for a person.", refresh=True)
+            live.update(_table(found) if found else asker.nothing, refresh=True)
 
 
 def show_approval(asker: Asker, approval_id: str, as_json: bool) -> None:
     """Raises Fault."""
-    answer = asker.management().read(f"/approvals/{segment(approval_id)}")
+    settings = live_settings(asker.config)
+    answer = asker.management(settings).read(f"/approvals/{segment(approval_id)}")
     if as_json:
         typer.echo(msgspec.json.format(answer, indent=2))
     else:
-        _show(answer)
+        _show(answer, settings)
 
 
 def decide(
@@ -96,11 +108,15 @@ def decide(
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigFault("nobody can be asked here: give --yes to decide; nothing was decided")
-        _show(asker.management(settings).read(path))
+        _show(asker.management(settings).read(path), settings)
         reason = reason or typer.prompt("Why (may be empty)", default="", show_default=False, err=True)
         typer.confirm("Let this one call pass?" if said == "grant" else "Refuse it?", abort=True, err=True)
     body = msgspec.json.encode({"decision": said, "reason": reason})
-    decided = asker.management(settings).post(path, body)
+    try:
+        decided = asker.management(settings).post(path, body)
+    except ManagementRefused as refused:
+        sentence = with_logins(settings, refused.sentence)
+        raise ManagementRefused(sentence, refused.status, refused.code, refused.problems) from refused
     if as_json:
         print_document(decided)
     elif said == "grant":
@@ -172,7 +188,7 @@ def _line(one: dict[str, Any]) -> str:
     return f"[{style}]{word}[/]  {_who(one)}  {_what(one)}  {plain(one['message'])}  [dim]{left}[/]"
 
 
-def _show(answer: bytes) -> None:
+def _show(answer: bytes, settings: "Settings") -> None:
     one = msgspec.json.decode(answer)
     style, word = STYLES.get(one["state"], "white"), WORDS.get(one["state"], plain(one["state"]))
     say(f"[bold {style}]{word}[/]  {_what(one)}  for {_who(one)}")
@@ -186,7 +202,8 @@ def _show(answer: bytes) -> None:
     ]
     if (decision := one["decision"]) is not None:
         reason = f": {plain(decision['reason'])}" if decision["reason"] else ""
-        told.append((decision["decision"], f"by {plain(decision['actor'])} ({plain(decision['channel'])}){reason}"))
+        actor = person(logins(settings, [decision["actor"]]), decision["actor"], short=32)
+        told.append((decision["decision"], f"by {plain(actor)} ({plain(decision['channel'])}){reason}"))
     if one["used_by"]:
         told.append(("used by", f"tidegate why {plain(one['used_by'])}"))
     for name, text in told:

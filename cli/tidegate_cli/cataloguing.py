@@ -122,7 +122,8 @@ def _show_definition(tool: dict[str, Any]) -> None:
     say(f"[bold]{name}[/]  [{STATE_STYLES[tool['state']]}]{tool['state']}[/]  [{style}]{rank}[/]")
     since = f"offered since {_when(tool['since_us'])}"
     against = f", compared with {tool['trusted'][:DIGEST_CHARS]}" if tool["trusted"] else ", compared with nothing"
-    say(f"[dim]{since}{against}; {_trusted_by(tool) or 'approved by nobody'}[/]")
+    untold = "that one is trusted since it was first seen" if tool["trusted"] else "approved by nobody"
+    say(f"[dim]{since}{against}; {_trusted_by(tool) or untold}[/]")
     for change in tool["differences"]:
         say(f"  [{RANK_STYLES[change['rank']]}]{change['rank']:>11}[/]  {_clean(change['sentence'])}")
         told = all(side and side in change["sentence"] for side in (change["before"], change["after"]))

@@ -48,13 +48,14 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 
 def explain(config: Path, decision_id: str, as_json: bool) -> None:
     """Raises CallerFault where the log has no such call."""
-    story = asyncio.run(_story_of(live_settings(config), decision_id.strip()))
+    settings = live_settings(config)
+    story = asyncio.run(_story_of(settings, decision_id.strip()))
     if as_json:
         print_document(story.document())
         return
     from tidegate_cli.story import show
 
-    show(story)
+    show(msgspec.structs.replace(story, approvals=_named(settings, story.approvals)))
 
 
 async def _story_of(settings: Settings, decision_id: str) -> Story:
@@ -68,6 +69,8 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
         ended.sort(key=lambda seen: seen.type.startswith("call.completed."))  # a completion always wins
         first = requested or (ended[-1] if ended else None)
         if first is None:
+            if await _is_approval(log, decision_id, tenants_of(settings)):
+                raise CallerFault(f"that is an approval: `tidegate approvals show {decision_id}` tells of it")
             raise CallerFault(f"the log holds no call {decision_id}; `tidegate log tail` shows the ids of the latest")
         canonical = await _bundle_of(log, first)
         approvals = await _opened(settings, log, await _approvals(log, first))
@@ -130,6 +133,23 @@ async def _approvals(log: EventLog, call: Seen) -> list[Seen]:
     return sorted(found, key=lambda seen: seen.time_us)
 
 
+async def _is_approval(log: EventLog, approval_id: str, tenants: frozenset[str]) -> bool:
+    from tidegate_cli.reading import records
+
+    needle = approval_id.encode()
+    found = False
+    async for record in records(log, ("control",), follow=False):
+        if not found and record is not None and record.value is not None and needle in record.value:
+            seen = open_seen(record.value)
+            found = (
+                seen is not None
+                and seen.name.startswith("approval.")
+                and seen.text("tenant") in tenants
+                and seen.text("approval_id") == approval_id
+            )
+    return found
+
+
 async def _opened(settings: Settings, log: EventLog, events: list[Seen]) -> list[Seen]:
     """With their personal parts, as far as keys and masters are here."""
     from tidegate_cli.boxes import open_boxes
@@ -148,6 +168,14 @@ async def _bundle_of(log: EventLog, call: Seen) -> bytes | None:
     """The bundle that decided; None where there was none, or the log has it no more."""
     digest = call.text("bundle")
     return await bundle_bytes(log, call.text("tenant"), digest) if digest else None
+
+
+def _named(settings: Settings, events: tuple[Seen, ...]) -> tuple[Seen, ...]:
+    """With who decided as people know them."""
+    from tidegate_cli.people import Known, logins
+
+    known = Known(logins(settings, [seen.text("actor") for seen in events]))
+    return tuple(known.named(seen) for seen in events)
 
 
 def _rule_texts(canonical: bytes | None, call: Seen) -> dict[str, str]:

@@ -11,6 +11,7 @@ from tidegate.settings import Settings
 from tidegate_cli.gateway import exchange
 from tidegate_cli.trust_commands import mint
 
+OWN_NAME = "tidegate-cli"  # whom the commands' own tokens name
 TIMEOUT_S = 30.0
 TOKEN_TTL_S = 120
 
@@ -77,7 +78,7 @@ def open_management(settings: Settings, token: str = "", user: str = "", groups:
     """
     made = token or mint(
         settings,
-        user or "tidegate-cli",
+        user or OWN_NAME,
         "tidegate-cli",
         groups if user else settings.management.admin_groups[:1],
         TOKEN_TTL_S,

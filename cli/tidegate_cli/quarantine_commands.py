@@ -1,6 +1,6 @@
 """`tidegate quarantine`: what the edges refuse, whatever the rules say."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def impose(
-    scope: Annotated[Literal["session", "user", "agent", "server", "tool"], typer.Argument(help="What is stopped.")],
+    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="What is stopped: session, user, agent, server, tool.")],
     value: Annotated[
         str,
         typer.Argument(
@@ -38,9 +38,9 @@ def impose(
 
     A login is looked up in the recorded calls; where ClickHouse is away, give the subject id or 'issuer|subject'.
     """
-    from tidegate_cli.quarantining import impose_quarantine
+    from tidegate_cli.quarantining import impose_quarantine, scope_named
 
-    impose_quarantine(scope, value, reason, lasts, config, token, as_json)
+    impose_quarantine(scope_named(scope), value, reason, lasts, config, token, as_json)
 
 
 def list_quarantines(

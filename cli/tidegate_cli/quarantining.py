@@ -1,21 +1,37 @@
 """The work of `tidegate quarantine`: stop somebody or something now, whatever the rules say; see it; let it go on."""
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import typer
 
 from tidegate.errors import ConfigFault
+from tidegate.policy.control import scope_word
+from tidegate.settings import Settings
 from tidegate_cli.management import open_management, segment
 from tidegate_cli.matching import age_us
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
+from tidegate_cli.people import logins, person
+from tidegate_cli.seeing import alike, is_recorded
 from tidegate_cli.subjects import subject_named
 
 Scope = Literal["session", "user", "agent", "server", "tool"]
+
+
+def scope_named(word: str) -> Scope:
+    """What people say may be stopped. Raises ConfigFault."""
+    scopes: tuple[Scope, ...] = get_args(Scope)
+    if (found := next((scope for scope in scopes if scope == word), None)) is not None:
+        return found
+    like = "user" if word in ("person", "subject") else next(iter(get_close_matches(word, scopes, 1)), "")
+    meant = f"did you mean '{like}'? There are" if like else "say one of"
+    raise ConfigFault(f"'{word:.40}' is nothing that can be stopped: {meant} {', '.join(scopes)}")
 
 
 def impose_quarantine(
@@ -35,18 +51,28 @@ def impose_quarantine(
     if as_json:
         print_document(imposed)
         return
-    say(f"[red]stopped[/]  {quarantine_line(imposed)}")
-    if imposed.get("known") is False:
-        say(
-            f"[yellow]no {plain(scope)} is called '{plain(value)}' now[/]: it is stopped should one come; `tidegate "
-            f"quarantine lift {plain(imposed['quarantine_id'])}` takes a misspelt one back"
-        )
     took_ms = (time.monotonic() - began) * 1e3
+    say(f"[red]stopped[/]  {quarantine_line(imposed, logins(settings, [imposed['value']]))}")
     say(f"[dim]in the log after {took_ms:.0f} ms; every edge that follows it refuses from now on[/]")
+    if (doubt := _doubted(settings, scope, value, imposed)) != "":
+        back = f"`tidegate quarantine lift {plain(imposed['quarantine_id'])}` takes a misspelt one back"
+        say(f"[yellow]{plain(doubt)}[/]: it is stopped should one come; {back}")
+
+
+def _doubted(settings: Settings, scope: Scope, value: str, imposed: dict[str, Any]) -> str:
+    """Why the name may be misspelt; "" where nothing says so. What the service cannot tell, recorded calls may."""
+    if imposed.get("known") is False:
+        return f"no {scope} is called '{value}' now"
+    if scope in ("server", "tool") or is_recorded(settings, imposed["scope"], imposed["value"]) is not False:
+        return ""
+    like = alike(settings, value) if scope == "agent" else ""
+    meant = f" (did you mean '{like}'?)" if like else ""
+    return f"no recorded call names this {scope_word(imposed['scope'])}{meant}"
 
 
 def show_quarantines(config: Path, token: str, ids: bool, as_json: bool) -> None:
-    found = open_management(live_settings(config), token).get("/quarantines")
+    settings = live_settings(config)
+    found = open_management(settings, token).get("/quarantines")
     if as_json:
         print_document(found)
         return
@@ -56,8 +82,9 @@ def show_quarantines(config: Path, token: str, ids: bool, as_json: bool) -> None
         return
     if not found:
         say("Nothing is quarantined.")
+    names = logins(settings, [one["value"] for one in found if one["scope"] == "subject"])
     for quarantine in found:
-        say(quarantine_line(quarantine))
+        say(quarantine_line(quarantine, names))
 
 
 def lift_quarantine(quarantine_id: str, reason: str, config: Path, token: str, as_json: bool) -> None:
@@ -69,9 +96,11 @@ def lift_quarantine(quarantine_id: str, reason: str, config: Path, token: str, a
         say(f"[green]lifted[/]  {plain(quarantine_id)}")
 
 
-def quarantine_line(quarantine: dict[str, Any]) -> str:
+def quarantine_line(quarantine: dict[str, Any], names: Mapping[str, str]) -> str:
+    """`names`: logins by subject id."""
     until = f"until {_when(quarantine['expires_us'])}" if quarantine["expires_us"] else "until lifted"
-    what = f"[bold red]{plain(quarantine['scope'])} {plain(quarantine['value'])}[/]"
+    value = person(names, quarantine["value"], short=32) if quarantine["scope"] == "subject" else quarantine["value"]
+    what = f"[bold red]{plain(scope_word(quarantine['scope']))} {plain(value)}[/]"
     return f"{what}  {plain(quarantine['reason'])}  [dim]{until}, id {plain(quarantine['quarantine_id'])}[/]"
 
 

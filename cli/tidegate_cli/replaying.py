@@ -101,7 +101,7 @@ def _show(found: Replayed, span: Span, unreadable: int) -> None:
     say(f"[bold]{found.calls:,} calls[/] of {when}, by {plain(found.bundle[:12])}: {verdict}, {found.same:,} the same")
     for count, words in (
         (found.other_rules, "of the same are decided by other rules"),
-        (found.elsewhere, "were stopped by something else than rules (inspection, quarantine, a limit, unknown names)"),
+        (found.elsewhere, "stopped by something else than rules (inspection, quarantine, a limit, unknown names)"),
         (found.erased, "are of erased people or of people whose key is not here, and cannot be decided again"),
         (unreadable, "records could not be read: `tidegate dead-letters list`"),
     ):

@@ -120,6 +120,8 @@ class Awaiting(threading.Thread):
 
 def _check_free(listen: str) -> None:
     host, port = host_port(listen)
+    if port == 0:
+        raise ConfigFault(f"{listen}: clients are told the port, so name one, for example --listen {host}:8080")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

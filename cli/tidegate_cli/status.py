@@ -1,5 +1,6 @@
-"""The work of `tidegate status`: readiness of the services, edges and releases, quarantines, approvals, backlog."""
+"""The work of `tidegate status`: readiness of the services, edges and releases, what is stopped, held or waits."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import msgspec
 from tidegate.errors import Fault
 from tidegate.settings import Settings
 from tidegate_cli.gateway import exchange
-from tidegate_cli.management import open_management
+from tidegate_cli.management import Management, open_management
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
+from tidegate_cli.people import logins
 from tidegate_cli.quarantining import quarantine_line
 
 TIMEOUT_S = 5.0
@@ -31,13 +33,15 @@ def show_status(config: Path, as_json: bool) -> int:
     try:
         management = open_management(settings)
         found |= {"edges": management.get("/edges"), "quarantines": management.get("/quarantines")}
+        found["held_tools"] = _held(management)
         found["waiting_approvals"] = len(management.get("/approvals", limit=APPROVALS_MAX))
     except Fault as fault:
         found["management"] = fault.sentence
     if as_json:
         print_document(found)
     else:
-        _show(found)
+        names = logins(settings, [one["value"] for one in found.get("quarantines", ())])
+        _show(found, names)
     return 0 if all(service["ready"] for service in services.values()) else 1
 
 
@@ -75,20 +79,28 @@ def _backlog(url: str) -> dict[str, float]:
     return found
 
 
-def _show(found: dict[str, Any]) -> None:
+def _held(management: Management) -> int:
+    """Tools whose calls are refused until somebody has looked at their definitions."""
+    return sum(tool["state"] == "held" for server in management.get("/catalog") for tool in server["tools"])
+
+
+def _show(found: dict[str, Any], names: Mapping[str, str]) -> None:
     for name, service in found["services"].items():
         say(f"[bold]{plain(name)}[/]  {plain(service['url'])}  {_state(service)}")
     for edge in found.get("edges", ()):
         say(_edge(edge))
     for quarantine in found.get("quarantines", ()):
-        say(f"quarantine  {quarantine_line(quarantine)}")
+        say(f"quarantine  {quarantine_line(quarantine, names)}")
     if waiting := found.get("waiting_approvals", 0):
         told = "1 call waits" if waiting == 1 else f"{waiting} calls wait"
         say(f"[yellow]{told} for a person[/]: tidegate approvals list")
+    if held := found.get("held_tools", 0):
+        told = "1 tool is" if held == 1 else f"{held} tools are"
+        say(f"[yellow]{told} held[/]: tidegate catalog list --pending")
     if backlog := found["backlog"]:
         say("  ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in backlog.items()))
     if "management" in found:
-        say(f"[yellow]edges, quarantines or approvals are not known:[/] {plain(found['management'])}")
+        say(f"[yellow]edges, quarantines, held tools or approvals are not known:[/] {plain(found['management'])}")
 
 
 def _state(service: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import heapq
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
@@ -12,6 +13,9 @@ from tidegate.settings import Settings
 from tidegate_cli.matching import Seen, Wanted, open_seen, tell_skipped, tenants_of
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import print_line, say
+
+if TYPE_CHECKING:
+    from tidegate_cli.people import Known
 
 SINCE_EVENTS_MAX = 200_000
 
@@ -47,19 +51,20 @@ class Past:
 
 async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_json: bool) -> None:
     from tidegate_cli.boxes import open_boxes
+    from tidegate_cli.people import Known, own
     from tidegate_cli.reading import EVENT_TOPICS, reading, records
     from tidegate_cli.telling import QUIET
 
     past = Past(SINCE_EVENTS_MAX if wanted.since_us else last)
     wanted = msgspec.structs.replace(wanted, tenants=wanted.tenants or tenants_of(settings))
-    caught_up, skipped = False, 0
+    caught_up, skipped, known = False, 0, Known(own(settings))
     async with reading(settings) as log, contextlib.AsyncExitStack() as stack:
         boxes = await open_boxes(settings, log)
         stack.push_async_callback(boxes.close)
         async for record in records(log, EVENT_TOPICS, follow=follow):
             if record is None:
                 caught_up = True
-                _show_past(past, as_json, told=wanted.since_us > 0)
+                _show_past(past, known, as_json, told=wanted.since_us > 0)
                 tell_skipped(skipped)
                 continue
             event = open_seen(record.value or b"")
@@ -71,19 +76,20 @@ async def _tail(settings: Settings, wanted: Wanted, last: int, follow: bool, as_
             if event.time_us < wanted.since_us or event.text("tenant") not in wanted.tenants:
                 continue
             event = await boxes.shown_soon(event)
+            known.note(event)
             if not wanted.admits(event) or (event.name in QUIET and not as_json):
                 continue
             if caught_up:
-                show(event, as_json)
+                show(event if as_json else known.named(event), as_json)
             else:
                 past.add(event)
 
 
-def _show_past(past: Past, as_json: bool, *, told: bool) -> None:
+def _show_past(past: Past, known: "Known", as_json: bool, *, told: bool) -> None:
     if told and past.left_out:
         typer.echo(f"{past.left_out} older events are left out; a younger --since shows all of its time", err=True)
     for seen in past.in_order():
-        show(seen, as_json)
+        show(seen if as_json else known.named(seen), as_json)
 
 
 def show(seen: Seen, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import msgspec
 
+from tidegate.policy.control import scope_word
 from tidegate_cli.matching import Seen
 from tidegate_cli.output import DECISION_STYLES, SEVERITY_STYLES, plain, soon
 
@@ -126,10 +127,15 @@ def _finding(seen: Seen) -> str:
 
 
 def _quarantine(seen: Seen) -> str:
+    reason = f": {plain(seen.text('reason'))}" if seen.text("reason") else ""
+    name, by = f"[dim]{plain(seen.text('quarantine_id'))}[/]", f" by {plain(seen.text('actor'))}"
+    by = by if seen.text("actor") else ""
     if "lifted" in seen.type:
-        return f"quarantine lifted  [dim]{plain(seen.text('quarantine_id'))}[/] by {plain(seen.text('actor'))}"
-    what = f"{plain(seen.text('scope'))} {plain(seen.text('value'))}"
-    return f"[bold red]quarantine[/] of {what}: {plain(seen.text('reason'))}"
+        return f"quarantine lifted  {name}{by}{reason}"
+    what = f"{plain(scope_word(seen.text('scope')))} {plain(seen.text('value'))}"
+    ends = int(seen.fields.get("expires_us", 0))
+    until = f"until {datetime.fromtimestamp(ends / 1e6):%Y-%m-%d %H:%M:%S}" if ends else "until lifted"
+    return f"[bold red]quarantine[/] of {what}{reason}  {until}{by}  {name}"
 
 
 def _approval(seen: Seen) -> str:

@@ -61,7 +61,10 @@ def test_the_list_tells_who_wants_what_since_when_and_for_how_long_still(house: 
     assert "for a person: tidegate approvals list" in told(house.run("status").stdout)
     stranger = ("--user", "eve@example.com", "--groups", "sales")
     assert house.run("approvals", "list", "--ids", *stranger).stdout == ""
-    assert told(house.run("approvals", "list", *stranger).stdout) == "No call waits for a person."
+    assert (
+        told(house.run("approvals", "list", *stranger).stdout)
+        == "No call waits that eve@example.com (groups sales) may decide."
+    )
     hidden = house.run("approvals", "show", approval_id, *stranger)
     assert (hidden.returncode, "no approval with this id waits" in told(hidden.stderr)) == (1, True)
 
@@ -87,6 +90,7 @@ def test_what_is_approved_passes_once_and_tells_by_whom(house: House) -> None:
     assert "Paid 603.00" in str(pay(house, 603)["content"])
     until(lambda: "used" in house.run("approvals", "show", approval_id).stdout)
     assert "order 7" in house.run("approvals", "show", approval_id).stdout
+    assert "that is an approval" in house.run("why", approval_id).stderr
     late = house.run("approvals", "deny", approval_id, "--yes")
     assert (late.returncode, "used it" in late.stderr) == (1, True)
     tail = told(house.run("log", "tail", "--no-follow", "--last", "200").stdout)

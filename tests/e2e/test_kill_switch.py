@@ -69,6 +69,21 @@ def test_a_person_is_stopped_by_any_of_their_names(house: House, name: str) -> N
     assert made["expires_us"] > made["imposed_us"]
     until(lambda: not called(house, *who)[0])
     assert called(house)[0]
+    assert "This person is in quarantine: stop user" in called(house, *who)[1]
+    assert f"person {who[1]} stop user" in " ".join(house.run("quarantine", "list").stdout.split())
+    assert f"person {who[1]} stop user" in " ".join(house.run("status").stdout.split())
+    tail = " ".join(house.run("log", "tail", "--no-follow", "--last", "200").stdout.split())
+    assert f"quarantine of person {who[1]}: stop user until " in tail
+    assert f"by tidegate-cli {made['quarantine_id']}" in tail
+
+
+def test_a_misspelt_agent_is_told_with_the_one_that_was_meant_and_a_known_one_is_not(house: House) -> None:
+    assert called(house, "--agent", "invoice-bot")[0]
+    known = house.run("quarantine", "impose", "agent", "invoice-bot", "--reason", "x", "--for", "1s")
+    assert known.returncode == 0
+    assert "no recorded call" not in known.stdout
+    misspelt = house.run("quarantine", "impose", "agent", "invoice-bto", "--reason", "x", "--for", "1s")
+    assert "no recorded call names this agent (did you mean 'invoice-bot'?)" in " ".join(misspelt.stdout.split())
 
 
 def found(house: House, login: str) -> Any:
@@ -94,6 +109,7 @@ def test_it_ends_by_itself_when_its_time_is_over(house: House) -> None:
     [
         (("tool", "get_current_time"), "server/tool"),
         (("user", "nobody@example.com"), "no recorded call shows the login"),
+        (("agnet", "x"), "did you mean 'agent'?"),
         (("agent", "x", "--for", "soon"), "give a duration like 15m"),
     ],
 )
@@ -124,4 +140,5 @@ def test_a_name_that_nobody_bears_is_stopped_and_told_as_unknown(
     done = house.run("quarantine", "impose", scope, value, "--reason", "x", "--for", "1s")
     assert done.returncode == 0
     assert ("is called" in done.stdout) == (known is False)
+    assert (f"no recorded call names this {scope}" in done.stdout) == (known is None)
     until(lambda: f"{scope} {value}" not in house.run("quarantine", "list").stdout)

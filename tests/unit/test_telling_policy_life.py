@@ -119,6 +119,15 @@ def told(**fields: Any) -> str:
             "bundle activated shadow release 5 of main, dddddddddddd e1",
         ),
         (
+            {"type": "quarantine.imposed.v1", "quarantine_id": "q1", "scope": "subject", "value": "ab", "reason": "odd"}
+            | {"actor": "bob", "expires_us": 0},
+            "quarantine of person ab: odd until lifted by bob q1",
+        ),
+        (
+            {"type": "quarantine.lifted.v1", "quarantine_id": "q1", "actor": "bob", "reason": "all well"},
+            "quarantine lifted q1 by bob: all well",
+        ),
+        (
             {"type": "approval.granted.v1", "approval_id": "a1", "actor": "bob", "channel": "api", "reason": "fine"},
             "approval granted a1 by bob (api): fine",
         ),
