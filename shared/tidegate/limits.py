@@ -29,6 +29,7 @@ APPROVAL_TTL_S: Final = 600  # for how long a question for approval stands, wher
 APPROVAL_TTL_S_MAX: Final = 7 * 86_400
 APPROVALS_KEPT_MAX: Final = 50_000  # questions of a tenant and what became of them, until they expire
 APPROVALS_PENDING_MAX: Final = 100  # questions of one person that wait at the same time
+APPROVALS_PER_SUBJECT_MAX: Final = 2_000  # of one person, whatever became of them, until they expire
 EVENT_BYTES_MAX: Final = 900 * 1024  # below Kafka's default message.max.bytes
 LETTER_BYTES_MAX: Final = 1024 * 1024  # of a dead letter with key, headers and framing: what a topic and a client take
 WRITER_CHARS_MAX: Final = 512  # of a chain's name: an edge's or a sealer's name and a UUID
@@ -68,6 +69,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_bytes_max: int = 4 * 1024 * 1024
     result_bytes_max: int = 16 * 1024 * 1024
     capture_bytes_max: int = 64 * 1024  # of arguments or result kept in an event; beyond that only the digest
+    approval_arguments_bytes_max: int = 64 * 1024  # what a person is asked about; more nobody could read
     concurrent_calls_max: int = 1_000
     connections_max: int = 10_000
     header_timeout_s: float = 10.0

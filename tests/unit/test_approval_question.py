@@ -1,6 +1,7 @@
 """What a person is shown and what an answer means; and what an edge believes of approvals that it hears of."""
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from tidegate.policy.approvals import Approval, Decision, state_value
 from tidegate.sealing import Sealer, SealingKey
 from tidegate_edge import approval_question
 from tidegate_edge.approval_book import KIND, PURPOSE, ApprovalBook
-from tidegate_edge.approval_question import TEXT_CHARS_MAX, Question, meant, plain, shown, text
+from tidegate_edge.approval_question import FORM_CHARS_MAX, PAGE_CHARS_MAX, Question, form, meant, plain, shown, text
 
 ASKED = Question(
     agent="claude-code",
@@ -26,6 +27,12 @@ ASKED = Question(
     why="Somebody looks at large payments.",
     expires_us=1_795_400_000_000_000,
 )
+
+
+def whole(asked: Question) -> str:
+    told = text(asked)
+    assert told is not None
+    return told
 
 
 def test_the_question_names_who_what_where_with_which_arguments_why_and_until_when() -> None:
@@ -51,40 +58,107 @@ def test_the_question_names_who_what_where_with_which_arguments_why_and_until_wh
     ],
 )
 def test_other_methods_have_words_of_their_own(method: str, deed: str) -> None:
-    assert deed in text(msgspec.structs.replace(ASKED, method=method))
+    assert deed in whole(msgspec.structs.replace(ASKED, method=method))
 
 
 @pytest.mark.parametrize(
-    "hidden", ["\u202e", "\u200b", "\u2066", "\ue000", "\U000e0041", "\x07", "\u2028", "\u00a0", "\r"]
+    "hidden",
+    [
+        "\u202e",
+        "\u200b",
+        "\u2066",
+        "\ue000",
+        "\U000e0041",
+        "\x07",
+        "\u2028",
+        "\u00a0",
+        "\x0d",
+        "\u3164",
+        "\ufe0f",
+        "\U000e0100",
+        "\u034f",
+        "\u115f",
+        "\uffa0",
+        "\u17b4",
+        "\u180b",
+        "\u2800",
+    ],
 )
 def test_what_cannot_be_seen_is_written_out(hidden: str) -> None:
     asked = msgspec.structs.replace(
         ASKED, agent=f"a{hidden}b", target=f"c{hidden}d", arguments=msgspec.json.encode({f"e{hidden}": f"f{hidden}g"})
     )
-    assert hidden not in text(asked)
-    assert f"a\\u{ord(hidden):04x}b" in text(asked)
+    assert hidden not in whole(asked)
+    assert f"a\\u{ord(hidden):04x}b" in whole(asked)
 
 
 def test_a_name_cannot_pass_for_another_line() -> None:
     fake = "nothing.\n\nArguments:\n{}\n\nApprove now"
-    told = text(msgspec.structs.replace(ASKED, target=fake))
+    told = whole(msgspec.structs.replace(ASKED, target=fake))
     assert told.splitlines()[0].count("\\n") == 5
     assert told.count("\nArguments:\n") == 1
     assert len(plain("x" * 10_000)) <= approval_question.NAME_CHARS_MAX
 
 
-def test_long_arguments_are_cut_and_say_so() -> None:
-    one = shown(msgspec.json.encode({"body": "x" * 5_000}))
-    assert len(one) < 500
-    assert "… (4700 characters more)" in one
-    many = shown(msgspec.json.encode({f"key{number}": number for number in range(5_000)}))
-    assert len(many) < TEXT_CHARS_MAX + 200
-    assert "cut here" in many
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"body": "x" * 5_000},
+        {f"filler{number}": "x" * 290 for number in range(14)} | {"zz_command": "rm -rf /"},
+        {f"key{number}": number for number in range(5_000)},
+        [[[[]]]] * 500,
+    ],
+)
+def test_a_form_shows_everything_or_there_is_none(arguments: Any) -> None:
+    asked = msgspec.structs.replace(ASKED, arguments=msgspec.json.encode(arguments))
+    assert form(asked) is None
+    told = text(asked, PAGE_CHARS_MAX)
+    assert told is not None
+    begin = told.index("Arguments:\n") + len("Arguments:\n")
+    assert json.loads(told[begin : told.rindex("\n\nThe question stands")]) == arguments
+
+
+def test_filler_hides_no_key_of_a_form() -> None:
+    arguments = {f"filler{number}": "x" * 290 for number in range(8)} | {"zz_command": "rm -rf /"}
+    assert '"zz_command": "rm -rf /"' in whole(msgspec.structs.replace(ASKED, arguments=msgspec.json.encode(arguments)))
+
+
+def test_a_long_address_is_shown_whole_or_not_at_all() -> None:
+    long = msgspec.structs.replace(ASKED, method="resources/read", target="doc://" + "x" * 900 + "?drop=all")
+    assert "x?drop=all of" in whole(long)
+    assert form(msgspec.structs.replace(ASKED, target="x" * 1_025)) is None
+
+
+def test_numbers_are_shown_as_they_are_written() -> None:
+    for number in ("0.1000000000000000000000000000000000000001", "123456789012345678902", "1e400", "-0", "1.50"):
+        assert shown(f'{{"a": {number}}}'.encode(), 100) == f'{{\n  "a": {number}\n}}'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        b'{"a":[' + b"1.5," * 16_000 + b"1]}",
+        b'{"a":' + b"[" * 60 + b"1," * 32_000 + b"1" + b"]" * 60 + b"}",
+        msgspec.json.encode({"a": "\u200b\u3164" * 10_000}),
+        msgspec.json.encode({f"k{number}": [] for number in range(6_000)}),
+    ],
+)
+def test_no_more_is_looked_at_than_is_shown(arguments: bytes) -> None:
+    began = time.process_time()
+    assert shown(arguments, FORM_CHARS_MAX) is None
+    assert time.process_time() - began < 0.5
 
 
 @given(st.recursive(st.none() | st.booleans() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)))
-def test_any_arguments_can_be_shown(arguments: Any) -> None:
-    assert len(shown(msgspec.json.encode(arguments))) < TEXT_CHARS_MAX + 200
+def test_any_arguments_are_shown_whole(arguments: Any) -> None:
+    told = shown(msgspec.json.encode(arguments), PAGE_CHARS_MAX)
+    assert told is not None
+    assert told.isprintable() or "\n" in told
+
+
+@given(st.binary(max_size=40), st.integers(0, 50))
+def test_bytes_of_any_kind_are_shown_within_the_length_or_not_at_all(raw: bytes, most: int) -> None:
+    assert len(shown(raw, most) or "") <= most
 
 
 @pytest.mark.parametrize(

@@ -55,15 +55,15 @@ def granted(at_us: int = 200, actor: str = "bob", channel: Any = "api", **more: 
 
 
 def denied(at_us: int = 300, actor: str = "bob", **more: Any) -> ApprovalDenied:
-    return ApprovalDenied(**COMMON, time_us=at_us, approval_id="a", actor=actor, channel="api", **more)
+    return ApprovalDenied(**{**COMMON, "approval_id": "a", "channel": "api", **more}, time_us=at_us, actor=actor)
 
 
 def expired(at_us: int = 1_000) -> ApprovalExpired:
     return ApprovalExpired(**COMMON, time_us=at_us, approval_id="a")
 
 
-def consumed(at_us: int = 400, call_id: str = "c2") -> ApprovalConsumed:
-    return ApprovalConsumed(**COMMON, time_us=at_us, approval_id="a", call_id=call_id, edge="edge-1")
+def consumed(at_us: int = 400, call_id: str = "c2", approval_id: str = "a") -> ApprovalConsumed:
+    return ApprovalConsumed(**COMMON, time_us=at_us, approval_id=approval_id, call_id=call_id, edge="edge-1")
 
 
 def folded(*events: ApprovalEvent) -> Approvals:
@@ -160,6 +160,47 @@ def test_memory_is_freed_and_bounded() -> None:
     assert len(approvals._early) == 10
     assert len(approvals.forget_expired(10_000)) == 10
     assert (len(approvals), approvals._by_binding, approvals._by_subject, approvals._due) == (0, {}, {}, [])
+    assert (approvals._pending, approvals._having, approvals._most_had) == ({}, {}, 0)
+
+
+def asked_by(who: str, number: int, **more: Any) -> ApprovalRequested:
+    return requested(f"{who}-{number}", subject_id=who, binding=f"{who}{number}", expires_us=10_000, **more)
+
+
+def test_whoever_asks_most_loses_their_own_and_never_what_another_person_refused() -> None:
+    approvals = Approvals(most=100)
+    approvals.apply(asked_by("alice", 0, approver="other"))
+    for number in range(5_000):
+        approvals.apply(asked_by("mallory", number))
+        actor, channel = ("bob", "api") if number == 0 else ("mallory", "form")
+        approvals.apply(denied(approval_id=f"mallory-{number}", actor=actor, channel=channel))
+    assert len(approvals) == 100
+    found = [one.state for name in ("alice0", "mallory0") if (one := approvals.find(name, 500)) is not None]
+    assert found == ["pending", "denied"]
+    assert (approvals.kept_of("alice"), approvals.kept_of("mallory")) == (1, 99)
+    assert len(approvals._due) <= 2 * 100 + 64
+
+
+def test_what_is_used_up_is_forgotten_first() -> None:
+    approvals = Approvals(most=3)
+    for number in range(3):
+        approvals.apply(asked_by("alice", number))
+    approvals.apply(consumed(approval_id="alice-1"))
+    approvals.apply(asked_by("alice", 3))
+    assert [approvals.get(f"alice-{number}") is not None for number in range(4)] == [True, False, True, True]
+
+
+def test_counting_what_waits_costs_no_more_with_much_that_is_over() -> None:
+    approvals = Approvals()
+    for number in range(20_000):
+        approvals.apply(asked_by("mallory", number))
+        approvals.apply(denied(approval_id=f"mallory-{number}"))
+    approvals.apply(asked_by("mallory", 20_000))
+    began = time.perf_counter()
+    for _ in range(1_000):
+        assert (approvals.pending_of("mallory", 500), approvals.pending_of("mallory", 10_000)) == (1, 0)
+        assert approvals.kept_of("mallory") == 20_001
+    assert time.perf_counter() - began < 1.0
 
 
 def test_expiring_costs_no_more_with_many_that_stand() -> None:
@@ -193,7 +234,7 @@ PARTS: dict[str, Any] = {
     "method": "tools/call",
     "server": "up",
     "target": "pay",
-    "arguments": {"amount": 10, "to": "bob"},
+    "arguments": b'{"amount": 10, "to": "bob"}',
 }
 
 
@@ -206,10 +247,12 @@ PARTS: dict[str, Any] = {
         {"method": "prompts/get"},
         {"server": "up2"},
         {"target": "pay2"},
-        {"arguments": {"amount": 11, "to": "bob"}},
-        {"arguments": {"amount": "10", "to": "bob"}},
-        {"arguments": {"amount": 10, "to": "bob", "more": None}},
-        {"arguments": {"amount": 10, "to": ["bob"]}},
+        {"arguments": b'{"amount": 11, "to": "bob"}'},
+        {"arguments": b'{"amount": "10", "to": "bob"}'},
+        {"arguments": b'{"amount": 10, "to": "bob", "more": null}'},
+        {"arguments": b'{"amount": 10, "to": ["bob"]}'},
+        {"arguments": b'{"amount": 10.0, "to": "bob"}'},
+        {"arguments": b'{"amount": 1e1, "to": "bob"}'},
         {"server": "uppay", "target": ""},
     ],
 )
@@ -218,9 +261,40 @@ def test_everything_that_makes_a_call_another_makes_its_binding_another(other: d
     assert binding_of(b"k", **PARTS) != binding_of(b"another", **PARTS)
 
 
-def test_the_order_of_members_makes_no_difference_to_a_binding() -> None:
-    turned = {"arguments": {"to": "bob", "amount": 10}}
-    assert binding_of(b"k", **PARTS) == binding_of(b"k", **PARTS | turned)
+@pytest.mark.parametrize(
+    "same",
+    [
+        b'{"to": "bob", "amount": 10}',
+        b'{"amount":10,"to":"bob"}',
+        b' {"amount"\n:10 ,\t"to":"b\\u006fb" } ',
+    ],
+)
+def test_order_white_space_and_spelling_make_no_difference_to_a_binding(same: bytes) -> None:
+    assert binding_of(b"k", **PARTS) == binding_of(b"k", **PARTS | {"arguments": same})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b"0.1", b"0.1000000000000000000000000000000000000000000001"),
+        (b"9007199254740993.0", b"9007199254740992.0"),
+        (b"123456789012345678901", b"123456789012345678902"),
+        (b"1", b"1.0"),
+        (b"100", b"1e2"),
+        (b"0", b"-0"),
+        (b"1e400", b"1e401"),
+        (b"0.1", b'"0.1"'),
+    ],
+)
+def test_every_digit_makes_another_binding_however_little_it_changes(one: bytes, other: bytes) -> None:
+    bound = {binding_of(b"k", **PARTS | {"arguments": b'{"a": [' + number + b"]}"}) for number in (one, other)}
+    assert len(bound) == 2
+
+
+def test_what_is_no_json_is_bound_to_nothing() -> None:
+    for arguments in (b"", b"{", b'{"a": NaN}', b'{"a": -Infinity}'):
+        with pytest.raises(ValueError):
+            binding_of(b"k", **PARTS | {"arguments": arguments})
 
 
 # laws
@@ -307,3 +381,33 @@ def test_the_newest_come_first_whatever_came_and_went(asked: list[tuple[int, int
     }
     of_alice = {one.approval_id for one in newest if one.subject_id == "alice"}
     assert {one.approval_id for one in fold.newest_of("alice", now_us)} == of_alice
+
+
+@given(
+    most=st.integers(1, 6),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["ask", "deny", "use", "over"]), st.integers(0, 9), st.integers(1, 40)), max_size=60
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_counters_say_what_is_kept_whatever_happens(most: int, steps: list[tuple[str, int, int]]) -> None:
+    fold, people = Approvals(most=most), ("alice", "bob", "carol")
+    for deed, number, lasts_us in steps:
+        name = f"a{number}"
+        match deed:
+            case "ask":
+                who = people[number % 3]
+                fold.apply(requested(name, subject_id=who, binding=name, expires_us=100 + lasts_us))
+            case "deny":
+                fold.apply(denied(approval_id=name))
+            case "use":
+                fold.apply(consumed(approval_id=name))
+            case _:
+                fold.forget_expired(100 + lasts_us)
+        known = [one for one in (fold.get(f"a{n}") for n in range(10)) if one is not None]
+        assert len(known) == len(fold) <= most
+        for who in people:
+            assert fold.kept_of(who) == sum(one.subject_id == who for one in known)
+            waiting = sum(one.subject_id == who and one.state == "pending" for one in known)
+            assert fold.pending_of(who, 0) == waiting
+        assert fold._most_had == max((fold.kept_of(who) for who in people), default=0)

@@ -25,13 +25,15 @@ LIVE_PAGE_WAIT_S: Final = 300.0  # a legacy client's call waits so long for a de
 
 async def ask_modern(edge: Edge, call: Ongoing, approval: Approval) -> Reply | None:
     """The client answers in a further request, which goes to any edge. None: it cannot be asked."""
-    way = _way(call)
-    if way is None or call.method not in bridge.RESUMABLE or _rounds(call) > bridge.ROUNDS_MAX:
+    if not _can_be_asked(call) or call.method not in bridge.RESUMABLE or _rounds(call) > bridge.ROUNDS_MAX:
+        return None
+    put = _put_as(edge, call, approval)
+    if put is None:
         return None
     assert call.request.id is not None
-    params = msgspec.Raw(encode(_params(edge, call, approval, way)))
+    way, params = put
     try:
-        result = bridge.approval_result(edge, call, approval, way, params)
+        result = bridge.approval_result(edge, call, approval, way, msgspec.Raw(encode(params)))
     except ValueError:  # of sealing: too large to carry
         return None
     return Reply(200, result_body(call.request.id, result))
@@ -39,12 +41,14 @@ async def ask_modern(edge: Edge, call: Ongoing, approval: Approval) -> Reply | N
 
 async def ask_live(edge: Edge, call: Ongoing, approval: Approval) -> Inputs | None:
     """What the client answered, for the next round. None: it cannot be asked, or did not answer."""
-    way = _way(call)
-    if way is None or _rounds(call) > bridge.ROUNDS_MAX or edge.calls_waiting >= WAITING_MAX:
+    if not _can_be_asked(call) or _rounds(call) > bridge.ROUNDS_MAX or edge.calls_waiting >= WAITING_MAX:
         return None
+    put = _put_as(edge, call, approval)
+    if put is None:
+        return None
+    way, params = put
     edge.calls_waiting += 1
     try:
-        params = _params(edge, call, approval, way)
         if way == "url":
             params["elicitationId"] = uuid7()
         left_s = max(0.0, (approval.expires_us - now_us()) / 1e6)
@@ -61,21 +65,30 @@ async def ask_live(edge: Edge, call: Ongoing, approval: Approval) -> Inputs | No
     return Inputs(call.root, _rounds(call), approval=approval.approval_id, asked_by=way, answer=given)
 
 
-def _way(call: Ongoing) -> Channel | None:
-    if "elicitation" not in call.abilities.names:
-        return None
-    return "form" if call.abilities.by_form else "url" if call.abilities.by_url else None
+def is_too_long(edge: Edge, call: Ongoing, approval: Approval) -> bool:
+    """Whether the client would have been asked, were there less to see."""
+    return _can_be_asked(call) and _put_as(edge, call, approval) is None
+
+
+def _can_be_asked(call: Ongoing) -> bool:
+    return "elicitation" in call.abilities.names and (call.abilities.by_form or call.abilities.by_url)
 
 
 def _rounds(call: Ongoing) -> int:
     return call.inputs.rounds + 1 if call.inputs else 1
 
 
-def _params(edge: Edge, call: Ongoing, approval: Approval, way: Channel) -> dict[str, Any]:
+def _put_as(edge: Edge, call: Ongoing, approval: Approval) -> tuple[Channel, dict[str, Any]] | None:
+    """By form where that shows all there is to see, else by page where that does. None: neither."""
     asked = _question(call, approval)
-    if way == "form":
-        return approval_question.form(asked)
-    return approval_question.page(asked, url_of(edge, approval, asked))
+    if call.abilities.by_form and (form := approval_question.form(asked)) is not None:
+        return "form", form
+    if not call.abilities.by_url:
+        return None
+    try:
+        return "url", approval_question.page(asked, url_of(edge, approval, asked))
+    except ValueError:
+        return None
 
 
 def _question(call: Ongoing, approval: Approval) -> Question:

@@ -16,6 +16,7 @@ import msgspec
 
 from tidegate.errors import OurFault
 from tidegate.ids import now_us
+from tidegate.limits import APPROVALS_PENDING_MAX, APPROVALS_PER_SUBJECT_MAX
 from tidegate.policy.approvals import Approval, ApprovalEvent, Approvals, read_state, state_value
 from tidegate.sealing import Sealer
 from tidegate.sessions.port import Bus
@@ -52,6 +53,7 @@ class ApprovalBook:
         self._waiters = 0
         self._turns: dict[str, list[asyncio.Lock]] = {}  # by binding: the lock, once for each that wants it
         self._tidied_s = 0.0
+        self._opening: dict[tuple[str, str], set[str]] = {}  # by tenant and requester
         bus.on_message(KIND, self._heard)
 
     def of(self, tenant: str) -> Approvals:
@@ -125,6 +127,31 @@ class ApprovalBook:
             turns.pop()
             if not turns:
                 del self._turns[binding]
+
+    @contextmanager
+    def opening(self, tenant: str, subject_id: str, approval_id: str) -> Iterator[None]:
+        """A question of this person is on its way into the log: it counts already."""
+        opening = self._opening.setdefault((tenant, subject_id), set())
+        opening.add(approval_id)
+        try:
+            yield
+        finally:
+            opening.discard(approval_id)
+            if not opening:
+                del self._opening[tenant, subject_id]
+
+    def is_full_for(self, tenant: str, subject_id: str) -> str:
+        """Why no further question of this person is put, in a sentence; "": it may be."""
+        approvals = self.of(tenant)
+        opening = sum(approvals.get(one) is None for one in self._opening.get((tenant, subject_id), ()))
+        if approvals.pending_of(subject_id, now_us()) + opening >= APPROVALS_PENDING_MAX:
+            return f"{APPROVALS_PENDING_MAX} calls of yours wait for approval already. Try again when some are decided."
+        if approvals.kept_of(subject_id) + opening >= APPROVALS_PER_SUBJECT_MAX:
+            return (
+                f"{APPROVALS_PER_SUBJECT_MAX} approvals of yours, decided ones too, are within their time. Try again "
+                "when some are past it; a rule with a shorter @expires makes room sooner."
+            )
+        return ""
 
     def tidy(self) -> None:
         """Now and then: free what is past its time."""

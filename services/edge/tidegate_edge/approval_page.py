@@ -1,10 +1,12 @@
-"""The page on which a requester approves a call, for clients that can open pages and show no forms.
+"""The page on which a requester approves a call, for clients that can open pages and show no forms, and for what is too
+long for a form: it shows all of it, or is not offered.
 
 Its address carries everything, sealed, so that any edge serves it; whoever has the address may answer, which is no more
 than the client itself could. It is asked for only where the rule lets the requester approve. No scripts, no cookies.
 """
 
 import html
+import zlib
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -15,13 +17,16 @@ from tidegate.errors import LogUnavailable
 from tidegate.ids import now_us
 from tidegate.policy.approvals import ANYBODY, Approval, read_state, state_value
 from tidegate_edge import approval_question, strict_json
-from tidegate_edge.approval_question import REASON_CHARS_MAX, Question
+from tidegate_edge.approval_question import PAGE_CHARS_MAX, REASON_CHARS_MAX, Question
 from tidegate_edge.approval_records import decide
 from tidegate_edge.edge import Edge
 
 PATH: Final = "/approve"
 PURPOSE: Final = "approval-page"
 BODY_BYTES_MAX: Final = 4_096
+URL_CHARS_MAX: Final = 8_000  # what a proxy passes on by default
+CONTENT_BYTES_MAX: Final = 1024 * 1024  # of what an address carries, unpacked
+PACKED_FROM_BYTES: Final = 2_000
 HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -56,9 +61,17 @@ _decode: Final = msgspec.json.Decoder(_Sealed).decode
 
 
 def url_of(edge: Edge, approval: Approval, asked: Question) -> str:
-    """Raises ValueError: too much to carry."""
-    content = msgspec.json.encode(_Sealed(msgspec.Raw(state_value(approval)), approval_question.text(asked)))
-    return f"{edge.settings.url}{PATH}/{edge.sealer.seal(PURPOSE, content, b'')}"
+    """Raises ValueError: too much to carry, or to show."""
+    told = approval_question.text(asked, PAGE_CHARS_MAX)
+    if told is None:
+        raise ValueError(f"a page shows {PAGE_CHARS_MAX} characters of arguments, or none")
+    content = msgspec.json.encode(_Sealed(msgspec.Raw(state_value(approval)), told))
+    if len(content) >= PACKED_FROM_BYTES:
+        content = zlib.compress(content)
+    url = f"{edge.settings.url}{PATH}/{edge.sealer.seal(PURPOSE, content, b'')}"
+    if len(url) > URL_CHARS_MAX:
+        raise ValueError(f"an address has {URL_CHARS_MAX} characters at most, not {len(url)}")
+    return url
 
 
 def approval_routes(edge: Edge) -> APIRouter:
@@ -103,7 +116,7 @@ def _opened(edge: Edge, token: str) -> tuple[Approval, str] | None:
     if content is None:
         return None
     try:
-        sealed = _decode(content)
+        sealed = _decode(content if content.startswith(b"{") else _unpacked(content))
         approval = read_state(bytes(sealed.approval))
     except msgspec.DecodeError:
         return None
@@ -111,6 +124,13 @@ def _opened(edge: Edge, token: str) -> tuple[Approval, str] | None:
         return None
     edge.approvals.learn(approval)
     return edge.approvals.of(approval.tenant).get(approval.approval_id) or approval, sealed.told
+
+
+def _unpacked(content: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(content, CONTENT_BYTES_MAX)
+    except zlib.error as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 async def _form(request: Request) -> dict[str, str] | None:

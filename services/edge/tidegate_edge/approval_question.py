@@ -1,21 +1,29 @@
 """What a person is asked before a call goes on, in words, and what an answer to it means. Pure.
 
-Everything that a caller or a server made up is shown so that it cannot pass for something else: cut, on lines of its
-own, without characters that are invisible or turn the reading direction.
+What is approved is shown whole, digit by digit, or not at all: nobody says yes to what was cut. And everything that a
+caller or a server made up is shown so that it cannot pass for something else: on lines of its own, without characters
+that are invisible or turn the reading direction.
 """
 
+import json
 import unicodedata
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import msgspec
 
 from tidegate.events import Channel
+from tidegate.policy import instructing
+from tidegate_edge.calls import TARGET_CHARS_MAX
 from tidegate_edge.messages import careful, encode
 
 KEY: Final = "approval"  # under which a modern client is asked
-TEXT_CHARS_MAX: Final = 2_000  # of arguments
-VALUE_CHARS_MAX: Final = 300  # of one text in them
+FORM_CHARS_MAX: Final = 4_000  # of arguments, as they are shown
+PAGE_CHARS_MAX: Final = 100_000
+SHOWN_KEPT_MAX: Final = 32  # arguments that are kept as they are shown: questions are put again
+SIGNS_KEPT_MAX: Final = 4_096
 NAME_CHARS_MAX: Final = 200
 REASON_CHARS_MAX: Final = 200
 SCHEMA: Final = {
@@ -40,6 +48,7 @@ _DEEDS: Final = {
 _OTHER_DEED: Final = "use {target} of the server {server}"
 _PLAIN: Final = frozenset({" ", "\n"})
 _HIDDEN: Final = ("C", "Zl", "Zp", "Zs")  # categories of what cannot be seen
+_BLANK: Final = frozenset({"\u2800", "\ufe0f"})  # seen elsewhere, or with others
 
 Meaning = Literal["grant", "deny", "opened", "nothing"]
 
@@ -65,12 +74,16 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 _decode_answer: Final = careful(msgspec.json.Decoder(Answer).decode)
-_decode_any: Final = careful(msgspec.json.Decoder().decode)
 
 
-def text(asked: Question) -> str:
-    """The question, whole, for whoever reads plain text."""
-    deed = _DEEDS.get(asked.method, _OTHER_DEED).format(target=plain(asked.target), server=plain(asked.server))
+def text(asked: Question, most: int = FORM_CHARS_MAX) -> str | None:
+    """The question, whole, for whoever reads plain text. None: what it is about is longer than `most` characters, or
+    cannot be shown.
+    """
+    target, arguments = plain(asked.target, 8 * TARGET_CHARS_MAX), shown(asked.arguments, most)
+    if arguments is None or len(asked.target) > TARGET_CHARS_MAX:
+        return None
+    deed = _DEEDS.get(asked.method, _OTHER_DEED).format(target=target, server=plain(asked.server))
     for_whom = f" for {plain(asked.login)}" if asked.login else ""
     return "\n".join(
         (
@@ -79,16 +92,19 @@ def text(asked: Question) -> str:
             f"Why you are asked: {asked.why}",
             "",
             "Arguments:",
-            shown(asked.arguments),
+            arguments,
             "",
             f"The question stands until {clock(asked.expires_us)}. If you approve, this one call passes, once.",
         )
     )
 
 
-def form(asked: Question) -> dict[str, Any]:
-    """Params of `elicitation/create`. Every revision that has it reads them: form is the mode that needs no name."""
-    return {"message": text(asked), "requestedSchema": SCHEMA}
+def form(asked: Question) -> dict[str, Any] | None:
+    """Params of `elicitation/create`. Every revision that has it reads them: form is the mode that needs no name. None:
+    there is more to see than a form shows.
+    """
+    message = text(asked)
+    return None if message is None else {"message": message, "requestedSchema": SCHEMA}
 
 
 def page(asked: Question, url: str) -> dict[str, Any]:
@@ -117,16 +133,17 @@ def meant(raw: msgspec.Raw | bytes, by: Channel) -> tuple[Meaning, str]:
     return ("grant" if approve else "deny", told) if isinstance(approve, bool) else ("nothing", "")
 
 
-def shown(arguments: bytes) -> str:
-    """JSON for a person: indented, long texts cut, and cut as a whole; it says where."""
+@lru_cache(SHOWN_KEPT_MAX)
+def shown(arguments: bytes, most: int) -> str | None:
+    """JSON for a person: indented, numbers as they are written, whole. None: it takes more than so many characters, or
+    is no JSON. No more is looked at than can be shown.
+    """
+    sheet = _Sheet(most)
     try:
-        value = _cut(_decode_any(arguments))
-    except msgspec.DecodeError:
-        return "(they cannot be shown)"
-    pretty = visible(msgspec.json.format(encode(value)).decode())
-    if len(pretty) <= TEXT_CHARS_MAX:
-        return pretty
-    return f"{pretty[:TEXT_CHARS_MAX]}\n… (cut here: {len(arguments)} bytes in all, of which you see the beginning)"
+        sheet.write(json.loads(arguments, parse_int=_Digits, parse_float=_Digits), "\n")
+    except (_TooLong, ValueError, RecursionError):
+        return None
+    return "".join(sheet.pieces)
 
 
 def plain(name: str, most: int = NAME_CHARS_MAX) -> str:
@@ -146,13 +163,62 @@ def clock(at_us: int) -> str:
     return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+@lru_cache(SIGNS_KEPT_MAX)
 def _is_seen(one: str) -> bool:
-    return one in _PLAIN or not unicodedata.category(one).startswith(_HIDDEN)
+    if one in _PLAIN:
+        return True
+    if one in _BLANK or unicodedata.category(one).startswith(_HIDDEN):
+        return False
+    return instructing.visible(one) == one
 
 
-def _cut(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > VALUE_CHARS_MAX:
-        return f"{value[:VALUE_CHARS_MAX]}… ({len(value) - VALUE_CHARS_MAX} characters more)"
-    if isinstance(value, dict):
-        return {key: _cut(one) for key, one in value.items()}
-    return [_cut(one) for one in value] if isinstance(value, list) else value
+class _Digits(str):
+    """A number as it is written: what a reader makes of it is another matter."""
+
+
+class _TooLong(Exception):
+    """There is no room for all of it."""
+
+
+class _Sheet:
+    """JSON as a person reads it, up to a length. Raises _TooLong."""
+
+    def __init__(self, most: int) -> None:
+        self.pieces: list[str] = []
+        self._left = most
+
+    def write(self, value: Any, line: str) -> None:
+        """`line` begins a new line where this value stands."""
+        if isinstance(value, dict):
+            self._many("{", "}", line, value.items())
+        elif isinstance(value, list):
+            self._many("[", "]", line, [("", one) for one in value])
+        elif isinstance(value, _Digits):
+            self._put(value)
+        elif isinstance(value, str):
+            self._quoted(value)
+        else:
+            self._put({None: "null", True: "true", False: "false"}[value])
+
+    def _many(self, opens: str, closes: str, line: str, members: Iterable[tuple[str, Any]]) -> None:
+        self._put(opens)
+        inner, separator = f"{line}  ", ""
+        for key, value in members:
+            self._put(f"{separator}{inner}")
+            separator = ","
+            if opens == "{":
+                self._quoted(key)
+                self._put(": ")
+            self.write(value, inner)
+        self._put(f"{line}{closes}" if separator else closes)
+
+    def _quoted(self, told: str) -> None:
+        if len(told) > self._left:
+            raise _TooLong
+        self._put(visible(encode(told).decode()))
+
+    def _put(self, piece: str) -> None:
+        self._left -= len(piece)
+        if self._left < 0:
+            raise _TooLong
+        self.pieces.append(piece)

@@ -16,11 +16,11 @@ from tidegate.events import (
     Sealed,
 )
 from tidegate.ids import now_us, uuid7
-from tidegate.limits import APPROVAL_TTL_S, APPROVALS_PENDING_MAX
+from tidegate.limits import APPROVAL_TTL_S
 from tidegate.policy.approvals import ANYBODY, SOMEBODY_ELSE, Approval, binding_of
 from tidegate.sessions.port import SessionsUnavailable
 from tidegate_edge import approval_question, reply, steps
-from tidegate_edge.approval_asking import ask_live, ask_modern
+from tidegate_edge.approval_asking import ask_live, ask_modern, is_too_long
 from tidegate_edge.approval_records import decide, mode_of, say
 from tidegate_edge.calls import TARGET_CHARS_MAX, Approved, Inputs, Ongoing, captured
 from tidegate_edge.edge import Edge
@@ -35,6 +35,7 @@ ALONE: Final = (
     "(`sessions: redis://…`), or an approval might be used twice. Tell the operator."
 )
 LATE: Final = "Nobody decided in time, so the call was not made. Call again to ask anew."
+TOO_LONG: Final = "Your client was not asked: there is more to see than it can show, and nobody approves what was cut."
 DISMISSED: Final = "The question was put away without an answer, so the call was not made. Call again to be asked."
 
 
@@ -60,10 +61,29 @@ async def settle(edge: Edge, call: Ongoing) -> None:
 
 async def _look(edge: Edge, call: Ongoing) -> None:
     edge.approvals.tidy()
+    if (told := _too_large(edge, call)) is not None:
+        call.refuse("policy", "approval-arguments-too-large", told)
+        return
     binding = _binding(edge, call)
     if call.inputs is not None and call.inputs.approval:
         await _take_answer(edge, call, call.inputs, binding)
     await _find(edge, call, binding)
+
+
+def _too_large(edge: Edge, call: Ongoing) -> str | None:
+    """Nobody approves what nobody can read."""
+    size, most = len(call.asked_about), edge.limits.approval_arguments_bytes_max
+    if size > most:
+        return (
+            f"{call.message} Its arguments have {size} bytes, and a person can be asked about {most} at most "
+            "(`limits.approval_arguments_bytes_max`). The call was not made: call with less at a time."
+        )
+    if len(call.target) > TARGET_CHARS_MAX:
+        return (
+            f"{call.message} Its address has {len(call.target)} characters, and a person can be asked about "
+            f"{TARGET_CHARS_MAX} at most. The call was not made."
+        )
+    return None
 
 
 def _binding(edge: Edge, call: Ongoing) -> str:
@@ -100,17 +120,17 @@ def _permit(call: Ongoing) -> None:
 
 
 async def _find(edge: Edge, call: Ongoing, binding: str) -> None:
-    approvals, subject_id = edge.approvals.of(call.principal.tenant), call.principal.subject_id
+    tenant, subject_id, full = call.principal.tenant, call.principal.subject_id, ""
+    approvals = edge.approvals.of(tenant)
     found = approvals.find(binding, now_us(), call.approver, call.rules)
     if found is None:
         async with edge.approvals.turn(binding):
             found = approvals.find(binding, now_us(), call.approver, call.rules)
-            if found is None and approvals.pending_of(subject_id, now_us()) < APPROVALS_PENDING_MAX:
+            if found is None and not (full := edge.approvals.is_full_for(tenant, subject_id)):
                 found = await _open(edge, call, binding)
     call.approval = found
     if found is None:
-        told = f"{APPROVALS_PENDING_MAX} calls of yours wait for approval already. Try again when some are decided."
-        call.refuse("limit", "approvals-too-many", told, "limited")
+        call.refuse("limit", "approvals-too-many", full, "limited")
     elif found.state == "denied":
         call.refuse("policy", "approval-denied", _denied(found))
     elif found.state == "granted":
@@ -119,9 +139,10 @@ async def _find(edge: Edge, call: Ongoing, binding: str) -> None:
 
 async def _open(edge: Edge, call: Ongoing, binding: str) -> Approval:
     at_us, principal = now_us(), call.principal
+    approval_id = uuid7(at_us)
     event = ApprovalRequested(
         **edge.place.stamp(principal.tenant, at_us),
-        approval_id=uuid7(at_us),
+        approval_id=approval_id,
         binding=binding,
         subject_id=principal.subject_id,
         agent=principal.agent,
@@ -146,7 +167,8 @@ async def _open(edge: Edge, call: Ongoing, binding: str) -> Approval:
             ),
         ),
     )
-    return await say(edge, event, mode_of(call))
+    with edge.approvals.opening(principal.tenant, principal.subject_id, approval_id):
+        return await say(edge, event, mode_of(call))
 
 
 async def _take_answer(edge: Edge, call: Ongoing, inputs: Inputs, binding: str) -> None:
@@ -231,7 +253,10 @@ async def ask(edge: Edge, call: Ongoing) -> Reply | Inputs:
         asked = await (ask_modern if call.request.modern else ask_live)(edge, call, approval)
         if asked is not None:
             return asked
-    return refused(call, approval, _how(call, approval) if approval.expires_us > now_us() else LATE)
+    if approval.expires_us <= now_us():
+        return refused(call, approval, LATE)
+    unseen = approval.approver == ANYBODY and is_too_long(edge, call, approval)
+    return refused(call, approval, f"{_how(call, approval)} {TOO_LONG}" if unseen else _how(call, approval))
 
 
 async def _from_page(edge: Edge, call: Ongoing, approval: Approval) -> Inputs | None:

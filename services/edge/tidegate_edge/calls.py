@@ -178,7 +178,7 @@ class Ongoing:
         self.message = ""
         self.rules: tuple[str, ...] = ()
         self.approver = ""  # of an ask, as the rules say
-        self.asked_about: dict[str, Any] = {}  # of an ask: the arguments that were decided on, before any masking
+        self.asked_about = EMPTY_OBJECT  # of an ask: the arguments that were decided on, before any masking
         self.asked_for_s = 0  # of an ask: how long it may stand; 0: as long as any
         self.approval: Approval | None = None  # that waits for a person, or lets the call pass
         self.approved: Approved | None = None  # the call has taken it: nobody else goes on by it

@@ -10,8 +10,10 @@ import bisect
 import hashlib
 import heapq
 import hmac
+import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Literal
+from itertools import islice
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -29,11 +31,13 @@ ANYBODY: Final = ""
 SOMEBODY_ELSE: Final = "other"
 State = Literal["pending", "granted", "denied", "expired", "consumed"]
 ApprovalEvent = ApprovalRequested | ApprovalGranted | ApprovalDenied | ApprovalExpired | ApprovalConsumed
+_Key = TypeVar("_Key", str, int)
 _Later = ApprovalGranted | ApprovalDenied | ApprovalExpired | ApprovalConsumed
 
 _PURPOSE: Final = b"tidegate approval v1\n"
 _WORD: Final = b"approval"
 _EARLY_PER_ID_MAX: Final = 8  # events that came before their request
+_LOOKED_AT_MAX: Final = 256  # of one person's, when one of them is to be forgotten
 
 
 class Decision(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
@@ -91,6 +95,11 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """A denial wins over a grant, until that is used."""
         return self.granted if self.used_by else self.denied or self.granted
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing passes by it any more, and it refuses nobody."""
+        return bool(self.used_by) or self.expired
+
     def serves(self, approver: str, rules: Iterable[str]) -> bool:
         """Whether it was asked of the one who must be asked now, and for every rule that asks now."""
         return approver in (ANYBODY, self.approver) and set(rules) <= set(self.rules)
@@ -101,8 +110,9 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Approvals:
-    """What is asked and decided in one tenant. Bounded: past `most` the one that expires first is forgotten, and a call
-    that it was for asks again.
+    """What is asked and decided in one tenant. Bounded: past `most`, one of the requester who has most is forgotten, so
+    that whoever asks much loses their own: first what is used up, last what somebody else refused them, and of these
+    what expires first. A call that it was for asks again.
     """
 
     def __init__(self, most: int = APPROVALS_KEPT_MAX) -> None:
@@ -110,6 +120,9 @@ class Approvals:
         self._known: dict[str, Approval] = {}
         self._by_binding: dict[str, dict[str, None]] = {}
         self._by_subject: dict[str, dict[str, None]] = {}
+        self._pending: dict[str, dict[str, None]] = {}  # the same, of those that wait
+        self._having: dict[int, dict[str, None]] = {}  # how many: the requesters who have so many
+        self._most_had = 0
         self._order: list[tuple[int, str]] = []  # when requested, and which; oldest first
         self._due: list[tuple[int, str]] = []  # a heap of times to expire; the newest entry of each is the true one
         self._early: dict[str, list[_Later]] = {}
@@ -167,8 +180,12 @@ class Approvals:
 
     def pending_of(self, subject_id: str, now_us: int) -> int:
         """How many questions of one requester wait."""
-        waiting = (self._known[approval_id] for approval_id in self._by_subject.get(subject_id, ()))
-        return sum(one.state == "pending" and one.expires_us > now_us for one in waiting)
+        waiting = self._pending.get(subject_id, ())
+        return sum(self._known[approval_id].expires_us > now_us for approval_id in waiting)
+
+    def kept_of(self, subject_id: str) -> int:
+        """How many of one requester are known, whatever became of them."""
+        return len(self._by_subject.get(subject_id, ()))
 
     def current(self, now_us: int) -> list[Approval]:
         """All that are within their time, whatever became of them; oldest first."""
@@ -199,22 +216,46 @@ class Approvals:
 
     def _put(self, approval: Approval) -> None:
         while len(self._known) >= self._most:
-            at_us, first = heapq.heappop(self._due)
-            if first in self._known and self._known[first].expires_us == at_us:
-                self._remove(self._known[first])
+            self._remove(self._least_needed())
         self._known[approval.approval_id] = approval
         bisect.insort(self._order, (approval.requested_us, approval.approval_id))
-        heapq.heappush(self._due, (approval.expires_us, approval.approval_id))
+        self._expires(approval)
         self._by_binding.setdefault(approval.binding, {})[approval.approval_id] = None
         self._by_subject.setdefault(approval.subject_id, {})[approval.approval_id] = None
+        self._counted(approval.subject_id, +1)
+        if approval.state == "pending":
+            self._pending.setdefault(approval.subject_id, {})[approval.approval_id] = None
 
     def _replace(self, known: Approval, now: Approval) -> Approval | None:
         if now == known:
             return None
         self._known[known.approval_id] = now
         if now.expires_us != known.expires_us:
-            heapq.heappush(self._due, (now.expires_us, now.approval_id))
+            self._expires(now)
+        if known.state == "pending" != now.state:
+            _take_out(self._pending, known.subject_id, known.approval_id)
         return now
+
+    def _expires(self, approval: Approval) -> None:
+        heapq.heappush(self._due, (approval.expires_us, approval.approval_id))
+        if len(self._due) > 2 * len(self._known) + 64:  # entries of what was forgotten before its time
+            self._due = [(one.expires_us, one.approval_id) for one in self._known.values()]
+            heapq.heapify(self._due)
+
+    def _least_needed(self) -> Approval:
+        subject_id = next(iter(self._having[self._most_had]))
+        names = islice(self._by_subject[subject_id], _LOOKED_AT_MAX)
+        return min((self._known[name] for name in names), key=_need)
+
+    def _counted(self, subject_id: str, change: Literal[-1, 1]) -> None:
+        """One more of this requester, or one less, is in `_by_subject`."""
+        count = self.kept_of(subject_id)
+        if count - change:
+            _take_out(self._having, count - change, subject_id)
+        if count:
+            self._having.setdefault(count, {})[subject_id] = None
+        if count > self._most_had or self._most_had not in self._having:
+            self._most_had = count
 
     def _keep_early(self, event: _Later) -> None:
         """Another writer's word may come before the request that it is about."""
@@ -227,10 +268,11 @@ class Approvals:
     def _remove(self, approval: Approval) -> None:
         del self._known[approval.approval_id]
         del self._order[bisect.bisect_left(self._order, (approval.requested_us, approval.approval_id))]
-        for index, key in ((self._by_binding, approval.binding), (self._by_subject, approval.subject_id)):
-            del index[key][approval.approval_id]
-            if not index[key]:
-                del index[key]
+        _take_out(self._by_binding, approval.binding, approval.approval_id)
+        _take_out(self._by_subject, approval.subject_id, approval.approval_id)
+        self._counted(approval.subject_id, -1)
+        if approval.state == "pending":
+            _take_out(self._pending, approval.subject_id, approval.approval_id)
 
 
 def may_grant(approval: Approval, actor: str, channel: Channel) -> bool:
@@ -249,13 +291,23 @@ def binding_of(
     method: str,
     server: str,
     target: str,
-    arguments: dict[str, Any],
+    arguments: bytes,
 ) -> str:
-    """What an approval is for, as a keyed digest: `arguments` are those that rules decided on. The order of an object's
-    members makes no difference.
+    """What an approval is for, as a keyed digest: `arguments` are those that rules decided on, as JSON. The order of an
+    object's members, white space and the spelling of texts make no difference; every digit of a number does, for which
+    number it is depends on who reads it. Raises ValueError: no JSON.
     """
-    said = msgspec.json.encode([tenant, subject_id, agent, method, server, target, arguments], order="sorted")
+    read = json.loads(arguments, parse_int=_as_written, parse_float=_as_written, parse_constant=_refuse_constant)
+    said = msgspec.json.encode([tenant, subject_id, agent, method, server, target, read], order="sorted")
     return hmac.digest(key, _PURPOSE + said, hashlib.sha256).hex()
+
+
+def _as_written(number: str) -> msgspec.Raw:
+    return msgspec.Raw(number.encode())
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def state_key(tenant: str, approval_id: str) -> bytes:
@@ -339,6 +391,19 @@ def _joined(one: Approval, other: Approval) -> Approval:
         expired=one.expired or other.expired,
         used_by=_first(one.used_by, other.used_by),
     )
+
+
+def _need(approval: Approval) -> tuple[int, int, str]:
+    """The less, the sooner it is forgotten. Nobody gets rid of another's refusal by asking for more."""
+    denied = approval.denied
+    refused = denied is not None and denied.actor != approval.subject_id
+    return (0 if approval.is_over else 2 if refused else 1, approval.expires_us, approval.approval_id)
+
+
+def _take_out(index: dict[_Key, dict[str, None]], key: _Key, name: str) -> None:
+    del index[key][name]
+    if not index[key]:
+        del index[key]
 
 
 def _earlier(one: Decision | None, other: Decision | None) -> Decision | None:

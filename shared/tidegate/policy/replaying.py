@@ -8,7 +8,7 @@ they asked. Counterparts: `engine.py` decides, `tidegate_cli.replaying` reads th
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -26,7 +26,14 @@ _RULED_OUT: Final = frozenset(
     {"unknown-tool", "unknown-prompt", "unknown-resource", "definition-held", "facts-unavailable"}
 )
 _ASKED: Final = frozenset(
-    {"approval-required", "approved", "approval-denied", "approval-used", "approvals-unknown"}
+    {
+        "approval-required",
+        "approved",
+        "approval-denied",
+        "approval-used",
+        "approvals-unknown",
+        "approval-arguments-too-large",
+    }
 )  # whatever came of it
 _ALWAYS_KNOWN: Final = frozenset({"protocol"})
 _TIMED: Final = frozenset({"protocol", "now", "time"})
@@ -154,22 +161,38 @@ class Replayer:
 
     def decide(self, past: Past) -> Verdict | Blank:
         """The verdict on that call, or why there is none."""
-        if past.stage != "policy" or past.reason in _RULED_OUT or past.method.startswith("tasks/"):
-            return "elsewhere"
-        if not past.user:
-            return "erased"
-        engine = self._engine(past)
-        person = _Person(past.user, past.agent, past.groups, past.kind)
-        if past.arguments is not None and not engine.looks_around:
-            return engine.evaluate(person, past.server, past.action, past.arguments)
-        standing = engine.standing(person, past.server, past.action)
+        return self.decide_all((past,))[0]
+
+    def decide_all(self, pasts: Sequence[Past]) -> list[Verdict | Blank]:
+        """The same of each, in their order; calls of one tool by one principal are decided together."""
+        told: list[Verdict | Blank] = ["elsewhere"] * len(pasts)
+        together: dict[tuple[object, ...], list[int]] = {}
+        for place, past in enumerate(pasts):
+            if past.stage != "policy" or past.reason in _RULED_OUT or past.method.startswith("tasks/"):
+                continue
+            if not past.user:
+                told[place] = "erased"
+                continue
+            who = (past.user, past.agent, past.groups, past.kind)
+            together.setdefault((past.server, past.action, past.labels, past.server_labels, who), []).append(place)
+        for places in together.values():
+            for place, verdict in zip(places, self._decide_alike([pasts[place] for place in places]), strict=True):
+                told[place] = verdict
+        return told
+
+    def _decide_alike(self, pasts: Sequence[Past]) -> list[Verdict | Blank]:
+        """Of one principal and tool, as it was."""
+        first = pasts[0]
+        engine = self._engine(first)
+        call = (_Person(first.user, first.agent, first.groups, first.kind), first.server, first.action)
+        standing = engine.standing(*call)
         if standing is not None:
-            return standing
-        call = (person, past.server, past.action)
-        is_lacking = past.arguments is None and engine.needs_arguments(*call)
-        if is_lacking or not engine.needs_facts(*call) <= past.known:
-            return "not-kept"
-        return engine.evaluate(*call, past.arguments or {}, past.facts)
+            return [standing] * len(pasts)
+        by_arguments, needed = engine.needs_arguments(*call), engine.needs_facts(*call)
+        enough = [needed <= past.known and not (by_arguments and past.arguments is None) for past in pasts]
+        asked = [(past.arguments or {}, past.facts) for past, has in zip(pasts, enough, strict=True) if has]
+        verdicts = iter(engine.evaluate_many(*call, asked))
+        return [next(verdicts) if has else "not-kept" for has in enough]
 
     def _engine(self, past: Past) -> Engine:
         key = (past.server, past.action, past.labels, past.server_labels)
