@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from tidegate.errors import Fault, LogUnavailable
@@ -39,7 +39,7 @@ class Holding:
     def __init__(self, tenant: str) -> None:
         self.trust = Trusting(tenant)
         self.is_stirred = False  # something may be held, or not be held any more, since this was set to False
-        self._judge = Judge()
+        self._judge = Judge(brief=True)
         self._later: dict[tuple[str, str], bool] = {}  # seen here, and not in the log's history yet
         self._untold: OrderedDict[tuple[str, str, str, str, str], tuple[str, Judgement]] = OrderedDict()
         self._some = asyncio.Event()
@@ -63,14 +63,28 @@ class Holding:
             self._judged(item, LAX)
             time.sleep(0)  # lets calls go on: a comparison holds the interpreter
 
+    def uncompared(self, catalog: Catalog) -> list[Item]:
+        """What was not compared yet with what is trusted now."""
+        return [item for item in catalog.tools if self._judged(item, LAX, compares=False).pending]
+
+    def compare(self, items: Iterable[Item]) -> None:
+        """So that `held` knows; for a thread."""
+        for item in items:
+            self._judged(item, LAX)
+            time.sleep(0)  # lets calls go on
+
     def held(self, tenant: str, rules: DefinitionRules, catalog: Catalog, *, tells: bool) -> Mapping[Target, str]:
-        """Why which tools are held. `tells`: the log is told of what is held and what alerts."""
+        """Why which tools are held. `tells`: the log is told of what is held and what alerts. Compares nothing: what
+        was not compared yet counts as the gravest, is not told, and is looked at again (`is_stirred`).
+        """
         found: dict[Target, str] = {}
         for item in catalog.tools:
-            judgement = self._judged(item, rules.of(item.server))
+            judgement = self._judged(item, rules.of(item.server), compares=False)
             if judgement.action == "hold":
                 found[item.server, item.action] = judgement.sentence
-            if tells and judgement.action in ACTIONS:
+            if judgement.pending:
+                self.is_stirred = True
+            elif tells and judgement.action in ACTIONS:
                 self._note(tenant, judgement)
         return found
 
@@ -87,11 +101,11 @@ class Holding:
                 if self.trust.is_told(tenant, judgement) or await self._tell(edge, tenant, judgement):
                     self._untold.pop(key, None)
 
-    def _judged(self, item: Item, rules: Rules) -> Judgement:
+    def _judged(self, item: Item, rules: Rules, *, compares: bool = True) -> Judgement:
         known = self.trust.of(item.server, item.name)
         later = self._later.get((item.server, item.name), False)
         now = lambda: encode(item.fields)  # noqa: E731 - most definitions are known, and not asked for
-        return self._judge.judge(rules, known, item.server, item.name, item.digest, now, later=later)
+        return self._judge.judge(rules, known, item.server, item.name, item.digest, now, later=later, compares=compares)
 
     def _note(self, tenant: str, judgement: Judgement) -> None:
         key = (tenant, judgement.server, judgement.tool, judgement.digest, judgement.action)

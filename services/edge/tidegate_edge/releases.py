@@ -34,6 +34,7 @@ from tidegate_edge.ruling import Ruling
 from tidegate_edge.tallies import Shadow, Tally
 
 ADVANCE_S: Final = 1.0
+COMPARING_S: Final = 1.0  # so long what is held may stay as it was
 WAITING_MAX: Final = 64  # outcomes that wait for their turn; past it the log is read no further
 READY_PER_TENANT: Final = 4  # bundles that are kept ready: those with a role, and one to roll back to
 
@@ -283,8 +284,21 @@ class Releases:
         for tenant, running in self._running.items():
             self._swap(tenant, {role: self._over_catalog(one) for role, one in running.items()})
 
-    def hold_again(self) -> None:
-        """What is trusted has changed, or who approved it: the same rulings, with the tools that are held now."""
+    async def hold_again(self) -> None:
+        """What is trusted has changed, or who approved it: the same rulings, with the tools that are held now.
+        Definitions are compared in a thread; those that take longer than COMPARING_S count as the gravest until then.
+        """
+        holding = self._edge.holding
+        holding.is_stirred = False
+        if waiting := holding.uncompared(self._catalog):
+            comparing = asyncio.create_task(asyncio.to_thread(holding.compare, waiting))
+            if not (await asyncio.wait({comparing}, timeout=COMPARING_S))[0]:
+                self._hold()
+            await comparing
+            holding.is_stirred = False
+        self._hold()
+
+    def _hold(self) -> None:
         for tenant, running in self._running.items():
             fresh = {role: self._holding(one) for role, one in running.items()}
             changed = {

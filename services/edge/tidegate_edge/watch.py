@@ -41,6 +41,7 @@ class Watch:
         self._edge = edge
         self._log = log
         self._behind = True  # reading what was in the log before this subscription
+        self._is_holding = False  # again, beside the log's other records
         self.releases = Releases(edge, trust, tenants)
         self.caught_up = asyncio.Event()
         self.offers: dict[Key, str] = {}  # what is no tool → digest last recorded by any edge
@@ -112,8 +113,18 @@ class Watch:
             self.offers.pop((event.server, event.kind, event.target), None)
 
     def _hold_again(self) -> None:
-        self._edge.holding.is_stirred = False
-        self.releases.hold_again()
+        """Beside the log's other records: a quarantine does not wait for definitions to be compared. What changes in
+        the meantime stirs, and is looked at after.
+        """
+        if not self._is_holding:
+            self._is_holding = True
+            self._edge.tasks.start(self._hold(), "hold tools")
+
+    async def _hold(self) -> None:
+        try:
+            await self.releases.hold_again()
+        finally:
+            self._is_holding = False
 
     def _apply_control(self, record: Delivered) -> None:
         tenant, _, quarantine_id = record.key.decode(errors="replace").partition("|")

@@ -25,7 +25,7 @@ import yaml
 
 from tidegate.errors import BundleFault, Problem
 from tidegate.events import Rank
-from tidegate.policy.yaml_reading import SERVER_NAME, Wrong, check_version, composed, mapping_of
+from tidegate.policy.yaml_reading import SERVER_NAME, Wrong, check_version, composed, hint, mapping_of
 
 DEFINITIONS: Final = "definitions.yaml"
 BYTES_MAX: Final = 64 * 1024
@@ -92,6 +92,26 @@ def read_definition_rules(text: str) -> tuple[DefinitionRules, list[Problem]]:
         return NO_RULES, [Problem(DEFINITIONS, wrong.sentence, wrong.line)]
     except RecursionError:
         return NO_RULES, [Problem(DEFINITIONS, "nests too deep; it has three levels")]
+
+
+def strange_servers(text: str, known: Iterable[str]) -> list[Problem]:
+    """Servers of a file that can be read which are none of those that are known: not fatal, they may come later."""
+    names = sorted(set(known))
+    try:
+        top = mapping_of(_composed(text), "the file", None)
+        listed = mapping_of(top["servers"], "servers", None) if names and "servers" in top else {}
+    except (Wrong, RecursionError):
+        return []
+    return [
+        Problem(
+            DEFINITIONS,
+            f"schema.cedarschema has no server '{name[:60]}', so nothing goes by these rules; {hint(name, names)}",
+            value.start_mark.line + 1,
+            fatal=False,
+        )
+        for name, value in listed.items()
+        if name not in names
+    ]
 
 
 def _composed(text: str) -> yaml.Node:

@@ -8,6 +8,7 @@ withdrawn tool was trusted for stays, so that it cannot come back as something e
 compares, `definition_rules.py` says what follows.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal
@@ -23,6 +24,7 @@ FIRST_LIST_US: Final = 5_000_000  # edges that see a server for the first time r
 KEPT_MAX: Final = 3  # definitions of a tool: the trusted one, the one that is offered, and one before
 TOLD_MAX: Final = 50_000
 COMPARED_MAX: Final = 50_000
+COMPARED_CHARS_MAX: Final = 64 * 1024 * 1024  # that comparisons which are remembered have to say
 SENTENCES_MAX: Final = 20  # of a judgement, in an event
 
 State = Literal["trusted", "new", "changed", "held"]
@@ -57,6 +59,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     action: Action
     rank: Rank | None
     changes: tuple[Change, ...] = ()
+    pending: bool = False  # not compared yet: as careful as can be, and not to be told
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -165,25 +168,52 @@ class Trusting:
 
 
 class Judge:
-    """Judges definitions; remembers comparisons, for most definitions are looked at again and again."""
+    """Judges definitions; remembers comparisons, for most definitions are looked at again and again. For threads."""
 
-    def __init__(self) -> None:
-        self._compared: OrderedDict[tuple[str, str], Comparison] = OrderedDict()
+    def __init__(self, *, brief: bool = False, chars_max: int = COMPARED_CHARS_MAX) -> None:
+        """`brief`: only the sentences of what changed are kept, not its two sides."""
+        self._brief = brief
+        self._chars_max = chars_max
+        self._compared: OrderedDict[tuple[str, str], Comparison] = OrderedDict()  # the one asked for last is last
+        self._chars = 0
+        self._lock = threading.Lock()  # never held while comparing
 
-    def compare(self, trusted: str, before: bytes | None, digest: str, now: Callable[[], bytes]) -> Comparison:
-        """As `definitions.compare`, by digest. `trusted` "": nothing to compare with. `now` is asked only if needed."""
+    def compare(
+        self, trusted: str, before: bytes | None, digest: str, now: Callable[[], bytes], *, compares: bool = True
+    ) -> Comparison:
+        """As `definitions.compare`, by digest. `trusted` "": nothing to compare with. `now` is asked only if needed.
+        `compares` False: what was not compared before is PENDING, which is as grave as it can be.
+        """
         if trusted == digest:
             return Comparison(None)
         key = (trusted, digest)
-        found = self._compared.get(key)
+        found = self._remembered(key)
         if found is None:
             if trusted and before is None:
                 told = "The trusted definition is not kept any more, so it cannot be told what differs."
                 return Comparison("widened", (Change("widened", "", "", "", told),))
-            found = self._compared[key] = compare(before, now())
-            while len(self._compared) > COMPARED_MAX:
-                self._compared.popitem(last=False)
+            if not compares:
+                return PENDING
+            found = compare(before, now())
+            found = _briefly(found) if self._brief else found
+            self._keep(key, found)
         return found
+
+    def _remembered(self, key: tuple[str, str]) -> Comparison | None:
+        with self._lock:
+            found = self._compared.get(key)
+            if found is not None:
+                self._compared.move_to_end(key)
+            return found
+
+    def _keep(self, key: tuple[str, str], found: Comparison) -> None:
+        with self._lock:
+            if key in self._compared:
+                return
+            self._compared[key] = found
+            self._chars += _chars(found)
+            while len(self._compared) > COMPARED_MAX or self._chars > self._chars_max:
+                self._chars -= _chars(self._compared.popitem(last=False)[1])
 
     def judge(
         self,
@@ -195,24 +225,48 @@ class Judge:
         now: Callable[[], bytes],
         *,
         later: bool = False,
+        compares: bool = True,
     ) -> Judgement:
-        """`known` None: nobody has recorded the tool yet; then `later` says whether it came after the first list."""
+        """`known` None: nobody has recorded the tool yet; then `later` says whether it came after the first list.
+        `compares` False: in no time; the judgement is `pending` where something was not compared before.
+        """
         one = (server, tool, digest)
         if known is None:
-            return _unapproved(one, self.compare("", None, digest, now), rules, later=later)
-        found = self.compare(known.trusted, known.definitions.get(known.trusted), digest, now)
+            return _unapproved(one, self.compare("", None, digest, now, compares=compares), rules, later=later)
+        trusted = known.definitions.get(known.trusted)
+        found = self.compare(known.trusted, trusted, digest, now, compares=compares)
         if known.approved:
             return _changed(one, known.trusted, found, rules)
         first = known.definitions.get(known.first)
-        fresh = self.compare("", None, known.first, now if first is None else lambda: first)
+        fresh = self.compare("", None, known.first, now if first is None else lambda: first, compares=compares)
         unapproved = _unapproved(one, fresh, rules, later=known.later)
         if found.rank is None:
             return unapproved
         changed = _changed(one, known.trusted, found, rules)
+        pending = changed.pending or unapproved.pending
         if unapproved.action != "hold" or changed.action == "hold":
-            return changed
+            return msgspec.structs.replace(changed, pending=True) if pending else changed
         rank = graver(fresh.rank or "new", found.rank)  # what is held does not go free by changing a little
-        return msgspec.structs.replace(changed, action="hold", state="held", rank=rank)
+        return msgspec.structs.replace(changed, action="hold", state="held", rank=rank, pending=pending)
+
+
+def _pending() -> Comparison:
+    told = "It is being compared with what is trusted, and treated as the gravest until then."
+    return Comparison("instructing", (Change("instructing", "", "", "", told),))
+
+
+PENDING: Final = _pending()
+
+
+def _briefly(found: Comparison) -> Comparison:
+    gravest = found.changes[:SENTENCES_MAX]
+    left_out = found.left_out + len(found.changes) - len(gravest)
+    told = tuple(msgspec.structs.replace(change, before="", after="") for change in gravest)
+    return Comparison(found.rank, told, left_out)
+
+
+def _chars(found: Comparison) -> int:
+    return 100 + sum(len(one.path) + len(one.before) + len(one.after) + len(one.sentence) for one in found.changes)
 
 
 def _unapproved(one: tuple[str, str, str], fresh: Comparison, rules: Rules, *, later: bool) -> Judgement:
@@ -243,4 +297,5 @@ def _judgement(one: tuple[str, str, str], trusted: str, state: State, action: Ac
         action=action,
         rank=found.rank,
         changes=found.changes,
+        pending=found is PENDING,
     )
