@@ -14,7 +14,7 @@ from tidegate.policy.bundle import bundle_of
 from tidegate.policy.check import check_bundle
 from tidegate.policy.definition_rules import LAX, NO_RULES, Rules, read_definition_rules
 from tidegate.policy.history import World, what_can_be_called
-from tidegate.policy.trusting import FIRST_LIST_US, KEPT_MAX, Judge, Judgement, Trusting
+from tidegate.policy.trusting import FIRST_LIST_US, KEPT_MAX, PENDING, Judge, Judgement, Trusting
 
 STRICT = Rules()
 DEFINITIONS: dict[str, dict[str, Any]] = {
@@ -230,6 +230,67 @@ def test_the_check_of_a_bundle_knows_the_file() -> None:
     assert [str(problem) for problem in problems] == [
         "definitions.yaml:2: `new` is one of allow, alert, hold, not 'held'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("mial", "schema.cedarschema has no server 'mial', so nothing goes by these rules; did you mean 'mail'?"),
+        ("zzz", "known are git, mail"),
+        ("mail", ""),
+    ],
+)
+def test_a_server_that_the_schema_does_not_have_is_pointed_out(named: str, told: str) -> None:
+    schema = """entity User; entity Agent; entity Server;
+    action "read";
+    action "mail/send", "git/status" in ["read"] appliesTo { principal: [Agent], resource: [Server], context: {} };"""
+    files = {
+        "manifest.json": '{"v": 1, "name": "x"}',
+        "policies/p.cedar": '@id("a") permit (principal, action, resource);',
+        "definitions.yaml": f"v: 1\nservers:\n  {named}: {{new: hold}}\n",
+    }
+    without = check_bundle(bundle_of({path: text.encode() for path, text in files.items()}))
+    assert without == [], "where no schema names the servers, none is strange"
+    files["schema.cedarschema"] = schema
+    found = check_bundle(bundle_of({path: text.encode() for path, text in files.items()}))
+    told_of = [problem for problem in found if problem.path == "definitions.yaml"]
+    assert len(told_of) == bool(told)
+    for problem in told_of:
+        assert told in problem.sentence
+        assert (problem.line, problem.fatal) == (3, False)
+
+
+def test_what_was_not_compared_is_as_grave_as_can_be_until_it_is() -> None:
+    known = folded(defined("plain"), defined("cosmetic", 2)).of("s", "t")
+    judge = Judge(brief=True)
+    now = json.dumps(DEFINITIONS["cosmetic"]).encode()
+    asked: list[bytes] = []
+
+    def taken() -> bytes:
+        asked.append(now)
+        return now
+
+    early = judge.judge(STRICT, known, "s", "t", "cosmetic", taken, compares=False)
+    assert (early.action, early.rank, early.pending, asked) == ("hold", "instructing", True, [])
+    late = judge.judge(STRICT, known, "s", "t", "cosmetic", taken)
+    assert (late.action, late.rank, late.pending) == ("allow", "cosmetic", False)
+    again = judge.judge(STRICT, known, "s", "t", "cosmetic", taken, compares=False)
+    assert again == late
+    assert asked == [now], "compared once"
+    assert again.changes[0].sentence == "description differs."
+    assert again.changes[0].before == "", "briefly"
+
+
+def test_what_is_remembered_is_bounded_by_what_it_has_to_say() -> None:
+    judge = Judge(chars_max=20_000)
+    before = b"{}"
+    for number in range(50):
+        after = json.dumps({"description": f"{number} " + "x" * 1_900}).encode()
+        assert judge.compare("old", before, str(number), lambda after=after: after).rank == "described"  # type: ignore[misc]
+        assert judge.compare("old", before, "0", bytes, compares=False) is not PENDING, "what is asked for stays"
+    kept = [one for one in range(50) if judge.compare("old", before, str(one), bytes, compares=False) is not PENDING]
+    assert kept == [0, *range(kept[1], 50)], "and what was asked for last"
+    assert 5 < len(kept) <= 10
 
 
 class Somebody:

@@ -16,11 +16,11 @@ from tidegate.policy.budgeting import check_limits
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA, Bundle, Manifest
 from tidegate.policy.cases import run_cases
 from tidegate.policy.circumstances import CIRCUMSTANCES
-from tidegate.policy.definition_rules import DEFINITIONS, read_definition_rules
+from tidegate.policy.definition_rules import DEFINITIONS, read_definition_rules, strange_servers
 from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
-from tidegate.policy.grants_schema import unknown_arguments, unknown_names
+from tidegate.policy.grants_schema import declared_actions, unknown_arguments, unknown_names
 from tidegate.policy.rule_hints import hints_on
 from tidegate.policy.rules import Rule, check_depth, parse_rules
 from tidegate.policy.zones import named_zone
@@ -52,7 +52,7 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
     problems += _entities(bundle)
     problems += _inspection(bundle)
     problems += check_limits(bundle)
-    problems += read_definition_rules(bundle.text(DEFINITIONS))[1] if DEFINITIONS in bundle.files else []
+    problems += _definitions(bundle)
     problems += [] if broken else _schema(bundle, texts, rules)
     problems += [] if tools is None else _unknown_tools(rules, tools)
     if not any(problem.fatal for problem in problems):
@@ -155,6 +155,14 @@ def _inspection(bundle: Bundle) -> list[Problem]:
     except BundleFault as fault:
         return list(fault.problems) or [Problem(INSPECTION, fault.sentence)]
     return []
+
+
+def _definitions(bundle: Bundle) -> list[Problem]:
+    if DEFINITIONS not in bundle.files:
+        return []
+    text = bundle.text(DEFINITIONS)
+    servers = {name.partition("/")[0] for name in declared_actions(bundle.text(SCHEMA)) if "/" in name}
+    return read_definition_rules(text)[1] or strange_servers(text, servers)
 
 
 BESIDE_TOOLS = frozenset({"prompts/get", "resources/read"})
