@@ -1,7 +1,7 @@
 """What goes to the terminal: JSON for programs, rich text for people. Stdout is for answers alone."""
 
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -42,12 +42,20 @@ def say(text: str) -> None:
 
 
 def plain(text: object) -> str:
-    """Foreign text, safe inside markup and on a terminal: no markup, no control characters."""
+    """Foreign text, safe inside markup and on a terminal: no markup, no control characters, nothing that is unseen."""
     from rich.markup import escape
 
-    return escape(
-        "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in str(text))
-    )
+    told = str(text)
+    if not (told.isascii() and told.isprintable()):
+        told = "".join(char if char in "\n\t" or _is_seen(char) else "\N{REPLACEMENT CHARACTER}" for char in told)
+    return escape(told)
+
+
+@lru_cache(4_096)
+def _is_seen(char: str) -> bool:
+    from tidegate.policy.instructing import visible
+
+    return char != "\N{BRAILLE PATTERN BLANK}" and char.isprintable() and visible(char) == char
 
 
 def soon(seconds: float) -> str:

@@ -105,7 +105,7 @@ def test_a_name_cannot_pass_for_another_line() -> None:
     [
         {"body": "x" * 5_000},
         {f"filler{number}": "x" * 290 for number in range(14)} | {"zz_command": "rm -rf /"},
-        {f"key{number}": number for number in range(5_000)},
+        {f"key{number}": number for number in range(1_500)},
         [[[[]]]] * 500,
     ],
 )
@@ -154,6 +154,22 @@ def test_any_arguments_are_shown_whole(arguments: Any) -> None:
     told = shown(msgspec.json.encode(arguments), PAGE_CHARS_MAX)
     assert told is not None
     assert told.isprintable() or "\n" in told
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda one: st.lists(one) | st.dictionaries(st.text(), one),
+    ),
+    st.booleans(),
+    st.sampled_from([None, 1, "\t"]),
+)
+def test_what_is_shown_whole_is_not_put_off_for_its_length(arguments: Any, ascii_only: bool, indent: Any) -> None:
+    raw = json.dumps(arguments, ensure_ascii=ascii_only, indent=indent).replace("/", "\\/").encode()
+    told = shown(raw, PAGE_CHARS_MAX)
+    assert told is not None
+    assert shown(raw, len(told)) == told
+    assert shown(raw, len(told) - 1) is None
 
 
 @given(st.binary(max_size=40), st.integers(0, 50))

@@ -62,9 +62,10 @@ _decode: Final = msgspec.json.Decoder(_Sealed).decode
 
 def url_of(edge: Edge, approval: Approval, asked: Question) -> str:
     """Raises ValueError: too much to carry, or to show."""
-    told = approval_question.text(asked, PAGE_CHARS_MAX)
+    is_dense = len(zlib.compress(asked.arguments, 1)) > URL_CHARS_MAX
+    told = None if is_dense else approval_question.text(asked, PAGE_CHARS_MAX)
     if told is None:
-        raise ValueError(f"a page shows {PAGE_CHARS_MAX} characters of arguments, or none")
+        raise ValueError("the arguments are more than a page shows, or than an address carries")
     content = msgspec.json.encode(_Sealed(msgspec.Raw(state_value(approval)), told))
     if len(content) >= PACKED_FROM_BYTES:
         content = zlib.compress(content)

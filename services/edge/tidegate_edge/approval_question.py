@@ -21,7 +21,7 @@ from tidegate_edge.messages import careful, encode
 
 KEY: Final = "approval"  # under which a modern client is asked
 FORM_CHARS_MAX: Final = 4_000  # of arguments, as they are shown
-PAGE_CHARS_MAX: Final = 100_000
+PAGE_CHARS_MAX: Final = 50_000
 SHOWN_KEPT_MAX: Final = 32  # arguments that are kept as they are shown: questions are put again
 SIGNS_KEPT_MAX: Final = 4_096
 NAME_CHARS_MAX: Final = 200
@@ -140,7 +140,10 @@ def shown(arguments: bytes, most: int) -> str | None:
     """
     sheet = _Sheet(most)
     try:
-        sheet.write(json.loads(arguments, parse_int=_Digits, parse_float=_Digits), "\n")
+        text = arguments.decode()
+        if _least_shown(text) > most:
+            return None
+        sheet.write(json.loads(text, parse_int=_Digits, parse_float=_Digits), "\n")
     except (_TooLong, ValueError, RecursionError):
         return None
     return "".join(sheet.pieces)
@@ -161,6 +164,11 @@ def visible(told: str) -> str:
 
 def clock(at_us: int) -> str:
     return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _least_shown(text: str) -> int:
+    """That many characters of JSON are shown in any case: all but white space, and escapes as what they stand for."""
+    return len(text) - sum(map(text.count, " \t\r\n")) - 6 * text.count("\\u") - text.count("\\/")
 
 
 @lru_cache(SIGNS_KEPT_MAX)
