@@ -6,23 +6,32 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from tidegate_cli.bundles import CANONICAL, DIGEST_SHOWN, bundle_link, release_line, say_problems, when, whole_digest
+from tidegate_cli.bundles import CANONICAL, as_clause, bundle_link, release_line, release_named, say_problems, when
 from tidegate_cli.management import ManagementRefused, open_management
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import console, plain, print_document, say
+from tidegate_cli.people import logins, person
 
 STYLES = {"ruling": "green", "canary": "yellow", "shadow": "cyan", "retired": "dim", "withdrawal": "dim"}
 
 
 def show_publish(
-    directory: Path, ring: str, stage: dict[str, Any], guard: dict[str, Any], config: Path, token: str, as_json: bool
+    directory: Path,
+    ring: str,
+    stage: dict[str, Any],
+    guard: dict[str, Any],
+    replace: bool,
+    config: Path,
+    token: str,
+    as_json: bool,
 ) -> int:
     """The exit code: 1 where it was not released."""
     from tidegate.policy.bundle import load_bundle
 
     bundle = load_bundle(directory)
     bounds = {name if name == "watch" else f"guard_{name}": value for name, value in guard.items()}
-    query = urlencode({"ring": ring, **stage, **bounds}, doseq=True)
+    replacing = {"replace": "true"} if replace else {}
+    query = urlencode({"ring": ring, **stage, **bounds, **replacing}, doseq=True)
     try:
         released = open_management(live_settings(config), token).post(f"/bundles?{query}", bundle.canonical, CANONICAL)
     except ManagementRefused as refused:
@@ -30,30 +39,44 @@ def show_publish(
             print_document({"error": {"code": refused.code, "message": refused.sentence, "problems": refused.problems}})
         else:
             say_problems(refused.problems, directory)
-            say(f"[red]not released[/]  {plain(refused.sentence)}")
+            say(f"[red]not released[/]  {_why_not(refused)}")
         return 1
     if as_json:
         print_document(released)
     elif released["created"]:
         say(f"[green]released[/]  {release_line(released)}{terms_told(released)}")
+        if released["replaced"]:
+            say(f"[yellow]in place of[/] {_replaced_told(released['replaced'], released['digest'])}")
     else:
         say(f"{_stands(released['role'])} already  {release_line(released)}")
+    if not as_json:
+        say_warnings(released)
     return 0
 
 
-def show_promotion(ring: str, source: str, guard: dict[str, Any], config: Path, token: str, as_json: bool) -> None:
-    wanted = {"ring": ring, "from": source, **({"guard": guard} if guard else {})}
-    released = open_management(live_settings(config), token).post("/promote", msgspec.json.encode(wanted))
-    if as_json:
-        print_document(released)
-    else:
-        say(f"[green]promoted[/]  {release_line(released)}{terms_told(released)}")
+def say_warnings(released: dict[str, Any]) -> None:
+    for sentence in released["warnings"]:
+        say(f"[yellow]look at[/]  {plain(sentence)}")
+
+
+def _why_not(refused: ManagementRefused) -> str:
+    """Without the problems, which are listed already."""
+    fatal = sum(bool(problem["fatal"]) for problem in refused.problems)
+    if not fatal:
+        return plain(refused.sentence)
+    return f"the bundle has {fatal} problem{'s' if fatal != 1 else ''}"
+
+
+def _replaced_told(replaced: dict[str, Any], digest: str) -> str:
+    bundle = "the same bundle" if replaced["digest"] == digest else f"bundle {bundle_link(replaced['digest'])}"
+    guarded = ", guarded" if replaced["guard"] else ""
+    return f"the {replaced['role']} of release {replaced['number']} ({bundle}{guarded})"
 
 
 def show_rollback(to: str, ring: str, config: Path, token: str, as_json: bool) -> None:
     management = open_management(live_settings(config), token)
-    wanted: int | str = int(to) if to.isdecimal() and len(to) < 12 else whole_digest(management, to, ring)
-    released = management.post("/rollback", msgspec.json.encode({"ring": ring, "to": wanted}))
+    wanted = {"ring": ring, "to": release_named(management, to, ring)}
+    released = management.post("/rollback", msgspec.json.encode(wanted))
     if as_json:
         print_document(released)
     else:
@@ -70,28 +93,34 @@ def show_withdrawal(role: str, ring: str, config: Path, token: str, as_json: boo
 
 
 def show_releases(ring: str, config: Path, token: str, as_json: bool) -> None:
-    found = open_management(live_settings(config), token).get("/releases", **({"ring": ring} if ring else {}))
+    settings = live_settings(config)
+    found = open_management(settings, token).get("/releases", **({"ring": ring} if ring else {}))
     if as_json:
         print_document(found)
         return
     from rich.table import Table
 
+    names = logins(settings, [release["actor"] for release in found])
     heads = ("", "ring", "number", "role", "bundle", "released", "by", "why")
     table = Table(*heads, box=None, header_style="bold", pad_edge=False)
     for release in found:
         mark = f"[{STYLES[release['state']]}]{_stands(release['state'])}[/]"
-        by = release["actor"] if len(release["actor"]) < 24 else release["actor"][:DIGEST_SHOWN]
         row = (
             release["ring"],
             release["number"],
             release["role"],
             bundle_link(release["digest"]),
             when(release["released_us"]),
-            by,
-            release["reason"] or release["cause"].replace("-", " "),
+            person(names, release["actor"]),
+            _why(release),
         )
         table.add_row(mark, *(plain(cell) for cell in row))
     console().print(table)
+
+
+def _why(release: dict[str, Any]) -> str:
+    why = as_clause(release["reason"]) or release["cause"].replace("-", " ")
+    return f"{why}; release {release['followed_by']} took its place" if release["followed_by"] else why
 
 
 def terms_told(release: dict[str, Any]) -> str:

@@ -3,14 +3,17 @@ run what, who refuses and why.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tidegate.settings import Settings
 from tidegate_cli.bundle_releasing import guard_told, stage_told
-from tidegate_cli.bundles import DIGEST_SHOWN, bundle_link, when
+from tidegate_cli.bundles import as_clause, bundle_link, calls_told, when
 from tidegate_cli.management import open_management
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import console, plain, print_document, print_line, say
+from tidegate_cli.people import logins, person
 
 LOOK_S: Final = 1.0
 TOKEN_S: Final = 60.0  # a token of the local issuer lives longer than that
@@ -20,13 +23,13 @@ _NAMES: Final = {"ruling": "rules", "canary": "canary", "shadow": "shadow"}
 
 def show_status(ring: str, follow: bool, config: Path, token: str, as_json: bool) -> None:
     """Once, or again whenever it has changed, until interrupted. JSON: one document, or a line for each change."""
-    asked = {"ring": ring} if ring else {}
-    management, opened_s, before = open_management(live_settings(config), token), time.monotonic(), None
+    asked, settings = {"ring": ring} if ring else {}, live_settings(config)
+    management, opened_s, before = open_management(settings, token), time.monotonic(), None
     while True:
         found = management.get("/status", **asked)
         if found["rings"] != before:
             before = found["rings"]
-            _show(found, follow, as_json)
+            _show(found, settings, follow, as_json)
         if not follow:
             return
         time.sleep(LOOK_S)
@@ -34,7 +37,7 @@ def show_status(ring: str, follow: bool, config: Path, token: str, as_json: bool
             management, opened_s = open_management(live_settings(config), token), time.monotonic()
 
 
-def _show(found: dict[str, Any], follow: bool, as_json: bool) -> None:
+def _show(found: dict[str, Any], settings: Settings, follow: bool, as_json: bool) -> None:
     if as_json:
         (print_line if follow else print_document)(found)
         return
@@ -42,13 +45,14 @@ def _show(found: dict[str, Any], follow: bool, as_json: bool) -> None:
         console().clear()
     if not found["rings"]:
         say("Nothing was released yet; `tidegate bundle publish DIR` does.")
+    names = logins(settings, [release["actor"] for ring in found["rings"] for release in ring["ended"]])
     for ring in found["rings"]:
-        for line in ring_lines(ring):
+        for line in ring_lines(ring, names):
             say(line)
 
 
-def ring_lines(ring: dict[str, Any]) -> list[str]:
-    """What people see of one ring."""
+def ring_lines(ring: dict[str, Any], names: Mapping[str, str]) -> list[str]:
+    """What people see of one ring; `names`: logins by subject id."""
     lines = [f"[bold]ring {plain(ring['ring'])}[/]"]
     for role, name in _NAMES.items():
         held = ring[role]
@@ -57,8 +61,8 @@ def ring_lines(ring: dict[str, Any]) -> list[str]:
         elif role == "ruling":
             lines.append("  [red]nothing rules[/]  every call is refused")
     for release in ring["ended"]:
-        why = f": {plain(release['reason'])}" if release["reason"] else ""
-        by = plain(release["actor"] if len(release["actor"]) < 24 else release["actor"][:DIGEST_SHOWN])
+        why = f": {plain(as_clause(release['reason']))}" if release["reason"] else ""
+        by = plain(person(names, release["actor"]))
         lines.append(f"  [dim]ended[/]    {release['role']}, by release {release['number']} of {by}{why}")
     return lines
 
@@ -70,7 +74,7 @@ def _role_lines(name: str, held: dict[str, Any]) -> list[str]:
     head = f"release {release['number']}, bundle {bundle_link(release['digest'])}, {when(release['released_us'])}"
     lines = [f"  [{style}]{name:<7}[/]  {head}{staged}"]
     if release["reason"]:
-        lines.append(f"           {release['cause'].replace('-', ' ')}: {plain(release['reason'])}")
+        lines.append(f"           {release['cause'].replace('-', ' ')}: {plain(as_clause(release['reason']))}")
     lines += [f"           {line}" for line in _counted(name, held)]
     lines += [f"           {line}" for line in _edges(held["edges"])]
     return lines
@@ -81,9 +85,9 @@ def _counted(name: str, held: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     if name == "shadow":
         share = _share(counts["differed"], counts["decided"])
-        lines.append(f"would have decided {counts['differed']} of {counts['decided']} calls otherwise{share}")
+        lines.append(f"would have decided {counts['differed']} of {calls_told(counts['decided'])} otherwise{share}")
     elif counts["decided"] or guard:
-        lines.append(_sum(counts))
+        lines.append(_sum(counts, guard))
     if guard:
         if other["decided"]:
             lines.append(f"{'beside it' if name == 'canary' else 'before it'} {_sum(other)}")
@@ -91,13 +95,17 @@ def _counted(name: str, held: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _sum(counts: dict[str, int]) -> str:
+def _sum(counts: dict[str, int], guard: dict[str, Any] | None = None) -> str:
+    """Slow decisions are told where a guard bounds them: without one nobody has said what is slow."""
     parts = [
         f"{counts[name]} {what}{_share(counts[name], counts['decided'])}"
-        for name, what in (("denied", "denied"), ("asked", "asked"), ("errors", "with errors"), ("slow", "slow"))
+        for name, what in (("denied", "denied"), ("asked", "asked"), ("errors", "with errors"))
         if counts[name]
     ]
-    return ", ".join([f"{counts['decided']} calls decided", *parts])
+    if guard and guard["slow"] is not None and counts["slow"]:
+        slow = f"{counts['slow']} slower than {guard['slow_us'] / 1e3:g} ms"
+        parts.append(f"{slow}{_share(counts['slow'], counts['decided'])}")
+    return ", ".join([f"{calls_told(counts['decided'])} decided", *parts])
 
 
 def _share(part: int, whole: int) -> str:
@@ -108,7 +116,7 @@ def _guard(held: dict[str, Any], guard: dict[str, Any]) -> str:
     decided = held["counts"]["decided"]
     until = f" until {when(held['watched_until_us'])}" if held["watched_until_us"] else ""
     told = {
-        "waiting": f"{decided} of the {guard['calls_min']} calls that it needs",
+        "waiting": f"{decided} of the {calls_told(guard['calls_min'])} that it needs",
         "watching": f"within its bounds{until}",
         "failed": f"[red]takes it back[/]: {plain(held['reason'])}",
         "passed": "[green]passed[/], it watches no more",

@@ -98,6 +98,20 @@ def whole_digest(management: Management, wanted: str, ring: str) -> str:
     return found.pop()
 
 
+def release_named(management: Management, name: str, ring: str) -> int | str:
+    """A release's number as it is; a digest, or its beginning, whole. Raises CallerFault."""
+    return int(name) if name.isdecimal() and len(name) < DIGEST_SHOWN else whole_digest(management, name, ring)
+
+
+def calls_told(count: int) -> str:
+    return "1 call" if count == 1 else f"{count} calls"
+
+
+def as_clause(sentence: str) -> str:
+    """A reason of the service's own, to stand within a line: "it was release 4, the canary"."""
+    return f"{sentence[:1].lower()}{sentence[1:].removesuffix('.')}" if sentence[1:2].islower() else sentence
+
+
 def say_problems(problems: list[dict[str, Any]], directory: Path) -> None:
     for problem in problems[:PROBLEMS_SHOWN_MAX]:
         style, word = ("red", "wrong") if problem["fatal"] else ("yellow", "look at")

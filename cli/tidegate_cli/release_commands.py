@@ -14,6 +14,7 @@ from tidegate_cli.ring_options import (
     ErrorsOption,
     GroupOption,
     RegionOption,
+    ReplaceOption,
     ShadowOption,
     SlowOption,
     WatchOption,
@@ -47,10 +48,11 @@ def publish(
     group: GroupOption = [],  # noqa: B006
     edge_label: EdgeLabelOption = [],  # noqa: B006
     shadow: ShadowOption = False,
+    replace: ReplaceOption = False,
     guard_denials: DenialsOption = "",
     guard_errors: ErrorsOption = "",
     guard_slow: SlowOption = "",
-    guard_calls: CallsOption = 0,
+    guard_calls: CallsOption = None,
     watch: WatchOption = "",
     token: TokenOption = "",
     config: ConfigOption = CONFIG_DEFAULT,
@@ -65,10 +67,13 @@ def publish(
 
     stage = stage_query(canary, shadow, region, group, edge_label)
     guard = guard_query(guard_denials, guard_errors, guard_slow, guard_calls, watch)
-    raise typer.Exit(show_publish(directory, ring, stage, guard, config, token, as_json))
+    raise typer.Exit(show_publish(directory, ring, stage, guard, replace, config, token, as_json))
 
 
 def promote(
+    meant: Annotated[
+        str, typer.Argument(metavar="[NUMBER|DIGEST]", help="The canary that is meant: refused where it is another.")
+    ] = "",
     source: Annotated[
         str, typer.Option("--from", metavar="RING|canary", help="The canary, or another ring's ruling bundle.")
     ] = "canary",
@@ -76,17 +81,22 @@ def promote(
     guard_denials: DenialsOption = "",
     guard_errors: ErrorsOption = "",
     guard_slow: SlowOption = "",
-    guard_calls: CallsOption = 0,
+    guard_calls: CallsOption = None,
     watch: WatchOption = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     token: TokenOption = "",
     config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a ring's canary rule it, or what rules another ring; the canary ends."""
-    from tidegate_cli.bundle_releasing import show_promotion
+    """Let a ring's canary rule it, or what rules another ring; the canary ends.
+
+    Says what is promoted and how many calls it decided. Where those are too few for its guard it asks, on a terminal
+    and without NUMBER or DIGEST.
+    """
+    from tidegate_cli.bundle_promoting import show_promotion
 
     guard = guard_query(guard_denials, guard_errors, guard_slow, guard_calls, watch)
-    show_promotion(ring, source, guard, config, token, as_json)
+    show_promotion(meant, ring, source, guard, yes, config, token, as_json)
 
 
 def rollback(

@@ -170,7 +170,7 @@ def publish_and_promote(cluster: Cluster, answers: list[tuple[int, object]], ver
     """A canary, then for everybody: two releases in one append. Until nobody answers."""
     for step in range(100):
         files = {path: text.decode() for path, text in big(f"{version}.{step}").files.items()}
-        answers.append(cluster.manage("POST", "/bundles?role=canary&percent=50", {"files": files}))
+        answers.append(cluster.manage("POST", "/bundles?role=canary&percent=50&replace=true", {"files": files}))
         answers.append(cluster.manage("POST", "/promote", {}))
         if answers[-1][0] == 0:
             return

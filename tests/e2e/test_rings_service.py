@@ -237,7 +237,7 @@ async def test_a_good_canary_stays_and_so_does_one_with_too_few_calls(service: R
     assert (await status_of(service))["canary"]["watching"] == "waiting"
     assert await stays(service)
     fresh = Edge(service.log, "e2")
-    await publish(service, THREE, f"{CANARY}&{DENIALS}&guard_errors=0")
+    await publish(service, THREE, f"{CANARY}&{DENIALS}&guard_errors=0&replace=true")
     await fresh.activate(3, digest_of(THREE), "canary")
     await fresh.observe(3, digest_of(THREE), "canary", decided=500, denied=55)
     await until(lambda: counted(500))

@@ -28,13 +28,14 @@ from tidegate_policy.release_models import (
     BundleContent,
     BundleView,
     EdgeView,
+    Made,
     Published,
     ReleaseView,
     StatusView,
     bundle_content,
 )
 from tidegate_policy.release_requests import Promote, PublishOptions, RollBack
-from tidegate_policy.rings import bundle_views, edge_view, release_view, status_view
+from tidegate_policy.rings import bundle_views, edge_view, release_view, ring_warnings, status_view
 from tidegate_policy.state import ControlPlane
 
 
@@ -106,15 +107,20 @@ def _add_bundles(router: APIRouter, state: ControlPlane, publisher: Publisher) -
         """The files as JSON, or canonical bytes. 200 where that is in force in the ring already, 201 for a new release.
 
         A canary rules for whom its percent, regions, groups and edge labels all fit; a shadow is evaluated beside what
-        rules and decides nothing. A release whose guard finds it too bad is taken back by itself.
+        rules and decides nothing. A release whose guard finds it too bad is taken back by itself. A canary or shadow in
+        force ends for one of another bundle where `replace` says so, and is 409 `canary-running` otherwise.
         """
         terms = options.terms()
         bundle = _read_bundle(await _body(request), request.headers.get("content-type", ""))
-        done = await publisher.publish(bundle, terms, actor)
+        done = await publisher.publish(bundle, terms, actor, replace=options.replace)
         response.status_code = 201 if done.created else 200
         view = release_view(done.release, state)
         return Published(
-            **view.model_dump(), created=done.created, problems=[shown(problem) for problem in done.problems]
+            **view.model_dump(),
+            created=done.created,
+            problems=[shown(problem) for problem in done.problems],
+            replaced=release_view(done.replaced, state) if done.replaced else None,
+            warnings=ring_warnings(terms.ring, state),
         )
 
     @router.get("/bundles", tags=["bundles"], summary="Every bundle that was released")
@@ -140,10 +146,11 @@ def _add_releases(router: APIRouter, state: ControlPlane, publisher: Publisher) 
         summary="Let the canary, or what rules another ring, rule",
         responses=not_found("Nothing to promote"),
     )
-    async def post_promote(actor: Actor, wanted: Promote) -> ReleaseView:
+    async def post_promote(actor: Actor, wanted: Promote) -> Made:
         """The canary ends with it."""
         terms = Terms(wanted.ring, guard=wanted.guard.guard() if wanted.guard else None)
-        return release_view(await publisher.promote(terms, wanted.source, actor), state)
+        made = await publisher.promote(terms, wanted.source, actor, wanted.release)
+        return Made(**release_view(made, state).model_dump(), warnings=ring_warnings(wanted.ring, state))
 
     @router.post(
         "/rollback",

@@ -47,11 +47,14 @@ class Draft:
 
 @dataclass(frozen=True)
 class Published:
-    """The release that is in force now, whether it was made now, and what is worth a look in the bundle."""
+    """The release that is in force now, whether it was made now, what is worth a look in the bundle, and the canary or
+    shadow that ended for it.
+    """
 
     release: BundleReleased
     created: bool
     problems: list[Problem]
+    replaced: BundleReleased | None = None
 
 
 class Publisher:
@@ -83,11 +86,12 @@ class Publisher:
         """Whether some release of the ring had this bundle, in any role, in force or not."""
         return any(release.digest == digest for release in self._state.listed(ring))
 
-    async def publish(self, bundle: Bundle, terms: Terms, actor: str) -> Published:
+    async def publish(self, bundle: Bundle, terms: Terms, actor: str, *, replace: bool = False) -> Published:
         """Release the bundle in a role of a ring; what is in force there on the same terms is not released again.
 
-        A canary of the same bundle ends with it. Raises BundleFault with the problems of a bundle that may not rule,
-        ApiFault where the role makes no sense now, LogUnavailable where it could not be stored.
+        A canary of the same bundle ends with it; `replace` lets a canary or shadow end one of another bundle. Raises
+        BundleFault with the problems of a bundle that may not rule, ApiFault where the role makes no sense now or is
+        another bundle's, LogUnavailable where it could not be stored.
         """
         check_ring(terms.ring)
         problems = await asyncio.to_thread(check_bundle, bundle, self._state.tool_facts())
@@ -101,22 +105,28 @@ class Publisher:
             if current is not None and self._is_same(current, bundle, terms):
                 return Published(current, False, problems)
             self._require_ruling(bundle, terms)
+            replaced = current if terms.role != "ruling" else None
+            if replaced is not None and replaced.digest != bundle.digest and not replace:
+                raise _running(replaced)
             made = await self._release([Draft(terms, bundle, "published"), *self._ends_of(bundle, terms)], actor)
-            return Published(made[0], True, problems)
+            return Published(made[0], True, problems, replaced)
 
-    async def promote(self, terms: Terms, source: str, actor: str) -> BundleReleased:
+    async def promote(self, terms: Terms, source: str, actor: str, meant: int | str | None = None) -> BundleReleased:
         """Let the canary's bundle rule its ring, and end the canary; or let what rules the ring `source` rule `terms`'.
 
-        Raises ApiFault where there is nothing to promote, or it rules already.
+        `meant` is its number or digest. Raises ApiFault where there is nothing to promote, something else than what is
+        meant, or it rules already.
         """
         check_ring(terms.ring)
         check_ring(source)
         from_canary = source == "canary"
         while True:
             found = self._promoted(terms.ring, source)
+            if meant is not None and meant not in (found.number, found.digest):
+                raise _other(found, source, meant)
             bundle = await self.bundle(found.digest)
             async with self._journal.turn:
-                if self._promoted(terms.ring, source).digest != found.digest:
+                if self._promoted(terms.ring, source).number != found.number:
                     continue
                 current = self._state.current(terms.ring)
                 if current is not None and current.digest == found.digest:
@@ -305,3 +315,21 @@ def check_ring(ring: str) -> None:
 
 def _already(digest: str, ring: str) -> ApiFault:
     return ApiFault(409, "already-current", f"the bundle {digest[:12]} rules the ring '{ring}' already")
+
+
+def _running(release: BundleReleased) -> ApiFault:
+    terms = terms_of(release)
+    guarded = ", guarded" if terms is not None and terms.guard is not None else ""
+    sentence = (
+        f"release {release.number} (bundle {release.digest[:12]}{guarded}) is the {release.role} of the ring "
+        f"'{release.ring}' now; --replace (`replace=true`) ends it for this one, and "
+        f"`tidegate bundle rollback --{release.role}` ends it alone"
+    )
+    return ApiFault(409, f"{release.role}-running", sentence)
+
+
+def _other(found: BundleReleased, source: str, meant: int | str) -> ApiFault:
+    named = f"release {meant}" if isinstance(meant, int) else f"bundle {meant[:12]}"
+    stands = f"is the canary of the ring '{found.ring}'" if source == "canary" else f"rules the ring '{found.ring}'"
+    sentence = f"release {found.number} (bundle {found.digest[:12]}) {stands} now, not {named}; nothing was promoted"
+    return ApiFault(409, "other-release", f"{sentence}: `tidegate bundle status` shows what there is")

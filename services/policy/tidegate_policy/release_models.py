@@ -37,7 +37,7 @@ class GuardView(BaseModel):
 
 class ReleaseView(BaseModel):
     """A release to a ring. `current`: its bundle rules now. `state`: what its role makes of it now; `withdrawal` is a
-    release that ended a canary or a shadow.
+    release that ended a canary or a shadow. `followed_by`: what took its place in its role; 0: nothing did.
     """
 
     ring: str
@@ -53,13 +53,23 @@ class ReleaseView(BaseModel):
     state: State
     stage: StageView | None = None
     guard: GuardView | None = None
+    followed_by: int = 0
 
 
-class Published(ReleaseView):
-    """`created` is false where that was in force already. `problems` holds what is worth a look and not fatal."""
+class Made(ReleaseView):
+    """`warnings`: sentences about what was probably not meant."""
+
+    warnings: list[str] = []
+
+
+class Published(Made):
+    """`created` is false where that was in force already. `problems` holds what is worth a look and not fatal.
+    `replaced`: the canary or shadow that ended for it.
+    """
 
     created: bool
     problems: list[BundleProblem] = []
+    replaced: ReleaseView | None = None
 
 
 class BundleView(BaseModel):

@@ -63,6 +63,7 @@ class PublishOptions(Strict):
     guard_slow_ms: float | None = Field(None, ge=SLOW_MS_MIN, le=60_000)
     guard_calls: int | None = Field(None, ge=1, le=1_000_000_000)
     watch: float | None = Field(None, ge=1, le=7 * 24 * 3600, description="Seconds")
+    replace: bool = Field(False, description="End a canary, or shadow, of another bundle that is in force; else 409")
 
     def terms(self) -> Terms:
         """Raises ApiFault where they do not go together."""
@@ -105,6 +106,7 @@ class Promote(Strict):
     model_config = ConfigDict(extra="forbid", validate_by_name=True)
     ring: str = "main"
     source: str = Field("canary", alias="from", max_length=64)
+    release: int | str | None = Field(None, description="Number or digest of what is meant; 409 where that is another")
     guard: Bounds | None = None
 
 

@@ -29,6 +29,7 @@ Lagging = Literal["behind", "refused", "silent"]
 OBEYED_WITHIN_US: Final = 10_000_000
 """An edge that has said nothing about a release for so long is called silent."""
 
+_RINGS_NAMED: Final = 5
 _BEST: Final[tuple[State, ...]] = ("ruling", "canary", "shadow", "retired", "withdrawal")
 
 
@@ -49,7 +50,17 @@ def release_view(release: BundleReleased, state: ControlPlane) -> ReleaseView:
         state=now,
         stage=_stage_view(terms.stage) if terms and terms.stage else None,
         guard=_guard_view(terms.guard) if terms and terms.guard else None,
+        followed_by=_follower(release, state) if now == "retired" else 0,
     )
+
+
+def ring_warnings(ring: str, state: ControlPlane) -> list[str]:
+    """Where nobody is there to obey a release of this ring."""
+    rings = {edge.ring for edge in state.edges.values()}
+    if ring in rings:
+        return []
+    others = f"; there are edges of {', '.join(sorted(rings)[:_RINGS_NAMED])}" if rings else ""
+    return [f"no edge of ring '{ring}' has been heard of{others}"]
 
 
 def bundle_views(state: ControlPlane) -> list[BundleView]:
@@ -143,6 +154,14 @@ def _state_of(release: BundleReleased, state: ControlPlane) -> State:
         return "withdrawal"
     current = state.current(release.ring, release.role)
     return release.role if current is not None and current.number == release.number else "retired"
+
+
+def _follower(release: BundleReleased, state: ControlPlane) -> int:
+    """The next release of its role; there is one, since it is not in force any more."""
+    ring, newest = state.releases[release.ring], state.newest(release.ring, release.role)
+    last = newest.number if newest is not None else 0
+    numbers = range(release.number + 1, last + 1)
+    return next((number for number in numbers if number in ring and ring[number].role == release.role), 0)
 
 
 def _rejected(event: BundleRejected | None) -> RejectedView | None:
