@@ -14,7 +14,7 @@ from tidegate.ids import subject_id
 from tidegate.local_issuer import issuer_name
 from tidegate.secrets import create_secrets, secrets_path
 from tidegate.settings import Settings
-from tidegate_cli import people, seeing
+from tidegate_cli import cataloguing, people, seeing, status
 from tidegate_cli.approving import Asker
 from tidegate_cli.matching import Seen, open_seen
 from tidegate_cli.people import Known, logins, person, with_logins
@@ -124,3 +124,35 @@ def test_who_sees_no_call_waiting_is_told_for_whom_none_does() -> None:
 def test_a_port_that_nobody_could_be_told_is_refused() -> None:
     with pytest.raises(ConfigFault, match=r"name one, for example --listen 127\.0\.0\.1:8080"):
         _check_free("127.0.0.1:0")
+
+
+def test_status_tells_of_held_tools_and_of_people_by_their_logins(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = {"scope": "subject", "value": ALICE, "reason": "odd", "expires_us": 0, "quarantine_id": "q1"}
+    found: dict[str, Any] = {"services": {}, "backlog": {}, "quarantines": [stop], "held_tools": 2}
+    status._show(found, {ALICE: "alice@example.com"})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "quarantine person alice@example.com odd until lifted, id q1",
+        "2 tools are held: tidegate catalog list --pending",
+    ]
+    status._show(found | {"quarantines": [], "held_tools": 0}, {})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("trusted", "approved_us", "told"),
+    [
+        ("d" * 64, 0, "compared with dddddddddddd; that one is trusted since it was first seen"),
+        ("", 0, "compared with nothing; approved by nobody"),
+        ("d" * 64, 5_000_000, "compared with dddddddddddd; approved 1970-01-"),
+    ],
+)
+def test_a_changed_definition_says_who_trusted_what_it_is_compared_with(
+    trusted: str, approved_us: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = {
+        "server": "git", "tool": "log", "state": "held", "rank": "widened", "since_us": 5_000_000, "trusted": trusted,
+        "approved_by": "bob" if approved_us else "", "approved_us": approved_us, "differences": [], "digest": "e" * 64,
+    }  # fmt: skip
+    cataloguing._show_definition(tool)
+    assert told in capsys.readouterr().out
