@@ -31,7 +31,7 @@ def show(
     config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is used, what is left, and when it is there again; one line for each counter.
+    """Show what is used, what is left, when there is some again and when all; one line for each counter.
 
     A limit has a counter for each combination of what it is kept per, once somebody has used it.
     """

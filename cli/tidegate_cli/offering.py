@@ -4,7 +4,9 @@ Counterpart: `bundle_starting.py` makes a schema of it. Rules: every wait is bou
 """
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -24,8 +26,22 @@ WAIT_S = 30.0
 
 
 def ask_servers(settings: Settings) -> tuple[list[Offer], dict[str, str]]:
-    """The offers, and why others could not be had, by server."""
-    return asyncio.run(_ask_all(settings))
+    """The offers, and why others could not be had, by server: once, however often a process was tried."""
+    with _unlogged(logging.getLogger("tidegate_edge")):
+        return asyncio.run(_ask_all(settings))
+
+
+@contextlib.contextmanager
+def _unlogged(logger: logging.Logger) -> Iterator[None]:
+    """What it would log is in the answer."""
+    nowhere, before = logging.NullHandler(), logger.propagate
+    logger.addHandler(nowhere)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(nowhere)
 
 
 async def _ask_all(settings: Settings) -> tuple[list[Offer], dict[str, str]]:

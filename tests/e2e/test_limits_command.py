@@ -1,7 +1,9 @@
 """`tidegate limits show`: what is used and left, asked of one process and of a policy service beside Redis."""
 
 import json
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,12 +73,19 @@ def test_what_calls_have_used_is_shown_by_counter_and_refused_calls_use_nothing(
     until(lambda: _used(up) == expected, "the edge has told what was used of its leases", 20)
     (pace,) = shown(up, "--limit", "pace", "--tool", "up/echo")
     assert pace["left"] == 0
+    now_us = time.time() * 1e6
+    assert 0 < pace["next_us"] - now_us <= 60e6, "one call a minute: of three, the next passes first"
+    assert pace["renewed_us"] - pace["next_us"] >= 119e6
+    assert [one["next_us"] for one in shown(up, "--limit", "budget")] == [0] * len(shown(up, "--limit", "budget"))
     assert set(pace["per"]) == {"user", "tool"}
     assert [one["limit"] for one in shown(up, "--user", pace["per"]["user"])] == ["pace"]
     assert shown(up, "--tool", "up/other") == []
     table = tidegate(up, "limits", "show").stdout
     assert "pace" in table
     assert "of 5.0000" in table
+    assert table.splitlines()[0].split()[-2:] == ["next", "full"]
+    (line,) = [" ".join(line.split()) for line in table.splitlines() if line.startswith("pace")]
+    assert re.search(r" 3 of 3 0 in \d+ s in (\d+ s|\d+ min)$", line), line
 
 
 def test_check_tells_of_a_slip_in_limits(up: Service, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`bundle test` and the options of a staged release: what is told, what is refused, with which exit code."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tidegate.errors import ConfigFault
+from tidegate_cli.bundle_status import ring_lines
 from tidegate_cli.main import app
 from tidegate_cli.ring_options import guard_query, stage_query
 
@@ -53,6 +55,13 @@ def test_a_failing_case_of_a_further_file_is_named_and_fails_the_run(tmp_path: P
     assert [(case["note"], case["decision"], case["reason"]) for case in told["cases"] if not case["passed"]] == [
         ("and may reset <everything>", "deny", "tool-not-granted")
     ]
+
+
+def test_no_file_of_cases_is_tried_twice(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text(MORE)
+    again = tmp_path / "." / "more.yaml"
+    shown = run(EXAMPLE, EXAMPLE / "cases.yaml", tmp_path / "more.yaml", again)
+    assert "1 of 9 cases failed" in shown.stdout
 
 
 def test_the_results_are_written_for_a_build_server(tmp_path: Path) -> None:
@@ -115,7 +124,63 @@ def test_a_guard_is_read_with_its_units() -> None:
         "calls": 20,
         "watch": 600,
     }
-    assert guard_query("", "", "", 0, "") == {}
+    assert guard_query("", "", "", None, "") == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: stage_query("0%", False, [], [], []), ("--canary takes a share above 0%", "--shadow")),
+        (lambda: stage_query("", False, [], [], ["lab"]), ("--edge-label takes KEY=VALUE", "'lab'")),
+        (lambda: stage_query("", False, [], [], ["lab="]), ("--edge-label takes KEY=VALUE",)),
+        (lambda: stage_query("", False, [], [], ["a=b", "a=c"]), ("--edge-label: one value for each key",)),
+        (lambda: guard_query("", "", "", None, "10"), ("--watch takes a time such as", "a guard needs a bound")),
+        (lambda: guard_query("", "", "", None, "10m"), ("a guard needs a bound",)),
+        (lambda: guard_query("5%", "", "", None, "8d"), ("--watch takes a time of 1s to 7d",)),
+        (lambda: guard_query("5%", "", "", None, "0s"), ("--watch takes a time of 1s to 7d",)),
+        (lambda: guard_query("", "", "1%@2m", None, ""), ("--guard-slow takes a time of above 0 to 1m",)),
+    ],
+)
+def test_a_slip_in_an_option_names_the_option_and_all_that_is_wrong(
+    wrong: Callable[[], object], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigFault) as fault:
+        wrong()
+    assert all(word in fault.value.sentence for word in words), fault.value.sentence
+
+
+def test_the_help_says_what_holds_where_an_option_is_left_out() -> None:
+    shown = CliRunner().invoke(app, ["bundle", "publish", "--help"], env={"COLUMNS": "200"}).stdout
+    assert "fewer calls. [default: (50)]" in " ".join(shown.split())
+    assert "[default: 0]" not in shown
+
+
+COUNTS = {"decided": 294, "denied": 0, "asked": 0, "errors": 0, "slow": 78, "differed": 0}
+GUARD = {"denials": 0.05, "errors": None, "slow": None, "slow_us": 5000, "calls_min": 50}
+
+
+def told(guard: dict[str, object] | None, **counts: int) -> str:
+    release = {
+        "number": 5, "ring": "main", "digest": "d" * 64, "released_us": 1, "cause": "promoted", "stage": None,
+        "reason": "It was release 4, the canary.", "guard": guard,
+    }  # fmt: skip
+    held = {
+        "release": release, "counts": COUNTS | counts, "compared_with": COUNTS, "watching": "watching", "reason": "",
+        "watched_until_us": 0, "edges": [],
+    }  # fmt: skip
+    ring = {"ring": "main", "ruling": held, "canary": None, "shadow": None, "ended": []}
+    return "\n".join(ring_lines(ring, {}))
+
+
+def test_slow_decisions_are_told_where_a_guard_has_said_what_is_slow() -> None:
+    assert "294 calls decided\n" in told(None)
+    assert "slow" not in told(None) + told(GUARD)
+    assert "294 calls decided, 78 slower than 2.5 ms (26.5%)\n" in told(GUARD | {"slow": 0.01, "slow_us": 2500})
+
+
+def test_what_is_told_reads_as_sentences_do() -> None:
+    assert "1 call decided\n" in told(None, decided=1, slow=0)
+    assert "promoted: it was release 4, the canary\n" in told(None)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +189,10 @@ def test_a_guard_is_read_with_its_units() -> None:
         lambda: stage_query("10", False, [], [], []),
         lambda: stage_query("101%", False, [], [], []),
         lambda: stage_query("10%", True, [], [], []),
-        lambda: guard_query("5", "", "", 0, ""),
-        lambda: guard_query("", "", "1%@5", 0, ""),
-        lambda: guard_query("", "", "", 0, "10m"),
-        lambda: guard_query("5%", "", "", 0, "soon"),
+        lambda: guard_query("5", "", "", None, ""),
+        lambda: guard_query("", "", "1%@5", None, ""),
+        lambda: guard_query("", "", "", 20, ""),
+        lambda: guard_query("5%", "", "", None, "soon"),
     ],
 )
 def test_a_slip_in_an_option_is_refused_with_a_sentence(wrong: object) -> None:

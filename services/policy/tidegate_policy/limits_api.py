@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
-from tidegate.sessions.budgets import Standing, read_name
+from tidegate.sessions.budgets import HELD_RETRY_MS, Standing, read_name
 from tidegate.sessions.port import Budgets
 from tidegate_policy.access import Access
 from tidegate_policy.problems import REFUSALS, ApiFault, ProblemRoute
@@ -32,6 +32,7 @@ class CounterView(BaseModel):
     used: int = Field(description="What edges hold on lease included")
     left: int
     held: int = Field(description="On lease at edges, which give back what they do not use")
+    next_us: int = Field(description="When there is some of it at the latest; 0: there is, or that cannot be told")
     renewed_us: int = Field(description="When nothing of it will be used any more; 0: that cannot be told")
 
 
@@ -83,8 +84,19 @@ def _view(standing: Standing, at_us: int) -> CounterView | None:
         used=standing.used,
         left=max(0, standing.most - standing.used),
         held=standing.held,
+        next_us=at_us + next_ms * 1000 if (next_ms := next_in_ms(standing)) else 0,
         renewed_us=at_us + standing.full_ms * 1000 if standing.full_ms else 0,
     )
+
+
+def next_in_ms(standing: Standing) -> int:
+    """How long until one unit more can be had, as its refused callers are told; 0: now, or nobody knows. Pure."""
+    if standing.used < standing.most or not standing.full_ms:
+        return 0
+    waits = standing.full_ms
+    if standing.kind == "bucket":
+        waits = max(1, waits - (standing.most - 1) * standing.every_ms // standing.refill)
+    return min(waits, HELD_RETRY_MS) if standing.held else waits
 
 
 def _fits(view: CounterView, wanted: dict[str, str]) -> bool:

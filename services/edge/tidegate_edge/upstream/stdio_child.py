@@ -24,6 +24,7 @@ from tidegate.limits import STDIO_LINE_BYTES_MAX
 STOP_S: Final = 3.0
 UNREAD_BYTES_MAX: Final = 16 * 1024 * 1024  # written to a process that does not read; past it nothing more is sent
 PASSED_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "USER", "SSL_CERT_FILE", "SSL_CERT_DIR")
+LAST_WORDS_MAX: Final = 200
 _LINE_ENDS: Final = bytes.maketrans(b"\r\n", b"  ")
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Child:
     @property
     def why(self) -> str:
         """What it said last on its standard error, for a sentence's end; "" where it said nothing."""
-        return f"; its last words: {self._last_words[-1][:200]}" if self._last_words else ""
+        return f"; its last words: {_shortened(self._last_words[-1])}" if self._last_words else ""
 
     def write(self, message: bytes) -> None:
         """One JSON text; line ends in it can only be white space. Raises UpstreamFault, with nothing sent."""
@@ -138,6 +139,14 @@ class Child:
             await guard.wait()
             if guard.stdin is not None:
                 guard.stdin.close()
+
+
+def _shortened(line: str) -> str:
+    """As many whole words as fit."""
+    if len(line) <= LAST_WORDS_MAX:
+        return line
+    cut = line[:LAST_WORDS_MAX]
+    return f"{cut.rpartition(' ')[0] or cut} …"
 
 
 async def _guarded(group: int) -> asyncio.subprocess.Process | None:
