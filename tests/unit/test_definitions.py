@@ -360,12 +360,18 @@ def titled(end: str, values: int = 20_000) -> Any:
     }
 
 
+def long(end: str) -> Any:
+    properties = {f"p{number}": {"$ref": "#/$defs/x", "title": str(number)} for number in range(3_000)}
+    return {"$defs": {"x": {"const": {"a": "x" * 200_000 + end}}}, "properties": properties}
+
+
 LARGE: list[tuple[str, Any, Any]] = [
     ("many alternatives", many(0), many(10_000)),
     ("many alternatives the other way round", many(0), {"anyOf": many(0)["anyOf"][::-1]}),
     ("many references to much", titled("", 0), titled("a", 0)),
     ("many references to much that changed", titled(""), titled("a")),
     ("much within what is not looked into", {"oneOf": [many(0)]}, {"oneOf": [many(1)]}),
+    ("many references to one long value", long("a"), long("b")),
     ("numbers", {"enum": list(range(150_000))}, {"enum": list(range(1, 150_001))}),
     (
         "a tree that is as wide as it is deep",

@@ -351,9 +351,9 @@ class _Walk:
                 yield Step("widened", path, was, now, "has an `enum` that cannot be read")
                 continue
             if come := self._lacking(news, olds):
-                yield Step("widened", path, was, now, f"may also be {_few(come)}")
+                yield Step("widened", path, was, now, f"may also be {self._few(come)}")
             if gone := self._lacking(olds, news):
-                yield Step("narrowed", path, was, now, f"may not be {_few(gone)} any more")
+                yield Step("narrowed", path, was, now, f"may not be {self._few(gone)} any more")
 
     def _lacking(self, values: list[Any], others: list[Any]) -> list[Any]:
         """Those that are not among the others, once each."""
@@ -361,6 +361,12 @@ class _Walk:
         there = {self._numbers.of(value) for value in others}
         found = {self._numbers.of(value): value for value in values}
         return [value for number, value in found.items() if number not in there]
+
+    def _few(self, values: list[Any]) -> str:
+        texts = [canonical(value) for value in values[:5]]
+        self._work.read(*texts)
+        told = ", ".join(visible(text, 40) for text in texts)
+        return told if len(values) <= 5 else f"{told} and {len(values) - 5} more"
 
     def _matched(self, was: list[Any], now: list[Any]) -> tuple[list[tuple[Any, Any]], list[Any], list[Any]]:
         """(pairs to compare, those that went, those that came): equal ones first, then by their order."""
@@ -397,11 +403,6 @@ def _type_set(value: Any) -> frozenset[str] | None:
 def _typed(schema: Mapping[str, Any]) -> str:
     value = schema.get("type", "any")
     return visible(value if isinstance(value, str) else " or ".join(map(str, value)), NAME_CHARS_MAX)
-
-
-def _few(values: list[Any]) -> str:
-    told = ", ".join(visible(canonical(value), 40) for value in values[:5])
-    return told if len(values) <= 5 else f"{told} and {len(values) - 5} more"
 
 
 def _opened(what: str, path: str, before: Any, after: Any, *, widened: bool) -> Step:
