@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tidegate.errors import BundleFault
-from tidegate.policy.budgeting import Budgeting, Plan, records_in
+from tidegate.policy.budget_records import marks_in, records_in
+from tidegate.policy.budgeting import Budgeting, Plan
 from tidegate.policy.budgets import Measure, read_limits
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.check import check_bundle
@@ -214,6 +215,40 @@ def test_records_are_found_where_the_path_leads(path: str, result: dict[str, Any
     marks = records_in(counted, json.dumps(result).encode(), b"k" * 32)
     assert len(marks) == expected
     assert not marks & records_in(counted, json.dumps(result).encode(), b"j" * 32), "another tenant's are others"
+
+
+@pytest.mark.parametrize("is_text", [False, True], ids=["structured", "text"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_records_of_a_large_result_are_those_of_its_parts(is_text: bool, indent: int | None) -> None:
+    names = ["plain", 'a "quoted], [name', "back\\", "{", "é", "x" * 9_000, "y" * 40_000]
+    items: list[Any] = [{"id": number % 2_900, "of": [names[number % 5], {"id": "no"}]} for number in range(3_000)]
+    items += [{"id": name, "of": [[]] * 3_000} for name in names] + [4, None, [], {"x": 1}, {"id": names}]
+    text = json.dumps({"before": items[:50], "items": items}, indent=indent)
+    result = {"content": [{"type": "text", "text": text}]} if is_text else {"structuredContent": json.loads(text)}
+    (counted,) = read_limits("v: 1\nrecords: {git/x: 'items[].id'}").records
+    marks = records_in(counted, json.dumps(result, indent=indent).encode(), b"k" * 32)
+    alone = [{"structuredContent": {"items": [item]}} for item in items[:2_900] + items[3_000:]]
+    small = [records_in(counted, json.dumps(one).encode(), b"k" * 32) for one in alone]
+    assert len(marks) == 2_900 + len(names) + 1
+    assert len(marks & set().union(*small)) >= 2_900 + len(names) - 1, "but for what is too large to be read at once"
+
+
+@pytest.mark.parametrize("entry", ["[]", '{"id":1}', "1", '{"id":[[],[],[]]}', '"x"'])
+def test_of_a_result_that_is_all_entries_little_is_done_at_a_stretch_and_no_more_than_so_many_are_looked_at(
+    entry: str,
+) -> None:
+    result = f'{{"structuredContent":{{"items":[{",".join([entry] * 200_000)}]}}}}'.encode()
+    (counted,) = read_limits("v: 1\nrecords: {git/x: 'items[].id'}").records
+    assert sum(1 for _ in marks_in(counted, result, b"k" * 32)) <= 50_000
+
+
+@pytest.mark.parametrize(
+    "result",
+    [b"", b"[1]", b"{", b'{"structuredContent": 4}', b'{"content": [{"text": 4}, 4, {"text": "["}]}', b"[" * 100_000],
+)
+def test_what_is_no_result_holds_no_records(result: bytes) -> None:
+    (counted,) = read_limits("v: 1\nrecords: {git/x: '[]'}").records
+    assert records_in(counted, result, b"k" * 32) == set()
 
 
 def test_check_tells_of_slips_and_of_what_the_schema_does_not_have() -> None:

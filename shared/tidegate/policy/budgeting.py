@@ -3,7 +3,6 @@
 Counterparts: `budgets.py` reads limits.yaml, `tidegate.sessions.budgets` says what a counter is.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -19,10 +18,8 @@ from tidegate.policy.zones import zone_of
 from tidegate.sessions.budgets import Counter, Kind, counter_name
 
 PLANS_MAX: Final = 200_000
-RECORDS_PER_CALL_MAX: Final = 50_000  # that are told apart; of more, the rest is not looked at
 MB: Final = 1_000_000
 _KINDS: Final[Mapping[Measured, Kind]] = {"calls": "bucket", "concurrent": "places", "daily-records": "distinct"}
-_MARK_BYTES: Final = 12
 
 
 class Caller(Protocol):
@@ -192,44 +189,6 @@ def _parents(text: str) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
 def _uid(given: Mapping[str, Any]) -> tuple[str, str]:
     inner = given.get("__entity", given)
     return str(inner["type"]), str(inner["id"])
-
-
-def records_in(counted: Counted, result: bytes, key: bytes) -> set[bytes]:
-    """Keyed digests of the records in a tool's result: in its structured content, else in its first text that is JSON.
-
-    `key` is the tenant's: what Redis holds tells nobody what was read.
-    """
-    fields = msgspec.json.decode(result)
-    found = fields.get("structuredContent")
-    if found is None:
-        texts = (one.get("text") for one in fields.get("content") or () if isinstance(one, dict))
-        found = next((body for text in texts if isinstance(text, str) and (body := _json(text)) is not None), None)
-    values = [] if found is None else _at(found, counted.steps)
-    prefix = f"{counted.server}|".encode()
-    return {
-        hashlib.blake2b(
-            prefix + msgspec.json.encode(value), digest_size=_MARK_BYTES, key=key[:64], person=b"limits-records"
-        ).digest()
-        for value in values[:RECORDS_PER_CALL_MAX]
-    }
-
-
-def _json(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return None
-
-
-def _at(value: Any, steps: tuple[str | None, ...]) -> list[Any]:
-    """All values to which the steps lead; what does not fit leads nowhere."""
-    found = [value]
-    for step in steps:
-        if step is None:
-            found = [item for one in found if isinstance(one, list) for item in one]
-        else:
-            found = [one[step] for one in found if isinstance(one, dict) and step in one]
-    return found
 
 
 def check_limits(bundle: Bundle) -> list[Problem]:
