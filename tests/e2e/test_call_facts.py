@@ -391,9 +391,18 @@ async def test_what_a_server_says_outside_of_calls_taints_the_session_that_hears
             heard = [(await client.event()) for _ in range(2)]
             assert [event.json["params"]["data"] for event in heard if event] == ["salaries: 4,711", "and more"]
             assert reason(await one.ask(calling["up__send"])) == "forbidden-by-rule"
-            client.close()
             (event,) = await tainted(other)
             assert (event.labels, event.server, event.call_id) == (("read-private",), "news", "")
+
+            taints: Any = other.edge.sessions.taint.__self__  # type: ignore[attr-defined]  # it is a bound method
+            taints.forget(event.tenant, event.session_id)
+            assert reason(await one.ask(calling["up__send"])) == "", "the store has lost the mark"
+            news.say(session, "notifications/message", {"level": "info", "data": "salaries again"})
+            again = await client.event()
+            assert again
+            assert again.json["params"]["data"] == "salaries again"
+            assert reason(await one.ask(calling["up__send"])) == "forbidden-by-rule", "and has it again"
+            client.close()
 
 
 @pytest.mark.parametrize("reads", [True, False])

@@ -228,10 +228,13 @@ class GetStream:
             self.out.send(message)
 
     def _tainting(self, server: str) -> tainting.Tainting | None:
-        """One for each server, which keeps the order of what it says."""
-        if server not in self._taintings:
-            self._taintings[server] = tainting.of_server(self.edge, self.visit, server, self.out.send)
-        return self._taintings[server]
+        """One at a time for each server, which keeps the order of what it says. A mark that the store has lost since is
+        set again.
+        """
+        found = self._taintings.get(server)
+        if found is None or found.is_done:
+            found = self._taintings[server] = tainting.of_server(self.edge, self.visit, server, self.out.send)
+        return found
 
     async def ask(self, server: str, method: str, params: bytes) -> Answer:
         """A server's question that belongs to no request of the client's: a call of its own, governed as one."""

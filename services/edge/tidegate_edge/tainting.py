@@ -97,6 +97,11 @@ class Tainting:
         self._held: list[bytes] = []
         self._held_bytes = 0
 
+    @property
+    def is_done(self) -> bool:
+        """The taint has been noted and nothing waits for it: what is said next may go by what is known then."""
+        return self._is_noted and not self._held
+
     def say(self, message: bytes) -> None:
         """A message for the client, in its turn once the taint is noted. Past the bounds messages are lost, as any may
         be.
