@@ -70,6 +70,11 @@ def test_a_character_that_only_looks_like_an_anchor_is_accepted(pattern: str) ->
     assert load_inspection(f"patterns: [{{id: a1, pattern: '{pattern}'}}]".encode()).patterns
 
 
+def test_a_file_that_nests_deep_is_refused_before_anything_is_built_of_it() -> None:
+    with pytest.raises(BundleFault, match="nests too deep: more than 32 levels"):
+        load_inspection(b"packs: " + b"[" * 60_000)
+
+
 def test_512_patterns_are_accepted() -> None:
     text = b"patterns: [" + b",".join(b"{id: p%d, pattern: p%d}" % (n, n) for n in range(512)) + b"]"
     assert len(load_inspection(text).patterns) == 512

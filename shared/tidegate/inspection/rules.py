@@ -24,6 +24,7 @@ from tidegate.inspection.masking import mask_of
 from tidegate.inspection.packs import PACKS
 from tidegate.inspection.patterns import Action, InspectionRules, Pattern, Record, Severity
 from tidegate.inspection.validators import VALIDATORS
+from tidegate.yaml_nesting import check_nesting
 
 __all__ = ["InspectionRules", "Pattern", "load_inspection"]
 
@@ -80,6 +81,7 @@ def _parsed(text: bytes) -> _File:
     if len(text) > TEXT_BYTES_MAX:
         raise _fault("$", f"{len(text)} bytes; the most is {TEXT_BYTES_MAX}")
     try:
+        check_nesting(text)
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _fault("$", f"is not valid YAML: {error}") from error

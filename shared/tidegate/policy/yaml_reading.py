@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 import yaml
 
+from tidegate.yaml_nesting import NestsTooDeep, shallow_events
+
 LIST_MAX: Final = 500
 NAME_MAX: Final = 512
 SERVER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,11}")
@@ -51,9 +53,11 @@ class Wrong(Exception):
 def composed(text: str, entry: str) -> yaml.Node | None:
     """The nodes of a file; `entry` is what it is a list of. None where it is empty. Raises Wrong."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        if any(isinstance(event, yaml.AliasEvent) for event in shallow_events(text)):
             raise Wrong(1, f"uses a YAML alias (*name); write each {entry} out, it is what people review")
         return yaml.compose(text, Loader=yaml.SafeLoader)
+    except NestsTooDeep as deep:
+        raise Wrong(deep.line, str(deep)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).replace("\n", " ")
@@ -121,12 +125,13 @@ def mapping_of(node: yaml.Node, what: str, known: Iterable[str] | None) -> dict[
         if name in found or not name:
             raise Wrong(key, f"{what} has '{name}' twice" if name else f"{what} has a key that is no text")
         if known is not None and name not in known:
-            raise Wrong(key, f"'{name[:60]}' is not known in {what}; {_hint(name, known)}")
+            raise Wrong(key, f"'{name[:60]}' is not known in {what}; {hint(name, known)}")
         found[name] = value
     return found
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """What was meant, or else what there is."""
     listed = list(known)
     close = [_MEANT[name]] if _MEANT.get(name) in listed else difflib.get_close_matches(name, listed, 1, 0.6)
     return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(listed)}"
