@@ -234,15 +234,16 @@ def test_the_schema_types_the_circumstances_whatever_stood_above_the_mark(before
     for fine in (
         "context.time.hour >= 9 && context.time.weekday < 6",
         'context.now > datetime("2026-11-01")',
-        'context has network && context.network.ip.isInRange(ip("10.0.0.0/8"))',
+        '!(context has network && context.network.ip.isInRange(ip("10.0.0.0/8")))',
         'context.taint.contains("sensitive") && context.protocol == "2025-11-25"',
         'context.agent.classes.contains("robots")',
     ):
         assert problems(fine) == []
     assert problems("true", "principal is ServiceAccount") == []
     assert "`tim`" in problems("context.tim.hour > 9")[0]
-    assert "`context has network && …`" in problems('context.network.ip.isInRange(ip("10.0.0.0/8"))')[0]
-    assert "String and ipaddr" in problems('context has network && context.network.ip == "10.0.0.1"')[0]
+    [told] = problems('context.network.ip.isInRange(ip("10.0.0.0/8"))')
+    assert "`forbid … unless { context has network && … }`" in told
+    assert "String and ipaddr" in problems('!(context has network && context.network.ip == "10.0.0.1")')[0]
 
 
 def test_a_schema_of_before_is_told_how_to_learn_the_circumstances() -> None:

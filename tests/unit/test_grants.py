@@ -276,6 +276,11 @@ def schema_problems(grants: str) -> list[str]:
     return problems(grants, schema_dot_cedarschema=SCHEMA)
 
 
+def test_a_schema_that_names_no_server_says_nothing_against_one() -> None:
+    found = problems("- {id: a, team: x, tools: {mail: '*'}}\n", schema_dot_cedarschema=b"action call, read;")
+    assert not [told for told in found if "no server" in told]
+
+
 def test_what_the_schema_knows_is_fine() -> None:
     assert schema_problems(READS + ASKS + "- {id: l, team: x, tools: {'*': {labels: [read]}}}\n") == []
     nested = "- {id: n, team: x, tools: {git: [git_log]}, limits: {filter.author: a, max_count: {absent: true}}}\n"
@@ -289,6 +294,15 @@ def test_what_the_schema_knows_is_fine() -> None:
             "- id: a\n  team: x\n  tools: {git: [git_lgo]}",
             "5: the schema has no tool 'git/git_lgo'; did you mean 'git/git_log'?",
         ),
+        (
+            "- id: a\n  team: x\n  tools:\n    bank: [pay]\n    gti: '*'",
+            "7: the schema has no server 'gti'; did you mean 'git'?",
+        ),
+        (
+            "- id: a\n  team: x\n  tools: {bnk: {labels: [read]}}",
+            "5: the schema has no server 'bnk'; did you mean 'bank'?",
+        ),
+        ("- id: a\n  team: x\n  tools: {mail: '*'}", "5: the schema has no server 'mail'; schema.cedarschema names"),
         (
             "- id: a\n  team: x\n  tools: {git: {labels: [raed]}}",
             "5: the schema has no label 'raed'; did you mean 'read'?",

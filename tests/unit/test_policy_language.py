@@ -90,6 +90,91 @@ def test_an_annotation_that_is_nearly_one_of_ours_is_pointed_out_and_one_of_some
     assert not [found for found in check_bundle(bundle(forbid("true", '@resaon("x")'))) if found.fatal]
 
 
+@pytest.mark.parametrize("value", ["", '("then")'])
+def test_what_marks_compiled_rules_hides_no_written_one_from_the_results_of_a_shadow(value: str) -> None:
+    text = forbid("true", f"@until_shadow{value}")
+    assert problems(text) == [
+        'policies/p.cedar:2: @until_shadow is of compiled grants alone; to try a rule out write @mode("shadow")'
+    ]
+    with pytest.raises(BundleFault, match="until_shadow"):
+        engine(text)
+    watching = "v: 1\ngrants:\n- {id: a, team: x, tools: {fs: [read]}, limits: {a: b}}\n"
+    watching += "- {id: b, team: x, tools: {fs: [read]}, limits: {a: c}, mode: shadow}\n"
+    grants = bundle(ALL, grants_dot_yaml=watching).grants
+    assert "@until_shadow" in grants.cedar
+    assert problems(ALL, grants_dot_yaml=watching) == []
+
+
+OPEN_WHERE_UNKNOWN = [
+    "when { context has network && !context.network.ip.isInRange(OFFICE) }",
+    "when { !context.network.ip.isInRange(OFFICE) && context has network }",
+    'when { context.taint.contains("x") && (context has network && context.network.ip.isLoopback()) }',
+    "when { context has network } unless { context.network.ip.isInRange(OFFICE) }",
+    "unless { !(context has network) || context.network.ip.isInRange(OFFICE) }",
+    "when { if context has network then context.network.ip.isLoopback() else false }",
+    "when { (context has network && context.network.ip.isLoopback()) || (context has network && true) }",
+    "when { context has network.ip && context.network.ip.isLoopback() }",
+]
+SHUT_WHERE_UNKNOWN = [
+    "unless { context has network && context.network.ip.isInRange(OFFICE) }",
+    "when { !(context has network) || !context.network.ip.isInRange(OFFICE) }",
+    "when { !context.network.ip.isInRange(OFFICE) }",
+    "when { if context has network then context.network.ip.isLoopback() else true }",
+    'when { context.args has path && context.args.path == "x" }',
+    "when { (context has network && context.network.ip.isLoopback()) || context.args has path }",
+]
+
+
+@pytest.mark.parametrize("condition", OPEN_WHERE_UNKNOWN)
+@pytest.mark.parametrize("notes", ["", '@effect("ask")', '@mode("shadow")'])
+def test_a_forbid_that_lets_calls_pass_where_the_address_is_unknown_is_pointed_out(condition: str, notes: str) -> None:
+    text = f'{ALL}\n@id("no") {notes} forbid (principal, action, resource) {condition};'
+    text = text.replace("OFFICE", 'ip("10.0.0.0/8")')
+    found = check_bundle(bundle(text))
+    assert [(one.path, one.line, one.rule, one.fatal) for one in found] == [("policies/p.cedar", 2, "no", False)]
+    assert "where `network` is not known this rule lets the call pass" in found[0].sentence
+    assert "`forbid … unless { context has network && context.network.ip.isInRange(…) }`" in found[0].sentence
+    if not notes and condition.startswith(("when { context has", "unless", "when { if", "when { (")):
+        assert evaluate(text, Facts()).effect == "allow"
+
+
+@pytest.mark.parametrize("condition", SHUT_WHERE_UNKNOWN)
+def test_a_forbid_that_may_hold_where_the_address_is_unknown_is_let_be(condition: str) -> None:
+    text = f'{ALL}\n@id("no") forbid (principal, action, resource) {condition};'
+    text = text.replace("OFFICE", 'ip("10.0.0.0/8")')
+    assert problems(text) == []
+    if "args" not in condition:
+        assert evaluate(text, Facts()).effect == "deny"
+
+
+def test_a_permit_asks_first_and_is_let_be() -> None:
+    assert problems('@id("p") permit (principal, action, resource) when { context has network && true };') == []
+
+
+def test_every_circumstance_that_may_be_absent_is_pointed_out_once_in_a_rule() -> None:
+    told = problems(forbid('context has protocol && context has time && context.protocol == "x"'))
+    assert len(told) == 2
+    assert {name for name in ("protocol", "time", "now") for one in told if f"where `{name}` is" in one} == {
+        "protocol",
+        "time",
+    }
+
+
+def test_a_long_condition_is_looked_into() -> None:
+    [told] = problems(forbid(" && ".join(["context has network", *['context.taint.contains("x")'] * 100])))
+    assert "where `network` is not known" in told
+
+
+def test_an_approver_that_is_other_in_capitals_is_pointed_out() -> None:
+    for name in ("Other", "OTHER"):
+        [told] = problems(ALL + asking("a", f'@approver("{name}")'))
+        assert f"the group '{name}' approves; for anybody but the requester write 'other'" in told
+    grant = "v: 1\ngrants:\n- {id: a, team: x, tools: {fs: [read]}, ask: true, approver: Other}\n"
+    [told] = problems(ALL, grants_dot_yaml=grant)
+    assert told.startswith("grants.yaml:3: the group 'Other' approves")
+    assert problems(ALL + asking("a", '@approver("others")') + asking("b", '@approver("others")')) == []
+
+
 def asking(name: str, notes: str, action: str = "action") -> str:
     return f'@id("{name}") @effect("ask") {notes} forbid (principal, {action}, resource);\n'
 
@@ -213,13 +298,50 @@ def test_what_unshadowed_shares_is_parsed_once() -> None:
         ("user: a, address: nowhere, expect: allow", "nowhere"),
         ("user: a, at: yesterday, expect: allow", "$.at"),
         ("user: a, approver: other, expect: allow", "expects `ask`"),
-        ("user: a, shadow: maybe, expect: allow", "$.shadow"),
+        ("user: a, shadow: maybe, expect: allow", "`shadow` takes allow, deny, ask; not 'maybe'"),
+        ("user: a, expect: permit", "`expect` takes allow, deny, ask; not 'permit'"),
+        ("user: a, expect: allow, group: x", "'group' is not known in a case; did you mean 'groups'?"),
+        ("user: a, expect: allow, at: 2026-13-45T10:00:00", "month must be in 1..12"),
+        ("user: a, expect: allow, arguments: {a: " + "[" * 100_000, "nests too deep: more than 32 levels"),
     ],
 )
 def test_a_case_that_says_what_cannot_be_is_refused_with_its_line(case: str, words: str) -> None:
     [told] = problems(ALL, cases_dot_yaml=f"- {{note: n, server: fs, tool: read, {case}}}")
     assert words in told
     assert "cases.yaml:1" in told
+
+
+def test_a_slip_in_a_case_is_told_at_the_line_of_its_key() -> None:
+    case = "- note: n\n  user: u\n  server: fs\n  group: [eng]\n  tool: read\n  expect: permit\n"
+    [told] = problems(ALL, cases_dot_yaml=case)
+    assert told.startswith("cases.yaml:4: 'group' is not known in a case; did you mean 'groups'?")
+    [told] = problems(ALL, cases_dot_yaml=case.replace("group:", "groups:"))
+    assert told.startswith("cases.yaml:6: `expect` takes allow, deny, ask; not 'permit'")
+
+
+CASE_SCHEMA = """
+entity Group; entity User in [Group]; entity Server;
+action call;
+action "fs/read", "fs/write" in [call] appliesTo { principal: [User], resource: [Server], context: {} };
+"""
+
+
+@pytest.mark.parametrize(
+    ("server", "tool", "words"),
+    [
+        ("fs", "raed", "cases.yaml:1: the schema has no tool 'fs/raed'; did you mean 'fs/read'?"),
+        ("sf", "read", "cases.yaml:1: the schema has no server 'sf'; did you mean 'fs'?"),
+        ("fs", "read", ""),
+        ("fs", "prompts/get", ""),
+    ],
+)
+def test_a_case_about_a_tool_that_the_schema_does_not_have_proves_nothing_and_is_refused(
+    server: str, tool: str, words: str
+) -> None:
+    case = f"- {{note: n, user: u, server: {server}, tool: {tool}, expect: deny}}"
+    rules = '@id("none") forbid (principal, action, resource);'
+    assert problems(rules, cases_dot_yaml=case, schema_dot_cedarschema=CASE_SCHEMA) == ([words] if words else [])
+    assert problems(rules, cases_dot_yaml=case) == []
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ class Notes:
     unread: tuple[str, ...]
 
 
-def read_notes(given: Mapping[str, str], effect: Literal["permit", "forbid"]) -> Notes:
-    """Raises ValueError with a sentence."""
+def read_notes(given: Mapping[str, str], effect: Literal["permit", "forbid"], *, compiled: bool = False) -> Notes:
+    """`compiled`: of a rule that grants.yaml means. Raises ValueError with a sentence."""
     name = given.get("id", "")
     if not RULE_ID.fullmatch(name):
         what = f'@id("{name}") is not 1 to 128 of letters, digits and . _ : / -' if name else 'the rule has no @id("…")'
@@ -49,6 +49,8 @@ def read_notes(given: Mapping[str, str], effect: Literal["permit", "forbid"]) ->
         raise ValueError('@mode takes only "shadow": the rule is evaluated and told, and rules nothing')
     if not ask and (stray := sorted(given.keys() & {"approver", "expires"})):
         raise ValueError(f'@{stray[0]} has a meaning only beside @effect("ask")')
+    if UNTIL_SHADOW in given and not compiled:
+        raise ValueError(f'@{UNTIL_SHADOW} is of compiled grants alone; to try a rule out write @mode("shadow")')
     return Notes(
         id=name,
         ask=ask,

@@ -2,26 +2,33 @@
 
 A list of {note, user or service, groups, agent, server, tool, labels, arguments, at, address, taint, protocol, expect,
 rules, approver, shadow}; `labels` count for the tool and its server; `rules`, where given, are exactly the rules that
-must determine the answer; `shadow` is what it would be if the rules in shadow mode ruled.
+must determine the answer; `shadow` is what it would be if the rules in shadow mode ruled. A case about a tool that the
+schema does not have is refused.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import yaml
 
 from tidegate.errors import BundleFault, Problem
-from tidegate.policy.bundle import CASES, Bundle
+from tidegate.policy.bundle import CASES, SCHEMA, Bundle
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.facts import Facts
+from tidegate.policy.grants_schema import declared_actions, unknown_server, unknown_tool
 from tidegate.policy.verdict import Effect, Verdict
+from tidegate.policy.yaml_reading import hint, line_of
 from tidegate.policy.zones import zone_of
+from tidegate.yaml_nesting import NestsTooDeep, check_nesting
 
 CASES_MAX = 10_000
+_EFFECTS = get_args(Effect)
+_FIELD_AT = re.compile(r"at `\$\.(\w+)")
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +71,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         at = self.at if self.at is None or self.at.tzinfo else self.at.replace(tzinfo=zone)
         now_us = 0 if at is None else max(0, round(at.timestamp() * 1_000_000))
         return Facts(now_us, self.address, tuple(sorted(set(self.taint))), self.protocol)
+
+
+_FIELDS = Case.__struct_fields__
 
 
 class Asking(msgspec.Struct, frozen=True):
@@ -119,33 +129,60 @@ def _by(rules: Sequence[str]) -> str:
 
 def load_cases(text: str) -> list[tuple[Case, int]]:
     """The cases of a file with their lines. Raises BundleFault with each one that is malformed."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise _fault([Problem(CASES, f"is not YAML: {error}".replace("\n", " "))]) from error
-    if raw is None:
-        return []
-    if not isinstance(raw, list) or not isinstance(node, yaml.SequenceNode) or len(raw) > CASES_MAX:
-        raise _fault(
-            [
-                Problem(
-                    CASES,
-                    f"must be a list of at most {CASES_MAX} cases: - note: …, user: …, server: …, tool: …, expect: …",
-                )
-            ]
-        )
-    lines = [item.start_mark.line + 1 for item in node.value]
     cases: list[tuple[Case, int]] = []
     problems: list[Problem] = []
-    for item, line in zip(raw, lines, strict=True):
+    for written, item in _read(text):
         try:
-            cases.append((msgspec.convert(item, Case), line))
+            cases.append((msgspec.convert(item, Case), line_of(written)))
         except msgspec.ValidationError as error:
-            problems.append(Problem(CASES, f"is not a case: {error}", line))
+            problems.append(_malformed(item, written, error))
     if problems:
         raise _fault(problems)
     return cases
+
+
+def _read(text: str) -> list[tuple[yaml.Node, Any]]:
+    """Each entry as it is written, and its value. Raises BundleFault."""
+    line, entries = 1, []
+    try:
+        check_nesting(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        for item in _listed(node):
+            line = line_of(item)
+            entries.append((item, loader.construct_document(item)))
+    except NestsTooDeep as deep:
+        raise _fault([Problem(CASES, str(deep), deep.line)]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date that no calendar has
+        mark = getattr(error, "problem_mark", None)
+        sentence = f"is not YAML: {error}".replace("\n", " ")
+        raise _fault([Problem(CASES, sentence, mark.line + 1 if mark else line)]) from error
+    return entries
+
+
+def _listed(node: yaml.Node | None) -> list[yaml.Node]:
+    """Raises BundleFault."""
+    if node is None or node.tag.endswith(":null"):
+        return []
+    if not isinstance(node, yaml.SequenceNode) or len(node.value) > CASES_MAX:
+        keys = "- note: …, user: …, server: …, tool: …, expect: …"
+        raise _fault([Problem(CASES, f"must be a list of at most {CASES_MAX} cases: {keys}")])
+    return list(node.value)
+
+
+def _malformed(item: Any, written: yaml.Node, error: msgspec.ValidationError) -> Problem:
+    """With the line of the key that is wrong, and what was meant."""
+    keys = {key.value: key for key, _ in written.value} if isinstance(written, yaml.MappingNode) else {}
+    given = item if isinstance(item, dict) else {}
+    if stray := next((key for key in given if key not in _FIELDS), None):
+        sentence = f"'{str(stray)[:60]}' is not known in a case; {hint(str(stray), _FIELDS)}"
+        return Problem(CASES, sentence, line_of(keys.get(stray, written)))
+    for key in ("expect", "shadow"):
+        if key in given and given[key] not in _EFFECTS and (key, given[key]) != ("shadow", None):
+            sentence = f"`{key}` takes {', '.join(_EFFECTS)}; not '{str(given[key])[:40]}'"
+            return Problem(CASES, sentence, line_of(keys.get(key, written)))
+    field = _FIELD_AT.search(str(error))
+    return Problem(CASES, f"is not a case: {error}", line_of(keys.get(field[1] if field else "", written)))
 
 
 _LABEL_OF = {"prompts/get": "prompt", "resources/read": "resource"}
@@ -156,6 +193,8 @@ def run_cases(bundle: Bundle) -> list[CaseResult]:
     cases = load_cases(bundle.text(CASES))
     if not cases:
         return []
+    if strangers := _strangers(cases, bundle.text(SCHEMA)):
+        raise _fault(strangers)
     ruling, zone = Engine.build(bundle, (), {}), zone_of(bundle)
     shadow = ruling.unshadowed()
     return [
@@ -164,6 +203,19 @@ def run_cases(bundle: Bundle) -> list[CaseResult]:
         )
         for case, line in cases
     ]
+
+
+def _strangers(cases: Sequence[tuple[Case, int]], schema_text: str) -> list[Problem]:
+    """A problem for each case about a tool that the schema does not have: it would be denied, and prove nothing."""
+    actions = declared_actions(schema_text)
+    if not any("/" in name for name in actions):
+        return []
+    told = [(line, unknown_server(case.server, actions) or _unknown_tool(case, actions)) for case, line in cases]
+    return [Problem(CASES, sentence, line) for line, sentence in told if sentence]
+
+
+def _unknown_tool(case: Case, actions: Mapping[str, tuple[str, ...]]) -> str:
+    return "" if case.tool in _LABEL_OF else unknown_tool(case.server, case.tool, actions)
 
 
 def _decide(engine: Engine, case: Case, zone: tzinfo) -> Verdict:

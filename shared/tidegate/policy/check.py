@@ -21,6 +21,7 @@ from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.grants import GRANTS
 from tidegate.policy.grants_cedar import COMPILED
 from tidegate.policy.grants_schema import declared_actions, unknown_arguments, unknown_names
+from tidegate.policy.limit_hints import strange_teams
 from tidegate.policy.rule_hints import hints_on
 from tidegate.policy.rules import Rule, check_depth, parse_rules
 from tidegate.policy.zones import named_zone
@@ -52,6 +53,7 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
     problems += _entities(bundle)
     problems += _inspection(bundle)
     problems += check_limits(bundle)
+    problems += [] if broken else strange_teams(bundle, rules)
     problems += _definitions(bundle)
     problems += [] if broken else _schema(bundle, texts, rules)
     problems += [] if tools is None else _unknown_tools(rules, tools)
@@ -110,14 +112,17 @@ def _is_about_names(problem: Problem) -> bool:
 
 
 def _invalid(rule: Rule | None, error: str) -> Problem:
-    sentence = f"against the schema: {_POLICY_PREFIX.sub('', error)}{_advice(error)}"
+    sentence = f"against the schema: {_POLICY_PREFIX.sub('', error)}{_advice(rule, error)}"
     return Problem(SCHEMA, sentence) if rule is None else Problem(rule.path, sentence, rule.line, rule.id)
 
 
-def _advice(error: str) -> str:
+def _advice(rule: Rule | None, error: str) -> str:
     """How to ask for what may not be there; and how an older schema learns of circumstances and service accounts."""
     if optional := _UNSAFE.search(error):
-        return f"; ask first whether it is there: `{_asking(optional[1])} && …`"
+        asking = f"{_asking(optional[1])} && …"
+        if rule is not None and rule.effect == "forbid" and optional[1].partition(".")[0] in CIRCUMSTANCES:
+            return f"; say what must hold, which refuses where it is not known, too: `forbid … unless {{ {asking} }}`"
+        return f"; ask first whether it is there: `{asking}`"
     unknown = _UNKNOWN.search(error)
     if _NEWER_TYPE.search(error) or (unknown and unknown[1] in CIRCUMSTANCES):
         return "; `tidegate bundle init DIR --schema-only` writes the schema with all that is known of a call"

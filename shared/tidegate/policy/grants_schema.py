@@ -23,22 +23,42 @@ _PROBES_MAX = 5_000
 
 
 def unknown_names(grants: Iterable[Grant], schema_text: str) -> list[Problem]:
-    """A problem for each tool and label that the schema does not declare."""
+    """A problem for each server, tool and label that the schema does not declare."""
     actions = declared_actions(schema_text)
-    tools = [name for name in actions if "/" in name]
-    labels = [name for name in actions if "/" not in name]
-    problems: list[Problem] = []
+    found: list[Problem] = []
     for grant in grants:
         for use in grant.uses:
-            for name in (f"{use.server}/{tool}" for tool in use.tools):
-                if name not in actions:
-                    sentence = f"the schema has no tool '{name}'; {_hint(name, tools)}"
-                    problems.append(Problem(GRANTS, sentence, use.line, rule_id(grant, use)))
-            for label in use.labels:
-                if label not in labels:
-                    sentence = f"the schema has no label '{label}'; {_hint(label, labels)}"
-                    problems.append(Problem(GRANTS, sentence, use.line, rule_id(grant, use)))
-    return problems
+            found += [Problem(GRANTS, sentence, use.line, rule_id(grant, use)) for sentence in unknown_in(use, actions)]
+    return found
+
+
+def unknown_in(use: Use, actions: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """A sentence for each tool and label of a use that is not among the declared actions, and for its server."""
+    for tool in use.tools:
+        if sentence := unknown_tool(use.server, tool, actions):
+            yield sentence
+    if not use.tools and use.server != ANY and (sentence := unknown_server(use.server, actions)):
+        yield sentence
+    labels = [name for name in actions if "/" not in name]
+    for label in use.labels:
+        if label not in labels:
+            yield f"the schema has no label '{label}'; {_hint(label, labels)}"
+
+
+def unknown_tool(server: str, tool: str, actions: Mapping[str, tuple[str, ...]]) -> str:
+    """A sentence, or "" where it is declared."""
+    name = f"{server}/{tool}"
+    if name in actions:
+        return ""
+    return f"the schema has no tool '{name}'; {_hint(name, [one for one in actions if '/' in one])}"
+
+
+def unknown_server(server: str, actions: Mapping[str, tuple[str, ...]]) -> str:
+    """A sentence, or "" where it has a declared action, or the schema names no server at all."""
+    servers = {name.partition("/")[0] for name in actions if "/" in name}
+    if not servers or server in servers:
+        return ""
+    return f"the schema has no server '{server}'; {_hint(server, sorted(servers), 0.5)}"
 
 
 def unknown_arguments(grants: Iterable[Grant], schema_text: str, schema: cedar.Schema) -> list[Problem]:
@@ -112,8 +132,8 @@ def _sentence(lacking: list[str], limit: Limit, actions: Mapping[str, tuple[str,
     return f"{which} {'has' if len(lacking) == 1 else 'have'} no argument '{name}'; {_hint(limit.path[-1], words)}"
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1, 0.7)
+def _hint(name: str, known: Iterable[str], likeness: float = 0.7) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, likeness)
     return f"did you mean '{close[0]}'?" if close else "schema.cedarschema names what there is"
 
 

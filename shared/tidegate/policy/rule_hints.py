@@ -1,4 +1,5 @@
-"""What is allowed in rules and seldom meant: annotations that mean nothing, questions whose approvers differ. Pure.
+"""What is allowed in rules and seldom meant: annotations that mean nothing, questions whose approvers differ, forbids
+that do not hold where something is not known. Pure.
 
 Counterpart: `check.py` tells them beside what is wrong; none of them keeps a bundle from ruling.
 """
@@ -8,15 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from tidegate.errors import Problem
+from tidegate.policy.absences import passed_without
 from tidegate.policy.annotations import ANYBODY_ELSE, KNOWN
 from tidegate.policy.rules import Rule, Scope
 
 PAIRS_MAX = 20_000
+_EXAMPLES = {"network": "context.network.ip.isInRange(…)"}
 
 
 def hints_on(rules: Sequence[Rule]) -> list[Problem]:
     """None of them fatal."""
-    return [*_misspelt(rules), *_rivals(rules)]
+    return [*_misspelt(rules), *_slips(rules), *_rivals(rules), *_open(rules)]
 
 
 def _misspelt(rules: Iterable[Rule]) -> Iterator[Problem]:
@@ -26,6 +29,28 @@ def _misspelt(rules: Iterable[Rule]) -> Iterator[Problem]:
             if close := difflib.get_close_matches(name.lower(), sorted(KNOWN), 1, 0.7):
                 sentence = f"the annotation '@{name}' means nothing; did you mean '@{close[0]}'?"
                 yield Problem(rule.path, sentence, rule.line, rule.id, False)
+
+
+def _slips(rules: Iterable[Rule]) -> Iterator[Problem]:
+    for rule in rules:
+        if rule.approver.lower() == ANYBODY_ELSE != rule.approver:
+            sentence = (
+                f"the group '{rule.approver}' approves; for anybody but the requester write '{ANYBODY_ELSE}' in small "
+                "letters"
+            )
+            yield Problem(rule.path, sentence, rule.line, rule.id, False)
+
+
+def _open(rules: Iterable[Rule]) -> Iterator[Problem]:
+    """A caller can bring about that its address is not known; what is forbidden should be so then, too."""
+    for rule in rules:
+        for name in passed_without(rule):
+            there = f"context has {name} && {_EXAMPLES.get(name, '…')}"
+            sentence = (
+                f"where `{name}` is not known this rule lets the call pass; write `forbid … unless {{ {there} }}` with "
+                f"what must hold, or `when {{ !(context has {name}) || … }}`"
+            )
+            yield Problem(rule.path, sentence, rule.line, rule.id, False)
 
 
 def _rivals(rules: Iterable[Rule]) -> Iterator[Problem]:

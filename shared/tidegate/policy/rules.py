@@ -15,6 +15,7 @@ from cedarpy import _internal as cedar
 from tidegate.errors import Problem
 from tidegate.limits import POLICY_DEPTH_MAX, POLICY_OPERATORS_MAX
 from tidegate.policy.annotations import read_notes
+from tidegate.policy.grants_cedar import COMPILED
 
 Uid = tuple[str, str]
 """An entity's type and id."""
@@ -149,7 +150,7 @@ def _rule(path: str, line: int, statement: str, est: dict[str, Any]) -> Rule | P
     notes = {name: value or "" for name, value in est.get("annotations", {}).items()}
     effect: Literal["permit", "forbid"] = est["effect"]
     try:
-        said = read_notes(notes, effect)
+        said = read_notes(notes, effect, compiled=path == COMPILED)
     except ValueError as wrong:
         return Problem(path, str(wrong), line, notes.get("id", ""))
     return Rule(

@@ -52,6 +52,13 @@ _RULES = """\
 // @advice("Ask the security team for a deploy key.")
 // forbid (principal, action in Action::"call", resource)
 // when { context.agent.id == "untrusted-agent" };
+//
+// What is not always known is asked for in `unless`, so that whoever hides it is refused, too:
+//
+// @id("from-the-office")
+// @reason("Tools are used from the office's network.")
+// forbid (principal, action in Action::"call", resource)
+// unless { context has network && context.network.ip.isInRange(ip("10.0.0.0/8")) };
 """
 _INSPECTION = """\
 # What is looked for in arguments and results. Secrets in results are masked before the agent sees them.
