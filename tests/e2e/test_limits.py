@@ -333,6 +333,38 @@ async def test_one_exchange_asks_for_all_counters_that_lack(place: Place) -> Non
     assert 1 <= await place.asked() - before <= 3, "a tick may tell of earlier ones meanwhile"
 
 
+async def test_calls_that_are_withdrawn_while_redis_is_asked_use_nothing_of_others(place: Place) -> None:
+    speaker = place.speakers("mallory")[0]
+    async with redis.asyncio.Redis.from_url(place.valkey.url) as client:
+        for number in range(40):
+            most = 2_000 + number  # another bound: what is on lease goes back, and the next call asks
+            await place.rule(f"limits: [{{id: withdrawn, per: tenant, daily: {{calls: {most}}}}}]")
+            clients = [await speaker.connect() for _ in range(4)]
+            before = await place.asked()
+            for one in clients:
+                one.writer.write(speaker.calling("up__echo", {"nonce": "withdrawn-nonce"}))
+            async with asyncio.timeout(20):
+                while await place.asked() == before:
+                    await asyncio.sleep(0)
+            for _ in range(number % 4):
+                await asyncio.sleep(0)
+            for one in clients:
+                one.writer.transport.abort()
+
+        async def nothing_is_lost() -> bool:
+            requested, _ = await place.edges[0].place.calls("withdrawn-nonce")
+            return await _used(client, "withdrawn") <= sum(one.decision == "allow" for one in requested)
+
+        await until(nothing_is_lost, 30)
+    assert passed(await calls(place.speakers("niaj"), 10, "beside-withdrawn")) == 20
+
+
+async def _used(client: "redis.asyncio.Redis", limit: str) -> int:
+    """As Redis has counted it, leases included."""
+    counters = [await client.hgetall(key) async for key in client.scan_iter("*|counter|*")]
+    return sum(int(one[b"u"]) for one in counters if f'["{limit}",'.encode() in one[b"n"])
+
+
 async def test_every_refusal_is_recorded_with_its_limit_and_the_time_to_retry(place: Place) -> None:
     await place.rule("limits: [{id: recorded, per: user, daily: {calls: 2}}]")
     answers = await calls([place.speakers("nina")[0]], 5, "recorded-nonce")

@@ -7,13 +7,14 @@ the words of a refusal. A call that is refused, for whatever reason, uses nothin
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
-from tidegate.policy.budgeting import NO_PLAN, Meter, Plan, records_in
+from tidegate.policy.budget_records import marks_in
+from tidegate.policy.budgeting import NO_PLAN, Meter, Plan
+from tidegate.policy.budgets import Counted
 from tidegate.sessions.memory_budgets import MemoryBudgets
 from tidegate.sessions.port import Budgets as BudgetStore
 from tidegate.sessions.port import SessionsUnavailable
@@ -23,6 +24,7 @@ from tidegate_edge.purses import TICK_S, Clock, Hold, Purses, Shortage
 
 _COUNTED: Final = ("ok", "tool-error", "blocked")  # outcomes whose result was read by the gateway or the client
 _LOCAL_HOLDER: Final = "here"
+TURN_S: Final = 0.002  # for so long records are counted at a stretch
 
 
 class Budgets:
@@ -95,10 +97,7 @@ class Budgets:
         plan = call.plan
         if plan is None or plan.counted is None or ended.outcome not in _COUNTED or call.method != "tools/call":
             return
-        try:
-            marks = records_in(plan.counted, ended.result, self._mark_key(call.principal.tenant))
-        except msgspec.DecodeError:
-            return
+        marks = await _marks(plan.counted, ended.result, self._mark_key(call.principal.tenant))
         call.records = len(marks)
         for hold in call.held:
             if marks and hold.meter.measure.of == "daily-records":
@@ -138,6 +137,19 @@ class Budgets:
             "tidegate_limit_exchanges_failed": self._shared.failures,
             "tidegate_limit_uncounted": self.uncounted,
         }
+
+
+async def _marks(counted: Counted, result: bytes, key: bytes) -> set[bytes]:
+    """Of the records in a result. Where it is large, others have their turn meanwhile."""
+    marks: set[bytes] = set()
+    began_s = time.perf_counter()
+    for mark in marks_in(counted, result, key):
+        if mark is not None:
+            marks.add(mark)
+        if time.perf_counter() - began_s > TURN_S:
+            await asyncio.sleep(0)
+            began_s = time.perf_counter()
+    return marks
 
 
 def _release(held: list[Hold]) -> None:
