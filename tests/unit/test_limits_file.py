@@ -259,15 +259,49 @@ limits:
 prices: [{tools: {git: [git_pull]}, per_call: 1}]
 records: {git/other: "x[]"}
 """
+    text = text.replace("prices:", "  - {id: c, per: user, concurrent: 1, tools: {gti: '*'}}\nprices:")
     problems = check_bundle(bundle(text, schema_dot_cedarschema=SCHEMA))
     told = [(problem.line, problem.sentence.split(";")[0]) for problem in problems if problem.path == "limits.yaml"]
     assert told == [
         (4, "the schema has no tool 'git/git_lag'"),
         (5, "the schema has no label 'raed'"),
-        (6, "the schema has no tool 'git/git_pull'"),
-        (7, "the schema has no tool 'git/other'"),
+        (6, "the schema has no server 'gti'"),
+        (7, "the schema has no tool 'git/git_pull'"),
+        (8, "the schema has no tool 'git/other'"),
     ]
+    assert problems[2].sentence.endswith("did you mean 'git'?")
     assert all(problem.fatal for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"grants.yaml": "v: 1\ngrants: [{id: g, team: eng, tools: {git: '*'}}]"},
+        {"policies/q.cedar": '@id("q") permit (principal in Group::"eng", action, resource);'},
+        {"policies/q.cedar": '@id("q") forbid (principal, action, resource) when { principal in Group::"eng" };'},
+        {"cases.yaml": "- {note: n, user: u, groups: [eng], server: git, tool: git_log, expect: allow}"},
+        {"entities.json": '[{"uid": {"type": "Group", "id": "eng"}, "attrs": {}, "parents": []}]'},
+        {
+            "entities.json": '[{"uid": {"type": "User", "id": "u"}, "attrs": {},'
+            ' "parents": [{"type": "Group", "id": "eng"}]}]'
+        },
+    ],
+)
+def test_a_team_that_nothing_else_has_heard_of_is_pointed_out(more: dict[str, str]) -> None:
+    text = "limits:\n  - {id: a, per: user, concurrent: 1, team: [eng, '*']}\n"
+    text += "  - {id: b, per: user, concurrent: 1, team: %s}"
+    assert check_bundle(bundle(text % "eng", **more)) == []
+    [told] = check_bundle(bundle(text % "enf", **more))
+    sentence = "no grant, rule, case or entity names the group 'enf'; did you mean 'eng'?"
+    assert (told.path, told.line, told.sentence, told.fatal) == ("limits.yaml", 4, sentence, False)
+    assert check_bundle(bundle(text % "'*'", **more)) == []
+
+
+def test_a_file_that_nests_deep_is_refused_at_once_and_with_its_line() -> None:
+    for opening in ("[", "{a: ", "- "):
+        [told] = read_limits("v: 1\nlimits: " * (opening != "- ") + opening * 50_000).problems
+        assert "nests too deep: more than 32 levels" in told.sentence
+        assert told.line == (1 if opening == "- " else 2)
 
 
 def test_a_bundle_with_a_slip_cannot_rule() -> None:

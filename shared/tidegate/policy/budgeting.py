@@ -12,8 +12,8 @@ import msgspec
 from tidegate.errors import BundleFault, Problem
 from tidegate.policy.budgets import LIMITS, BudgetLimit, Counted, LimitsFile, Measure, Measured, Price, read_limits
 from tidegate.policy.bundle import ENTITIES, Bundle
-from tidegate.policy.grants import ANY, GRANTS, Use
-from tidegate.policy.grants_schema import declared_actions
+from tidegate.policy.grants import ANY, Use
+from tidegate.policy.grants_schema import declared_actions, unknown_in, unknown_tool
 from tidegate.policy.zones import zone_of
 from tidegate.sessions.budgets import Counter, Kind, counter_name
 
@@ -202,21 +202,9 @@ def check_limits(bundle: Bundle) -> list[Problem]:
 
 def _unknown(read: LimitsFile, schema: str) -> list[Problem]:
     actions = declared_actions(schema)
-    problems: list[Problem] = []
-    for use in (
-        use for uses in (*(one.uses for one in read.limits), *(one.uses for one in read.prices)) for use in uses
-    ):
-        names = [*(f"{use.server}/{tool}" for tool in use.tools), *use.labels]
-        problems += [_missing(name, use.line) for name in names if name not in actions]
-    problems += [
-        _missing(f"{one.server}/{one.tool}", one.line)
-        for one in read.records
-        if f"{one.server}/{one.tool}" not in actions
-    ]
+    uses = [use for uses in (*(one.uses for one in read.limits), *(one.uses for one in read.prices)) for use in uses]
+    problems = [Problem(LIMITS, sentence, use.line) for use in uses for sentence in unknown_in(use, actions)]
+    for one in read.records:
+        if sentence := unknown_tool(one.server, one.tool, actions):
+            problems.append(Problem(LIMITS, sentence, one.line))
     return problems
-
-
-def _missing(name: str, line: int) -> Problem:
-    kind = "tool" if "/" in name else "label"
-    sentence = f"the schema has no {kind} '{name}'; it would limit nothing (see schema.cedarschema, or {GRANTS})"
-    return Problem(LIMITS, sentence, line)
