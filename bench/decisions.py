@@ -1,21 +1,22 @@
-"""What deciding costs: `python -m bench.decisions`. About 40 seconds.
+"""What deciding costs: `python -m bench.decisions`. About a minute.
 
 For bundles of 20, 200 and 2,000 rules over 5,000 entities: a decision that holds for any arguments (kept by the edge),
 one that depends on them (new ones, and such as were seen before), making a bundle ready beside a running event loop and
-how long that loop stood still, and recorded calls decided again (decoding included), as `tidegate bundle replay` does.
+how long that loop stood still, and recorded calls decided again (decoding included), by pages as `tidegate bundle
+replay` does. Prints the table of docs/performance.md, and under it when, with what and at which load.
 """
 
 import argparse
 import asyncio
+import os
+import platform
 import random
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from statistics import quantiles
 
 import msgspec
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from tidegate.chain import Chain, open_event
 from tidegate.events import CallRequested, DecisionInputs, Sealed
@@ -26,6 +27,8 @@ from tidegate.policy.release import Activation
 from tidegate.policy.replaying import Past, Replayer, past_of
 from tidegate.policy.signing import Release
 from tidegate.policy.tally import Tally
+from tidegate_cli.past_calls import PAGE_ROWS
+from tidegate_cli.replaying import seldom_collecting
 from tidegate_edge.preparing import prepared
 
 RULES = (20, 200, 2_000)
@@ -166,14 +169,20 @@ def recorded(engine: Engine, asked: list[tuple[Person, ToolFacts, dict[str, obje
 def replay(made: Bundle, values: list[bytes]) -> float:
     """Decisions a second of CPU, after the first WARMING. Raises RuntimeError where one is not as it was recorded."""
     tally = Tally(Replayer(made))
-    tally.add_all(map(_past, values[:WARMING]))
-    began = time.process_time()
-    tally.add_all(map(_past, values[WARMING:]))
-    took = time.process_time() - began
+    with seldom_collecting():
+        _replay(tally, values[:WARMING])
+        began = time.process_time()
+        _replay(tally, values[WARMING:])
+        took = time.process_time() - began
     found = tally.replayed()
     if found.changed or found.other_rules:
         raise RuntimeError(f"the same bundle decided {found.changed} calls otherwise: this is a fault")
     return (len(values) - WARMING) / took
+
+
+def _replay(tally: Tally, values: list[bytes]) -> None:
+    for start in range(0, len(values), PAGE_ROWS):
+        tally.add_all([_past(value) for value in values[start : start + PAGE_ROWS]])
 
 
 def _past(value: bytes) -> Past:
@@ -182,8 +191,8 @@ def _past(value: bytes) -> Past:
     return past_of(event, event.sealed)
 
 
-async def run(sizes: tuple[int, ...]) -> Table:
-    table = Table("", *(f"{size:,} rules" for size in sizes), box=SIMPLE_HEAD)
+async def run(sizes: tuple[int, ...]) -> dict[str, list[str]]:
+    """What was measured, by name, for each size."""
     rows: dict[str, list[str]] = {}
     for size in sizes:
         made = bundle(size)
@@ -196,25 +205,33 @@ async def run(sizes: tuple[int, ...]) -> Table:
         again = timed(lambda n, of=few, by=engine: by.evaluate(of[n][0], of[n][1].server, of[n][1].tool, of[n][2]))  # type: ignore[misc]
         past = recorded(engine, calls(size, WARMING + REPLAYED, seed=3))
         for name, value in (
-            ("looked up, p50 / p99 µs", f"{kept[0]:.1f} / {kept[1]:.1f}"),
-            ("by arguments, p50 / p99 µs", f"{new[0]:.0f} / {new[1]:.0f}"),
-            ("by arguments seen before, p50 / p99 µs", f"{again[0]:.1f} / {again[1]:.1f}"),
-            ("bundle made ready, ms", f"{took * 1e3:.0f}"),
-            ("longest stall of the loop meanwhile, ms", f"{stall * 1e3:.1f}"),
-            ("replayed, decisions/s of CPU", f"{replay(made, past):,.0f}"),
+            ("a decision for any arguments, looked up: p50 / p99 µs", f"{kept[0]:.1f} / {kept[1]:.1f}"),
+            ("a decision by arguments: p50 / p99 µs", f"{new[0]:.0f} / {new[1]:.0f}"),
+            ("a decision by arguments that were seen before: p50 / p99 µs", f"{again[0]:.1f} / {again[1]:.1f}"),
+            ("a bundle made ready beside the event loop, ms", f"{took * 1e3:.0f}"),
+            ("the longest that the loop stood still meanwhile, ms", f"{stall * 1e3:.1f}"),
+            (
+                "recorded calls decided again (`tidegate bundle replay`), per second of CPU",
+                f"{replay(made, past):,.0f}",
+            ),
             ("the same, arguments seen before", f"{replay(made, past[:AGAIN] * (len(past) // AGAIN)):,.0f}"),
         ):
             rows.setdefault(name, []).append(value)
-    for name, values in rows.items():
-        table.add_row(name, *values)
-    return table
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", type=int, nargs="+", default=list(RULES), metavar="N")
-    given = parser.parse_args()
-    Console().print(asyncio.run(run(tuple(given.rules))))
+    sizes = tuple(parser.parse_args().rules)
+    before = os.getloadavg()[0]
+    rows = asyncio.run(run(sizes))
+    print("|".join(["", " ", *(f" {size:,} rules " for size in sizes), ""]))
+    print("|---" * (len(sizes) + 1) + "|")
+    for name, values in rows.items():
+        print(f"| {' | '.join((name, *values))} |")
+    load = f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores"
+    print(f"\n{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, CPython {platform.python_version()}, {load}")
 
 
 if __name__ == "__main__":

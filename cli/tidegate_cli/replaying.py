@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from tidegate_cli.reading import reading
 Store = Literal["clickhouse", "log"]
 SHOWN_MAX = 40
 PEOPLE_SHOWN = 3
+GARBAGE_AFTER = 100_000  # things more than before: about two pages of calls
 _TITLES = {
     "newly-allowed": "[yellow]newly allowed[/]",
     "newly-asked": "[cyan]newly asked[/]",
@@ -53,12 +55,27 @@ def show_replay(
 async def _replay(settings: Settings, span: Span, store: Store, tally: Tally) -> int:
     unreadable = 0
     async with _pages(settings, span, store) as pages:
-        with _progress() as told:
+        with _progress() as told, seldom_collecting():
             async for page in pages:
                 unreadable += page.unreadable
                 tally.add_all(page.calls)
                 told(tally, page.done)
     return unreadable
+
+
+@contextlib.contextmanager
+def seldom_collecting() -> Iterator[None]:
+    """Python's search for garbage leaves alone what is there now, rules and entities above all, and comes seldom: a
+    page holds tens of thousands of things, all of them in use until it is done.
+    """
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import json
 
 import msgspec
+from cedarpy._internal import Entities, PolicySet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.parts.audit_events import requested
@@ -21,9 +22,10 @@ from tests.properties.test_policy_engine import (
 from tidegate.chain import Chain, open_event
 from tidegate.events import CallRequested, DecisionInputs, Sealed
 from tidegate.policy.bundle import Bundle, bundle_of
-from tidegate.policy.engine import Engine, ToolFacts
+from tidegate.policy.engine import BATCH_MAX, Engine, ToolFacts
 from tidegate.policy.facts import NO_FACTS, Facts
-from tidegate.policy.replaying import Past, Replayer, differs, past_of
+from tidegate.policy.preparing import authorize, authorize_all
+from tidegate.policy.replaying import Blank, Past, Replayer, differs, past_of
 from tidegate.policy.tally import Tally
 from tidegate.policy.verdict import Verdict
 
@@ -126,6 +128,43 @@ def test_a_candidate_changes_what_its_own_engine_decides_otherwise(
     assert (found.calls, found.not_kept) == (found.same + found.changed + lacking, lacking)
 
 
+UNUSUAL = {"a": "\ud800", "b": 2**70, "c": {"__extn": {"fn": "ip", "arg": "x"}}, "d": [None]}  # parts have no form
+PAGES = st.lists(
+    st.tuples(PRINCIPALS, st.sampled_from(TOOLS), ARGUMENTS | st.just(UNUSUAL) | st.none(), FACTS, st.booleans()),
+    max_size=12,
+)
+Pages = list[tuple[Principal, ToolFacts, dict[str, object] | None, Facts, bool]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(policies(), PAGES)
+def test_a_page_is_decided_as_its_calls_are_one_by_one(text: str, page: Pages) -> None:
+    ruling = bundle(text)
+    alone, engine = Replayer(ruling), Engine.build(ruling, TOOLS, SERVERS)
+    pasts: list[Past] = []
+    expected: list[Verdict | Blank] = []
+    for number, (who, tool, arguments, facts, told) in enumerate(page):
+        past = msgspec.structs.replace(
+            recorded(ruling, who, tool, {}, facts),
+            arguments=arguments,
+            facts=facts,
+            known=frozenset({"now", "time", "network", "taint", "protocol"} if told else {"protocol"}),
+            stage="inspection" if number % 5 == 4 else "policy",
+        )
+        pasts.append(past)
+        call = (who, tool.server, tool.tool)
+        if past.stage != "policy":
+            expected.append("elsewhere")
+        elif engine.standing(*call) is None and (
+            not engine.needs_facts(*call) <= past.known or (arguments is None and engine.needs_arguments(*call))
+        ):
+            expected.append("not-kept")
+        else:
+            expected.append(engine.evaluate(*call, arguments or {}, facts))
+    assert Replayer(ruling).decide_all(pasts) == expected
+    assert [alone.decide(past) for past in pasts] == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(policies(), CALLS)
 def test_without_the_arguments_only_what_does_not_depend_on_them_is_decided(
@@ -196,3 +235,25 @@ def test_what_no_rule_decided_and_whom_nobody_knows_any_more_are_told_apart() ->
     assert replayer.decide(msgspec.structs.replace(past, stage="inspection")) == "elsewhere"
     assert replayer.decide(msgspec.structs.replace(past, reason="unknown-tool")) == "elsewhere"
     assert replayer.decide(msgspec.structs.replace(past, user="")) == "erased"
+
+
+def test_more_calls_of_one_tool_than_cedar_is_asked_at_once_keep_their_order() -> None:
+    ruling = bundle('@id("few") permit (principal, action, resource) when { context.args.a < 70 };')
+    page = [recorded(ruling, Principal("alice", "cursor", ()), TOOLS[0], {"a": number}) for number in range(150)]
+    assert len(page) > 2 * BATCH_MAX
+    told = Replayer(ruling).decide_all(page)
+    assert [verdict.effect for verdict in told if isinstance(verdict, Verdict)] == ["allow"] * 70 + ["deny"] * 80
+
+
+def test_what_is_no_request_errs_alone() -> None:
+    rules = PolicySet.from_str("permit (principal, action, resource) when { context.a == 1 };")
+    who = {"principal": 'User::"u"', "action": 'Action::"a"', "resource": 'Server::"s"'}
+    contexts = ['{"a":1}', '{"a":', "\ud800", '{"a":2}', '{"a":{"__extn":{"fn":"decimal","arg":"x"}}}', '{"b":1}']
+    requests = [{**who, "context": context} for context in contexts]
+    nobody = Entities.from_json_str("[]")
+    for of in (requests, [request for request in requests if request["context"] != "\ud800"]):
+        found = authorize_all(of, rules, nobody)
+        assert found == [authorize(request, rules, nobody) for request in of]
+        clean = [request["context"] for request, one in zip(of, found, strict=True) if not one.errors]
+        assert clean == ['{"a":1}', '{"a":2}']
+        assert found[0].reason == ["policy0"]

@@ -4,7 +4,7 @@ Counterparts: `replaying.py` decides again; the command line shows.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -96,13 +96,15 @@ class Tally:
         self._not_kept: Counter[str] = Counter()
         self.calls = self.changed = self._same = self._other_rules = 0
 
-    def add_all(self, calls: Iterable[Past]) -> None:
-        for past in calls:
-            self.add(past)
+    def add_all(self, calls: Sequence[Past]) -> None:
+        for past, verdict in zip(calls, self._replayer.decide_all(calls), strict=True):
+            self._add(past, verdict)
 
     def add(self, past: Past) -> None:
+        self.add_all((past,))
+
+    def _add(self, past: Past, verdict: Verdict | Blank) -> None:
         self.calls += 1
-        verdict = self._replayer.decide(past)
         if isinstance(verdict, str):
             self._blank[verdict] += 1
             if verdict == "not-kept":
