@@ -86,6 +86,8 @@ def test_what_calls_have_used_is_shown_by_counter_and_refused_calls_use_nothing(
     assert table.splitlines()[0].split()[-2:] == ["next", "full"]
     (line,) = [" ".join(line.split()) for line in table.splitlines() if line.startswith("pace")]
     assert re.search(r" 3 of 3 0 in \d+ s in (\d+ s|\d+ min)$", line), line
+    named = "user alice@example.com"
+    until(lambda: named in tidegate(up, "limits", "show").stdout, "people are told by their logins", 20)
 
 
 def test_check_tells_of_a_slip_in_limits(up: Service, tmp_path: Path) -> None:
