@@ -8,6 +8,7 @@ tells itself: rather twice than never.
 import asyncio
 import hashlib
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -39,7 +40,7 @@ class Holding:
     def __init__(self, tenant: str) -> None:
         self.trust = Trusting(tenant)
         self.is_stirred = False  # something may be held, or not be held any more, since this was set to False
-        self._judge = Judge(brief=True)
+        self._judge = Judge(threading.Lock(), brief=True)
         self._later: dict[tuple[str, str], bool] = {}  # seen here, and not in the log's history yet
         self._untold: OrderedDict[tuple[str, str, str, str, str], tuple[str, Judgement]] = OrderedDict()
         self._some = asyncio.Event()

@@ -6,6 +6,7 @@ an event of the history `catalog`, which every edge folds.
 
 import asyncio
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Curator:
         self._publisher = publisher
         self._region = region
         self._clock = clock
-        self._judge = Judge()
+        self._judge = Judge(threading.Lock())
         self._rules: OrderedDict[str, DefinitionRules] = OrderedDict()  # by the bundle's digest
 
     async def offered(self, ring: str, server: str = "") -> list[Shown]:

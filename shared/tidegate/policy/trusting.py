@@ -8,9 +8,9 @@ withdrawn tool was trusted for stays, so that it cannot come back as something e
 compares, `definition_rules.py` says what follows.
 """
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
 
 import msgspec
@@ -168,15 +168,21 @@ class Trusting:
 
 
 class Judge:
-    """Judges definitions; remembers comparisons, for most definitions are looked at again and again. For threads."""
+    """Judges definitions; remembers comparisons, for most definitions are looked at again and again."""
 
-    def __init__(self, *, brief: bool = False, chars_max: int = COMPARED_CHARS_MAX) -> None:
-        """`brief`: only the sentences of what changed are kept, not its two sides."""
+    def __init__(
+        self,
+        lock: AbstractContextManager[object] | None = None,
+        *,
+        brief: bool = False,
+        chars_max: int = COMPARED_CHARS_MAX,
+    ) -> None:
+        """`brief`: only the sentences of what changed are kept, not its two sides. `lock`: of threads that share it."""
         self._brief = brief
         self._chars_max = chars_max
         self._compared: OrderedDict[tuple[str, str], Comparison] = OrderedDict()  # the one asked for last is last
         self._chars = 0
-        self._lock = threading.Lock()  # never held while comparing
+        self._lock = lock or nullcontext()  # never held while comparing
 
     def compare(
         self, trusted: str, before: bytes | None, digest: str, now: Callable[[], bytes], *, compares: bool = True
