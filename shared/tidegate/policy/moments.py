@@ -30,8 +30,8 @@ _TIME: Final = {".": {"left": {"Var": "context"}, "attr": "time"}}
 def moments_of(bodies: list[Any]) -> tuple[list[int], bool]:
     """On both sides of each constant and at it; and whether every look at the time could be read so."""
     found: dict[int, None] = {}
-    looks = sum(_is_look(node) for node in _nodes(bodies))
-    for node in _nodes(bodies):
+    looks = sum(_is_look(node) for node in nodes_of(bodies))
+    for node in nodes_of(bodies):
         for left, right in _compared(node):
             for side, other in ((left, right), (right, left)):
                 constants = list(_constants(other))
@@ -43,7 +43,8 @@ def moments_of(bodies: list[Any]) -> tuple[list[int], bool]:
     return list(found), looks <= 0
 
 
-def _nodes(bodies: list[Any]) -> Iterator[Mapping[str, Any]]:
+def nodes_of(bodies: list[Any]) -> Iterator[Mapping[str, Any]]:
+    """Every expression of conditions in Cedar's JSON, outer ones first."""
     waiting: list[Any] = list(reversed(bodies))
     while waiting:
         node = waiting.pop()

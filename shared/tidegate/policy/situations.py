@@ -20,7 +20,7 @@ from tidegate.policy.circumstances import CIRCUMSTANCES
 from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.facts import Facts
 from tidegate.policy.grants_schema import declared_actions
-from tidegate.policy.moments import moments_of
+from tidegate.policy.moments import moments_of, nodes_of
 from tidegate.policy.occasions import occasions_of, of_a_kind
 from tidegate.policy.rules import Rule, Uid, parse_rules
 from tidegate.policy.zones import zone_of
@@ -279,19 +279,8 @@ def _bodies(rule: Rule) -> list[Any]:
     return [condition["body"] for condition in est["conditions"]]
 
 
-def _nodes(bodies: list[Any]) -> Iterator[Mapping[str, Any]]:
-    waiting: list[Any] = list(reversed(bodies))
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, Mapping):
-            yield node
-            waiting += reversed(list(node.values()))
-        elif isinstance(node, list):
-            waiting += reversed(node)
-
-
 def _entities(bodies: list[Any]) -> Iterator[Uid]:
-    for node in _nodes(bodies):
+    for node in nodes_of(bodies):
         if isinstance(entity := node.get("__entity"), Mapping):
             yield str(entity["type"]), str(entity["id"])
 
@@ -300,7 +289,7 @@ def _compared(bodies: list[Any]) -> Iterator[tuple[Path, Any]]:
     """Paths of the context with values to try, around those that they are compared with."""
     for body in bodies:
         yield from _truths(body)
-    for node in _nodes(bodies):
+    for node in nodes_of(bodies):
         for op, operand in node.items():
             if op in ("&&", "||", "!", "if-then-else"):
                 yield from (found for part in operand.values() for found in _truths(part))
