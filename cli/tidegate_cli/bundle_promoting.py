@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from tidegate_cli.bundle_releasing import say_warnings, terms_told
+from tidegate_cli.bundle_status import awaited_told
 from tidegate_cli.bundles import bundle_link, calls_told, release_line, release_named
 from tidegate_cli.management import Management, open_management
 from tidegate_cli.options import live_settings
@@ -67,4 +68,6 @@ def _doubt(found: dict[str, Any]) -> str:
     decided, guard = found["counts"]["decided"], found["release"]["guard"]
     if guard and decided < guard["calls_min"]:
         return f"its guard concludes nothing from fewer than {calls_told(guard['calls_min'])}"
+    if found.get("awaited"):
+        return f"its guard waits: {awaited_told(found['awaited'])}"
     return "" if decided or guard else "it decided no call that an edge has told of, and has no guard"

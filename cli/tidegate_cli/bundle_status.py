@@ -91,7 +91,7 @@ def _counted(name: str, held: dict[str, Any]) -> list[str]:
     if guard:
         if other["decided"]:
             lines.append(f"{'beside it' if name == 'canary' else 'before it'} {_sum(other)}")
-        lines.append(f"guard: {_guard(held, guard)}; {guard_told(guard)}")
+        lines.append(f"guard{_guard(held, guard)}; {guard_told(guard)}")
     return lines
 
 
@@ -113,6 +113,8 @@ def _share(part: int, whole: int) -> str:
 
 
 def _guard(held: dict[str, Any], guard: dict[str, Any]) -> str:
+    if held.get("awaited"):  # an older service does not say
+        return f" [yellow]waits[/]: {awaited_told(held['awaited'])}"
     decided = held["counts"]["decided"]
     until = f" until {when(held['watched_until_us'])}" if held["watched_until_us"] else ""
     told = {
@@ -122,7 +124,16 @@ def _guard(held: dict[str, Any], guard: dict[str, Any]) -> str:
         "passed": "[green]passed[/], it watches no more",
         "nothing-before": "nothing ruled before, so there is nothing to return to",
     }
-    return told.get(str(held["watching"]), str(held["watching"]))
+    return f": {told.get(str(held['watching']), str(held['watching']))}"
+
+
+def awaited_told(found: dict[str, Any]) -> str:
+    """What is over a bound, and why that does not count yet."""
+    callers, needed, reason = found["callers"], found["callers_needed"], plain(found["reason"])
+    if callers < needed:
+        return f"{callers} of {needed} callers so far: {reason}"
+    most = "the caller who has" if needed == 2 else "the two callers who have"
+    return f"too few calls beyond {most} most of them: {reason}"
 
 
 def _edges(edges: list[dict[str, Any]]) -> list[str]:

@@ -155,6 +155,21 @@ async def test_a_canary_that_was_tried_is_promoted_without_a_doubt(service: Runn
     assert (done.returncode, json.loads(done.stdout)["warnings"]) == (0, [])
 
 
+async def test_a_guard_that_waits_for_more_callers_says_so(service: Running) -> None:
+    edge = Edge(service.log, "e1")
+    await edge.observe(1, digest_of(ONE), decided=1_000, callers=50)
+    await edge.activate(2, digest_of(TWO), "canary")
+    await edge.observe(2, digest_of(TWO), "canary", decided=60, denied=30, callers=2, most_denied=(30,))
+    state = service.opened.service.state
+    await until(lambda: state.observations.total("main", "canary", 2).decided == 60)
+    waits = "1 of 2 callers so far: 30 of 60 calls (50.0%) were denied, 0 of 1000 (0.0%)"
+    told = (await tidegate(service, "bundle", "status")).stdout
+    assert f"guard waits: {waits}" in told, told
+    found = json.loads((await tidegate(service, "bundle", "status", "--json")).stdout)["rings"][0]["canary"]
+    assert (found["watching"], found["awaited"]["callers"], found["awaited"]["callers_needed"]) == ("watching", 1, 2)
+    assert f"look at its guard waits: {waits}" in (await tidegate(service, "bundle", "promote")).stdout
+
+
 @pytest.mark.parametrize(("answer", "number"), [("n", 2), ("y", 4)])
 async def test_on_a_terminal_too_few_calls_are_asked_about(service: Running, answer: str, number: int) -> None:
     ours, theirs = os.openpty()

@@ -216,6 +216,12 @@ async def test_two_callers_cannot_vote_a_release_away_and_a_third_can(service: R
     await until(lambda: _ruled(service, 1240))
     found = (await status_of(service))["ruling"]
     assert (found["watching"], found["counts"]["denied"], found["counts"]["callers"]) == ("watching", 260, 30)
+    told = "260 of 1240 calls (21.0%) were denied, 200 of 20000 (1.0%) by the release that it is compared with"
+    assert found["awaited"] == {
+        "reason": f"{told}; the guard allows 5.0% more",
+        "callers": 3,
+        "callers_needed": 3,
+    }
     assert await stays(service)
     await edges[0].observe(2, digest_of(TWO), decided=780, denied=290, **flood)
     await until(lambda: taken_back(service, 1))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.policy.signing import Guard
-from tidegate_policy.guard import Counts, is_judged_by, judge
+from tidegate_policy.guard import Counts, awaited, is_judged_by, judge
 
 DENIALS = Guard(denials=0.05)
 ERRORS = Guard(errors=0.0)
@@ -90,6 +90,39 @@ def by(own: Counts, callers: int, *most: int) -> Counts:
 )
 def test_it_takes_three_callers_or_all_to_have_a_release_taken_back(guard: Guard, own: Counts, fails: bool) -> None:
     assert bool(judge(guard, own, Counts(20_000, denied=200, callers=50))) == fails
+
+
+@pytest.mark.parametrize(
+    ("guard", "own", "callers", "needed"),
+    [
+        (DENIALS, by(Counts(100, denied=50), 2, 50), 1, 2),
+        (DENIALS, by(Counts(100, denied=55), 2, 50, 5), 2, 2),  # the other one too rarely
+        (DENIALS, by(Counts(1_020, denied=220), 40, 220), 1, 3),
+        (DENIALS, by(Counts(1_200, denied=212), 40, 106, 106), 2, 3),
+        (DENIALS, by(Counts(1_200, denied=212), 40, 100, 100), 3, 3),
+        (ERRORS, by(Counts(1_000, denied=40, errors=40), 40, 20, 20), 2, 3),
+    ],
+)
+def test_what_is_over_a_bound_by_too_few_callers_is_told(guard: Guard, own: Counts, callers: int, needed: int) -> None:
+    other = Counts(20_000, denied=200, callers=50)
+    assert judge(guard, own, other) == ""
+    found = awaited(guard, own, other)
+    assert found is not None
+    assert (found.callers, found.needed) == (callers, needed)
+    assert found.reason == judge(guard, own._replace(callers=1), other)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        by(Counts(100, denied=3), 2, 3),  # within the bound
+        by(Counts(100, denied=100), 2, 50, 50),  # taken back
+        Counts(100, denied=100),  # no edge says who called: taken back
+        by(Counts(49, denied=49), 2, 49),  # too few calls to say
+    ],
+)
+def test_nobody_is_waited_for_where_more_callers_would_change_nothing(own: Counts) -> None:
+    assert awaited(DENIALS, own, Counts(20_000, denied=200, callers=50)) is None
 
 
 @given(

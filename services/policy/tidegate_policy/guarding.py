@@ -13,7 +13,7 @@ from typing import Final, Literal
 from tidegate.errors import Fault
 from tidegate.events import BundleReleased, Role
 from tidegate.policy.signing import Guard
-from tidegate_policy.guard import Counts, judge
+from tidegate_policy.guard import Awaited, Counts, awaited, judge
 from tidegate_policy.journal import Journal
 from tidegate_policy.publish import Publisher
 from tidegate_policy.state import ControlPlane, terms_of
@@ -34,7 +34,7 @@ class Opinion:
     """What a release has decided, what it is compared with, and what its guard makes of it.
 
     `waiting`: for enough calls. `passed`: the watch of a ruling release is over. `nothing-before`: there is nothing to
-    return to. `failed`: `reason` says why it must be taken back.
+    return to. `failed`: `reason` says why it must be taken back. `awaited`: it would be, had more callers met it.
     """
 
     own: Counts
@@ -42,6 +42,7 @@ class Opinion:
     watching: Watching
     reason: str = ""
     until_us: int = 0  # when the watch ends; 0: it does not, or nobody watches
+    awaited: Awaited | None = None
 
 
 def opinion_of(state: ControlPlane, release: BundleReleased, now_us: int) -> Opinion:
@@ -84,7 +85,8 @@ def _of_ruling(state: ControlPlane, release: BundleReleased, guard: Guard, now_u
 def _judged(guard: Guard, own: Counts, other: Counts, until_us: int) -> Opinion:
     if reason := judge(guard, own, other):
         return Opinion(own, other, "failed", reason, until_us)
-    return Opinion(own, other, "waiting" if own.decided < guard.calls_min else "watching", "", until_us)
+    watching: Watching = "waiting" if own.decided < guard.calls_min else "watching"
+    return Opinion(own, other, watching, "", until_us, awaited(guard, own, other))
 
 
 class Guardian:

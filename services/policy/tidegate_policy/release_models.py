@@ -120,6 +120,16 @@ class CountsView(BaseModel):
     callers: int = Field(description="At least so many people and services called; 0 where no edge says")
 
 
+class AwaitedView(BaseModel):
+    """What a guarded release would be taken back for, had more callers met it. Where as many as needed have, those
+    beyond the one or two who have most of it have met it too rarely.
+    """
+
+    reason: str = Field(description="What is over its bound")
+    callers: int = Field(description="At least so many people and services have met it; 3 are three or more")
+    callers_needed: int
+
+
 class RoleView(BaseModel):
     """A release that is in force, what it has decided, and what its guard thinks of it so far."""
 
@@ -128,6 +138,7 @@ class RoleView(BaseModel):
     compared_with: CountsView = Field(description="What rules beside a canary; what ruled before a guarded release")
     watching: Watching
     reason: str = Field("", description="Why the guard takes it back")
+    awaited: AwaitedView | None = Field(None, description="Why it would, had more callers met it")
     watched_until_us: int = Field(description="0: without an end, or unwatched")
     edges: list[EdgeRole]
 

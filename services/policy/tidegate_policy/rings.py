@@ -7,9 +7,10 @@ from typing import Final, Literal
 
 from tidegate.events import BundleRejected, BundleReleased, Role
 from tidegate.policy.signing import Guard, Stage
-from tidegate_policy.guard import Counts
+from tidegate_policy.guard import Awaited, Counts
 from tidegate_policy.guarding import opinion_of
 from tidegate_policy.release_models import (
+    AwaitedView,
     BundleView,
     CountsView,
     EdgeRole,
@@ -121,6 +122,7 @@ def _role_view(state: ControlPlane, ring: str, role: Role, now_us: int) -> RoleV
         compared_with=_counts_view(found.other),
         watching=found.watching,
         reason=found.reason,
+        awaited=_awaited_view(found.awaited),
         watched_until_us=found.until_us,
         edges=[_edge_role(edge, role, state, now_us) for edge in edges],
     )
@@ -185,6 +187,12 @@ def _guard_view(guard: Guard) -> GuardView:
         calls_min=guard.calls_min,
         watch_s=guard.watch_s,
     )
+
+
+def _awaited_view(found: Awaited | None) -> AwaitedView | None:
+    if found is None:
+        return None
+    return AwaitedView(reason=found.reason, callers=found.callers, callers_needed=found.needed)
 
 
 def _counts_view(counts: Counts) -> CountsView:
