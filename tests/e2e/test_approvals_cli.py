@@ -154,3 +154,30 @@ def test_watching_tells_each_change_as_it_comes(house: House) -> None:
         watcher.terminate()
         watcher.wait(10)
         reader.join(10)
+
+
+def test_a_member_of_a_group_within_the_named_one_approves(house: House) -> None:
+    policy = house.root / house.example / "policy"
+    nested = [
+        {"uid": {"type": "Group", "id": "emea"}, "attrs": {}, "parents": [{"type": "Group", "id": "finance-leads"}]}
+    ]
+    (policy / "entities.json").write_text(json.dumps(nested))
+    published = house.run("bundle", "publish", str(policy))
+    assert published.returncode == 0, published.stdout
+    digest = json.loads(house.run("bundle", "list", "--json").stdout)[0]["digest"]
+    approval_id, amount = "", 700
+
+    def asked_by_it() -> bool:
+        nonlocal approval_id, amount
+        amount += 1
+        approval_id = asked(house, amount)
+        return bool(json.loads(house.run("approvals", "show", approval_id, "--json").stdout)["bundle"] == digest)
+
+    until(asked_by_it)
+    refused = house.run("approvals", "approve", approval_id, "--yes", *ALICE[:2], "--groups", "emea")
+    assert (refused.returncode, "somebody else has to decide" in told(refused.stderr)) == (1, True)
+    carol = ("--user", "carol@example.com", "--groups", "emea")
+    assert approval_id in house.run("approvals", "list", "--ids", *carol).stdout.split()
+    done = house.run("approvals", "approve", approval_id, "--yes", *carol)
+    assert done.returncode == 0, done.stderr
+    assert f"Paid {amount}.00" in str(pay(house, amount)["content"])

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from tests.parts.kafka import Kafka
-from tests.parts.policy_service import Running, running, settings_for, until
+from tests.parts.policy_service import Running, digest_of, running, settings_for, until, variant
 
 from tidegate.chain import Chain, open_event
 from tidegate.claims import Principal, Refused
@@ -240,6 +240,60 @@ async def test_members_of_the_named_group_see_and_decide_theirs_and_nothing_else
         assert (await alone.ask("GET", path, token=carol))[0] == 403
     status, granted = await alone.ask("POST", f"/api/v1/approvals/{theirs}", {"decision": "grant"}, token=carol)
     assert (status, granted["decision"]["actor"]) == (200, someone(alone, "carol@example.com"))
+
+
+def put_in(kind: str, name: str, *groups: str) -> dict[str, Any]:
+    """An entity of entities.json."""
+    return {
+        "uid": {"type": kind, "id": name},
+        "attrs": {},
+        "parents": [{"type": "Group", "id": group} for group in groups],
+    }
+
+
+async def with_groups(served: Running, name: str, *entities: dict[str, Any]) -> str:
+    """The digest of a bundle of these entities, released."""
+    files = variant(name, **{"entities.json": msgspec.json.encode(entities).decode()})
+    status, made = await served.ask("POST", "/api/v1/bundles", {"files": files})
+    assert status == 201, made
+    return digest_of(files)
+
+
+async def test_members_of_groups_within_the_named_one_decide_as_the_bundle_that_asked_has_them(alone: Running) -> None:
+    nested = await with_groups(
+        alone,
+        "nested",
+        put_in("Group", "emea-leads", "finance-leads"),
+        put_in("Group", "london-leads", "emea-leads"),
+        put_in("User", "dan@example.com", "emea-leads"),
+    )
+    flat = await with_groups(alone, "flat", put_in("Group", "london-leads", "finance"))
+    by_nested = [await asked(alone, "finance-leads", bundle=nested) for _ in range(2)]
+    by_others = [await asked(alone, "finance-leads", bundle=flat), await asked(alone, "finance-leads", bundle="gone")]
+    carol, dan = alone.token("london-leads", user="carol@example.com"), alone.token("eng", user="dan@example.com")
+    for token, theirs in ((carol, by_nested[0]), (dan, by_nested[1])):
+        status, listed = await alone.ask("GET", "/api/v1/approvals", token=token)
+        assert {one["approval_id"] for one in listed} >= {theirs}
+        assert not {one["approval_id"] for one in listed} & set(by_others), "their bundles do not say so"
+        assert (await alone.ask("GET", f"/api/v1/approvals/{theirs}", token=token))[1]["may_decide"] is True
+        for hidden in by_others:
+            status, problem = await alone.ask("POST", f"/api/v1/approvals/{hidden}", {"decision": "grant"}, token=token)
+            assert (status, problem["code"]) == (404, "approval-unknown")
+        status, granted = await alone.ask("POST", f"/api/v1/approvals/{theirs}", {"decision": "grant"}, token=token)
+        assert (status, granted["state"]) == (200, "granted")
+
+
+async def test_a_requester_within_the_named_group_decides_nothing(alone: Running) -> None:
+    nested = await with_groups(alone, "nested", put_in("Group", "emea-leads", "finance-leads"))
+    approval_id = await asked(alone, "finance-leads", bundle=nested)
+    mine = alone.token("emea-leads", user=ALICE)
+    for decision in ("grant", "deny"):
+        status, problem = await alone.ask(
+            "POST", f"/api/v1/approvals/{approval_id}", {"decision": decision}, token=mine
+        )
+        assert (status, problem["code"]) == (403, "requester-may-not-approve")
+    above = alone.token("finance", user="eve@example.com")
+    assert (await alone.ask("GET", f"/api/v1/approvals/{approval_id}", token=above))[0] == 404
 
 
 async def test_a_group_called_other_is_not_what_other_means(service: Running) -> None:

@@ -7,7 +7,8 @@ is written to the state here, and what nobody decided or used in time is said to
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -52,10 +53,11 @@ _EVENTS: Final = (ApprovalRequested, ApprovalGranted, ApprovalDenied, ApprovalEx
 
 
 class Person(NamedTuple):
-    """Who asks, as their token says."""
+    """Who asks, as their token says. `circles`: by digest of a bundle, the groups that they are in by its entities."""
 
     principal: Principal
     is_admin: bool
+    circles: Mapping[str, frozenset[str]] = MappingProxyType({})
 
     @property
     def subject_id(self) -> str:
@@ -256,8 +258,14 @@ def unknown() -> ApiFault:
     )
 
 
+def named_group(approval: Approval) -> str:
+    """The group whose members decide; "": the rule names none."""
+    return "" if approval.approver in (ANYBODY, SOMEBODY_ELSE) else approval.approver
+
+
 def _is_member(approval: Approval, who: Person) -> bool:
-    return approval.approver not in (ANYBODY, SOMEBODY_ELSE) and approval.approver in who.principal.groups
+    group = named_group(approval)
+    return bool(group) and (group in who.principal.groups or group in who.circles.get(approval.bundle, ()))
 
 
 def _check_may_decide(approval: Approval, who: Person) -> None:

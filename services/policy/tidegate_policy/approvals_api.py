@@ -17,6 +17,7 @@ from tidegate.events import Channel
 from tidegate.policy.approvals import Approval, State
 from tidegate_policy.access import Access
 from tidegate_policy.approvals import Approver, Person, Said, may_decide, may_see, state_at, unknown, wanted
+from tidegate_policy.circles import Circles
 from tidegate_policy.models import Strict
 from tidegate_policy.opening import WHY, Opened, Opener
 from tidegate_policy.problems import REFUSALS, ProblemDocument, ProblemRoute, not_found
@@ -102,6 +103,7 @@ class Shelf(NamedTuple):
     """What is read from."""
 
     approver: Approver
+    circles: Circles
     opener: Opener
     clock: Callable[[], int]
 
@@ -109,6 +111,7 @@ class Shelf(NamedTuple):
 def approvals_router(
     access: Access,
     approver: Approver,
+    circles: Circles,
     opener: Opener,
     require_ready: Callable[[], Awaitable[None]],
     clock: Callable[[], int],
@@ -120,8 +123,9 @@ def approvals_router(
         dependencies=[Depends(_BEARER), Depends(access.member), Depends(require_ready)],
         tags=["approvals"],
     )
-    _add_reading(router, Shelf(approver, opener, clock))
-    _add_deciding(router, Shelf(approver, opener, clock))
+    shelf = Shelf(approver, circles, opener, clock)
+    _add_reading(router, shelf)
+    _add_deciding(router, shelf)
     return router
 
 
@@ -136,6 +140,7 @@ def _add_reading(router: APIRouter, shelf: Shelf) -> None:
         limit: _LIMIT = 100,
     ) -> list[ApprovalView]:
         """Those that you may decide, of the newest 10,000 in the tenant, and your own."""
+        who = await shelf.circles.around(who, _newest(shelf))
         found = islice(_visible(shelf, who, state), limit)
         return [_view(shelf, one, who) for one in found]
 
@@ -148,21 +153,23 @@ def _add_reading(router: APIRouter, shelf: Shelf) -> None:
     async def get_approval(approval_id: _ID, who: Caller) -> Response:
         """The arguments digit by digit as they were captured, where this service can open them."""
         approval = shelf.approver.approvals.get(approval_id)
-        if approval is None or not may_see(approval, who):
+        if approval is None or not may_see(approval, who := await shelf.circles.around(who, [approval])):
             raise unknown()
         return _detail(shelf, approval, who)
 
 
 def _visible(shelf: Shelf, who: Person, state: Literal["pending", "all"]) -> Iterator[Approval]:
     """Newest first. However many there are, so many are looked at; whoever asks does not wait for others' questions."""
-    known, now_us = shelf.approver.approvals, shelf.clock()
+    own = shelf.approver.approvals.newest_of(who.subject_id, shelf.clock())
     seen: set[str] = set()
-    for one in chain(
-        islice(known.newest(now_us), LOOKED_AT_MAX), islice(known.newest_of(who.subject_id, now_us), LOOKED_AT_MAX)
-    ):
+    for one in chain(_newest(shelf), islice(own, LOOKED_AT_MAX)):
         if (state == "all" or one.state == "pending") and may_see(one, who) and one.approval_id not in seen:
             seen.add(one.approval_id)
             yield one
+
+
+def _newest(shelf: Shelf) -> Iterator[Approval]:
+    return islice(shelf.approver.approvals.newest(shelf.clock()), LOOKED_AT_MAX)
 
 
 def _add_deciding(router: APIRouter, shelf: Shelf) -> None:
@@ -173,6 +180,8 @@ def _add_deciding(router: APIRouter, shelf: Shelf) -> None:
     )
     async def post_approval(approval_id: _ID, wanted: Decide, who: Caller) -> ApprovalView:
         """For this one call alone: the same principal, agent, tool and arguments, once. The first decision counts."""
+        known = shelf.approver.approvals.get(approval_id)
+        who = await shelf.circles.around(who, [known] if known is not None else [])
         return _view(shelf, await shelf.approver.decide(approval_id, wanted.decision, wanted.reason, who), who)
 
 

@@ -28,6 +28,7 @@ from tidegate_policy.approvals import Approver
 from tidegate_policy.approvals_api import approvals_router
 from tidegate_policy.catalogue import Curator
 from tidegate_policy.catalogue_api import catalogue_router
+from tidegate_policy.circles import Circles
 from tidegate_policy.erasure import Eraser
 from tidegate_policy.guarding import Guardian
 from tidegate_policy.journal import Journal
@@ -98,7 +99,7 @@ async def create_policy(
     router.include_router(management_router(access, state, publisher, warden, eraser, require_ready, clock))
     curator = Curator(state, journal, publisher, settings.region, clock)
     router.include_router(catalogue_router(access, curator, require_ready))
-    router.include_router(approvals_router(access, approver, opener, require_ready, clock))
+    router.include_router(approvals_router(access, approver, Circles(publisher), opener, require_ready, clock))
     router.include_router(limits_router(access, budgets, settings.tenant, require_ready, clock))
     service = PolicyService(state, publisher, guardian, warden, eraser, approver, router, key.public, awaiting)
     if (
