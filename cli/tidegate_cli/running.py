@@ -95,13 +95,14 @@ class House:
             self.stack.push_async_callback(self._sessions.stop)
         return self._sessions
 
-    async def log(self, writer_id: str | None = None) -> EventLog:
-        """The log, prepared. In local mode everybody shares the one owner of the file."""
+    async def log(self, writer_id: str | None = None, *, prepares: bool = True) -> EventLog:
+        """The log, prepared unless told otherwise. In local mode everybody shares the one owner of the file."""
         key = None if self.settings.is_local else writer_id
         if key not in self._logs:
             log = open_log(self.settings, writer_id=key)
             self.stack.push_async_callback(log.close)
-            await log.prepare()
+            if prepares:
+                await log.prepare()
             self._logs[key] = log
         return self._logs[key]
 
@@ -154,8 +155,17 @@ async def _open_edge(house: House) -> None:
     sessions = await house.sessions()
     own = (open_signing_key(settings).public,) if settings.is_local else ()
     trust = trusted_keys((*settings.trust.bundle_keys, *own))
+    log = await house.log(prepares=settings.is_local)
     edge = await house.stack.enter_async_context(
-        open_edge(settings, await house.log(), sessions, open_secrets(settings), trust, house.registry)
+        open_edge(
+            settings,
+            log,
+            sessions,
+            open_secrets(settings),
+            trust,
+            house.registry,
+            is_prepared=settings.is_local,
+        )
     )
     house.app.include_router(edge.router)
     house.parts["edge"] = edge.awaiting

@@ -57,6 +57,7 @@ BUS_OUTBOX_BYTES_MAX: Final = 64 * 1024 * 1024
 KEPT_EVENTS_MAX: Final = 1_000  # of one stream, for clients that come back for them
 KEPT_STREAM_BYTES_MAX: Final = 8 * 1024 * 1024
 KEPT_WAITERS_MAX: Final = 10_000  # readers of kept streams that wait for the next event, on one edge
+KEPT_STATE_BYTES_MAX: Final = 128 * 1024 * 1024  # of each file of what an edge keeps of the log on its disk
 STREAM_BUFFER_BYTES_MAX: Final = 1024 * 1024  # that wait for a slow reader of a stream, before it is cut off
 OUTLET_MESSAGES_MAX: Final = 1_000  # of one stream, on their way into the store of kept events
 OUTLET_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -86,6 +87,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_idle_s: float = 3_600.0
     session_window_s: float = 1_800.0  # idle window of a governance session derived for a modern client
     spool_bytes_max: int = 1024 * 1024 * 1024
+    kept_state_s: float = 86_400.0  # so old what an edge starts with may be while the log is away; 0: it does not start
     pending_records_max: int = 20_000
     sessions_per_subject_max: int = 1_000
     streams_per_subject_max: int = 100  # long-lived ones (GET, subscriptions/listen), at one edge

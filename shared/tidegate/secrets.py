@@ -71,6 +71,10 @@ class ClusterSecrets:
         """With which the edges of a cluster know each other."""
         return _derive(self._fingerprint, "edge-to-edge", "")
 
+    def kept_key(self) -> bytes:
+        """With which an edge knows again what it kept on its disk."""
+        return _derive(self._fingerprint, "kept-at-edge", "")
+
     def sealer(self) -> Sealer:
         return Sealer(self.sealing_keys)
 

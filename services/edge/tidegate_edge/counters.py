@@ -17,6 +17,7 @@ _GAUGES = {
     "tidegate_pending_records": "Records handed over and not yet durable",
     "tidegate_spool_backlog_records": "Records durable here and not yet in the log",
     "tidegate_spool_backlog_bytes": "Bytes durable here and not yet in the log",
+    "tidegate_log_unheard_seconds": "Since it was last known that the log holds no more than this edge obeys",
     "tidegate_subject_keys_unpublished": "Keys of subjects, durable here and not yet in the log",
     "tidegate_spool_backlog_age_seconds": "Age of the oldest record that is durable here and not yet in the log",
     "tidegate_spool_fault": "1 while records cannot be shipped to the log",

@@ -45,12 +45,13 @@ class Holding:
         self._untold: OrderedDict[tuple[str, str, str, str, str], tuple[str, Judgement]] = OrderedDict()
         self._some = asyncio.Event()
 
-    def apply(self, event: AnyEvent) -> None:
-        """One event of the history."""
+    def apply(self, event: AnyEvent) -> bool:
+        """One event of the history. Whether it changed what is trusted, or offered."""
         changed = self.trust.apply(event)
         if changed is not None:
             self._later.pop(changed, None)
             self.is_stirred = True
+        return changed is not None
 
     def look(self, shelf: Shelf) -> None:
         """See what a server offers, before it is recorded; comparing takes its time, so this is for a thread."""

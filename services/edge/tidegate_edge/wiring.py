@@ -38,6 +38,7 @@ from tidegate_edge.listening import ListChange
 from tidegate_edge.outlet import Outlets
 from tidegate_edge.peers import PeerDoor
 from tidegate_edge.records import Records, open_records
+from tidegate_edge.remembering import Remembering
 from tidegate_edge.upstream.connection import Pool
 from tidegate_edge.upstream.http import HttpUpstream, Plan
 from tidegate_edge.upstream.owned import OwnedUpstream
@@ -77,13 +78,19 @@ async def open_edge(
     secrets: ClusterSecrets,
     trust: Trust,
     registry: CollectorRegistry,
+    *,
+    is_prepared: bool = True,
 ) -> AsyncIterator[EdgeService]:
-    """From start to stop. `log` is prepared, `sessions` started; `trust` verifies releases.
+    """From start to stop. `log` is prepared, `sessions` started; `trust` verifies releases. Where the log
+    `is_prepared` not, that is done here, and it may be away if this disk has what an edge begins with. Raises
+    LogUnavailable.
 
     Leave it after the server has drained: it ends upstream processes, then makes every record durable.
     """
     edge_id = settings.edge.id or f"{socket.gethostname()}-{host_port(settings.listen)[1]}"
     place = Place(settings.tenant, settings.region, edge_id)
+    remembering = Remembering(settings, secrets.kept_key())
+    recalled = None if is_prepared else await remembering.reach(log)
     issuers = (*settings.identity.issuers, *((settings_issuer(settings),) if settings.local_issuer else ()))
     async with contextlib.AsyncExitStack() as stack:
         keys = await stack.enter_async_context(IssuerKeys(issuers, settings.path(".")))
@@ -98,8 +105,10 @@ async def open_edge(
         stack.push_async_callback(edge.budgets.close)
         edge.peers, edge.vault = peering.peers, vault
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
-        watch = Watch(edge, log, trust, tenants)
+        watch = Watch(edge, log, trust, tenants, remembering)
         await watch.releases.restore()
+        if recalled is not None:
+            watch.begin_without_log(recalled)
 
         def tell(server: str, kind: ListChange) -> None:
             for tenant in tenants:  # one catalogue serves them all
@@ -124,7 +133,7 @@ def _start(edge: Edge, watch: Watch, log: EventLog) -> None:
         watch.releases.catalog_changed(catalog, discovery.server_labels)
 
     async def discover() -> None:
-        await watch.caught_up.wait()
+        await watch.begun.wait()
         await discovery.run(on_catalog)
 
     async def publish_keys(vault: Vault) -> None:
@@ -137,6 +146,8 @@ def _start(edge: Edge, watch: Watch, log: EventLog) -> None:
         for owned in owned_in(upstream):
             tasks.start(owned.hand_over(edge.draining), f"hand over {owned.name}")
     tasks.start(watch.run(), "watch the log")
+    tasks.start(watch.listen(), "know whether the log is heard")
+    tasks.start(watch.remembering.run(), "keep what the log tells")
     tasks.start(watch.releases.run(), "let releases rule")
     tasks.start(watch.releases.advance(), "activate what is due")
     tasks.start(watch.releases.observe(), "tell what releases decide")
@@ -164,11 +175,11 @@ def _service(
         desk.serve, desk.knows, settings.limits, outlets=outlets, draining=edge.draining, refused=desk.refused
     )
     watched: list[set[object]] = []
-    registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records, sum(map(len, watched)))))
+    registry.register(EdgeCollector(edge.counters, lambda: _gauges(edge, records, watch, sum(map(len, watched)))))
 
     def awaiting() -> set[str]:
         waits = {f"tools of {name}" for name in discovery.awaiting} | set(sessions.awaiting)
-        if not watch.caught_up.is_set():
+        if not watch.begun.is_set():
             waits.add("log")
         if settings.tenant not in edge.rulings:
             waits.add("bundle")
@@ -179,7 +190,7 @@ def _service(
         edge.tasks.start(sweep_connections(connections), "sweep connections")
 
     def degraded() -> set[str]:
-        return discovery.degraded
+        return discovery.degraded | ({"log"} if watch.is_deaf else set())
 
     router = well_known_routes(settings, issuers)
     router.include_router(approval_routes(edge))
@@ -299,7 +310,7 @@ async def _close_all(upstreams: dict[str, Upstream]) -> None:
     await asyncio.gather(*[upstream.close() for upstream in upstreams.values()], return_exceptions=True)
 
 
-def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
+def _gauges(edge: Edge, records: Records, watch: Watch, connections: int) -> dict[str, float]:
     ruling, rings = edge.rulings.get(edge.settings.tenant), edge.rings.get(edge.settings.tenant)
     canary = rings.canary if rings else None
     at_us = now_us()
@@ -311,6 +322,7 @@ def _gauges(edge: Edge, records: Records, connections: int) -> dict[str, float]:
         "tidegate_approvals": len(edge.approvals),
         **edge.budgets.gauges(),
         **records.gauges(),
+        "tidegate_log_unheard_seconds": watch.remembering.unheard_s,
         "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
         "tidegate_tools_held": sum(len(one.held) for one in edge.rulings.values()),
         "tidegate_bundle_release": ruling.number if ruling else 0,

@@ -75,6 +75,14 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
         return f"The definition of {self.server}/{self.tool} {what}{rank} and {follows}.{gravest}"
 
 
+class Snapshot(msgspec.Struct, frozen=True):
+    """All that a fold knows, so that another one begins with it."""
+
+    tools: tuple[Known, ...]  # of each server, the longest known first
+    first_us: dict[str, int]
+    told: tuple[tuple[str, str, str, str, str], ...]
+
+
 class Trusting:
     """Of one tenant. Bounded: past its names a server's withdrawn tools are forgotten, the longest known first."""
 
@@ -100,6 +108,18 @@ class Trusting:
         if before is None and len(tools) > 2 * TOOLS_PER_SERVER_MAX:
             self._forget(tools)
         return event.server, event.tool
+
+    def snapshot(self) -> Snapshot:
+        tools = tuple(known for tools in self._tools.values() for known in tools.values())
+        return Snapshot(tools, dict(self._first_us), tuple(self._told))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """In place of all that was known. The history may be folded in after, from its start."""
+        self._tools = {}
+        for known in snapshot.tools:
+            self._tools.setdefault(known.server, OrderedDict())[known.tool] = known
+        self._first_us = dict(snapshot.first_us)
+        self._told = OrderedDict.fromkeys(snapshot.told)
 
     def of(self, server: str, tool: str) -> Known | None:
         tools = self._tools.get(server)
