@@ -7,6 +7,7 @@ sockets, the parsing of HTTP, the event loop and Kafka's client are not here.
 
 import argparse
 import asyncio
+import itertools
 import re
 import tempfile
 import time
@@ -137,16 +138,28 @@ class _Alice(msgspec.Struct, frozen=True):
     groups: tuple[str, ...] = ("eng",)
 
 
-def decide_step(_: Path) -> Step:
-    from tidegate.policy.bundle import load_bundle
-    from tidegate.policy.engine import Engine, ToolFacts
+def _decide_step(*, kept: bool) -> Ready:
+    """No two calls have the same arguments. `kept`: answers for what rules cannot tell apart are."""
 
-    engine = Engine.build(load_bundle(BUNDLE), [ToolFacts("up", "echo"), ToolFacts("up", "note")], {"up": ()})
-    alice, given = _Alice(), msgspec.json.decode(arguments())
-    verdict = engine.evaluate(alice, "up", "echo", given)
-    assert verdict.effect == "allow", verdict
-    assert engine.standing(alice, "up", "echo") is None, "the decision must depend on the arguments"
-    return lambda: engine.evaluate(alice, "up", "echo", given)
+    def ready(_: Path) -> Step:
+        from tidegate.policy.bundle import load_bundle
+        from tidegate.policy.engine import Engine, ToolFacts
+        from tidegate.policy.facts import NO_FACTS
+
+        engine = Engine.build(load_bundle(BUNDLE), [ToolFacts("up", "echo"), ToolFacts("up", "note")], {"up": ()})
+        alice, given, numbers = _Alice(), msgspec.json.decode(arguments()), itertools.count()
+        verdict = engine.evaluate(alice, "up", "echo", given)
+        assert verdict.effect == "allow", verdict
+        assert engine.standing(alice, "up", "echo") is None, "the decision must depend on the arguments"
+
+        def fresh() -> dict[str, object]:
+            return {**given, "path": f"{given['path']}{next(numbers)}"}
+
+        if kept:
+            return lambda: engine.evaluate(alice, "up", "echo", fresh())
+        return lambda: engine.evaluate_many(alice, "up", "echo", [(fresh(), NO_FACTS)])
+
+    return ready
 
 
 def _scan_step(raw: bytes, direction: str) -> Ready:
@@ -200,7 +213,8 @@ STEPS: Final[dict[str, tuple[str, Ready, int]]] = {
     "json": ("strict JSON of the request", json_step, 1),
     "accept": ("accept: headers and envelope", accept_step, 1),
     "token": ("RS256 token, verified before", token_step, 1),
-    "decide": ("decide by an argument rule", decide_step, 1),
+    "decide": ("decide by argument rules", _decide_step(kept=True), 1),
+    "decide-asked": ("the same, asked of Cedar", _decide_step(kept=False), 1),
     "scan-arguments": (f"scan the arguments, {len(arguments())} bytes", _scan_step(arguments(), "arguments"), 1),
     "scan-result": (f"scan the result, {len(result())} bytes", _scan_step(result(), "result"), 1),
     "seal": ("encode and chain both events", seal_step, 1),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from tidegate.limits import JSON_DEPTH_MAX, POLICY_VALUES_MAX
+from tidegate.policy.comparisons import Likeness, is_few
 from tidegate.policy.rules import Need
 
 RESERVED_KEYS = frozenset({"__entity", "__extn", "__expr"})
@@ -42,7 +43,7 @@ class _Encoding:
         if len(at) > JSON_DEPTH_MAX:
             raise NotRepresentable(_name(at), f"is nested more than {JSON_DEPTH_MAX} levels deep")
         parts = need.parts
-        if not need.whole:  # names out of rules, which are texts
+        if not need.whole and not need.compared:  # names out of rules, which are texts
             return {
                 name: self.value(inner, part, (*at, name))
                 for name, part in parts.items()
@@ -60,7 +61,7 @@ class _Encoding:
             raise NotRepresentable(_name(at[:1]), f"holds more than {POLICY_VALUES_MAX} values")
         if isinstance(value, dict):
             return self.record(value, need, at)
-        if not need.whole and not need.parts:
+        if not (need.whole or need.parts or need.compared):
             return True  # only asked whether it is there
         if isinstance(value, str):
             return _text(value, at)
@@ -79,6 +80,33 @@ class _Encoding:
             raise NotRepresentable(_name(at), f"is nested more than {JSON_DEPTH_MAX} levels deep")
         inside = (*at, "[]")
         return [self.value(value, _EVERYTHING, inside) for value in values]
+
+
+class Alike:
+    """Encoded arguments without what the rules cannot tell apart: where two are the same here, Cedar answers the
+    same.
+    """
+
+    def __init__(self, need: Need) -> None:
+        parts = {} if need.whole or need.compared else need.parts
+        self._likeness = {
+            name: Likeness(part.compared)
+            for name, part in parts.items()
+            if part.compared and not part.whole and not part.parts and is_few(part.compared)
+        }
+        self._inside = {name: Alike(part) for name, part in parts.items() if part.parts and not part.whole}
+
+    def of(self, encoded: Mapping[str, object]) -> Mapping[str, object]:
+        """The same names, in the same order."""
+        left = dict(encoded)
+        for name, likeness in self._likeness.items():
+            if name in left:
+                left[name] = likeness.of(left[name])
+        for name, inside in self._inside.items():
+            value = left.get(name)
+            if type(value) is dict:
+                left[name] = inside.of(value)
+        return left
 
 
 def _whole(need: Need | None) -> Need:

@@ -201,25 +201,27 @@ class Engine:
         facts: Facts = NO_FACTS,
     ) -> Verdict:
         """The verdict on this call. Never raises: what cannot be evaluated is denied. The last answers are kept: agents
-        ask for the same again and again.
+        ask again and again for what rules cannot tell apart.
         """
         route = self._route(principal, server, tool)
         if route.standing is not None:
             return route.standing
         try:
-            args = _encode(encode_arguments(arguments, route.args))
+            args = encode_arguments(arguments, route.args)
         except NotRepresentable as fault:
             return _not_encoded(fault, route, server, tool)
         if route.circumstances:
             around = encode_facts(route.circumstances, facts, self._content.zone)
-            return _asked(route, f"{route.context_opening}{args.decode()}{around}}}", server, tool)
-        digest = blake2b(args, digest_size=32).digest()  # what was sent is not kept for longer than its call
+            return _asked(route, f"{route.context_opening}{_encode(args).decode()}{around}}}", server, tool)
+        # what was sent is not kept for longer than its call
+        digest = blake2b(_encode(route.alike.of(args)), digest_size=32).digest()
         answers = route.answers
         verdict = answers.get(digest)
         if verdict is None:
             if len(answers) >= ANSWERS_PER_ROUTE_MAX:
                 answers.clear()
-            verdict = answers[digest] = _asked(route, f"{route.context_opening}{args.decode()}}}", server, tool)
+            context = f"{route.context_opening}{_encode(args).decode()}}}"
+            verdict = answers[digest] = _asked(route, context, server, tool)
         return verdict
 
     def evaluate_many(

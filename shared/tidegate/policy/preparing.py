@@ -7,12 +7,14 @@ known as an unknown, which is there; what may be absent, and is asked after, is 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from cedarpy import _internal as cedar
 
+from tidegate.policy.arguments import Alike
 from tidegate.policy.circumstances import asked_after, looked_at, unknown_facts
 from tidegate.policy.entities import EntityBook, Reach, Target
 from tidegate.policy.rules import NOTHING, Need, Rule, Uid
@@ -69,7 +71,11 @@ class Route:
     circumstances: tuple[str, ...] = ()  # those that the rules look at
     context_opening: str = ""
     verdicts: dict[tuple[str, ...], Verdict] = field(default_factory=dict)  # by the rules that were satisfied
-    answers: dict[bytes, Verdict] = field(default_factory=dict)  # by digests of arguments, where these alone matter
+    answers: dict[bytes, Verdict] = field(default_factory=dict)  # by digests of what is `alike`, where no more matters
+
+    @cached_property
+    def alike(self) -> Alike:
+        return Alike(self.args)
 
     @property
     def looked_at(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ wide side: a form that is not understood counts as "may match" or "uses everythi
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 from cedarpy import _internal as cedar
@@ -15,6 +15,7 @@ from cedarpy import _internal as cedar
 from tidegate.errors import Problem
 from tidegate.limits import POLICY_DEPTH_MAX, POLICY_OPERATORS_MAX
 from tidegate.policy.annotations import read_notes
+from tidegate.policy.comparisons import Comparison, comparison_in
 from tidegate.policy.grants_cedar import COMPILED
 
 Uid = tuple[str, str]
@@ -48,18 +49,27 @@ class Scope:
 
 @dataclass(frozen=True)
 class Need:
-    """What rules want to see of a value: all of it, only that it is there, or the named attributes of it."""
+    """What rules want to see of a value: all of it, how it compares, only that it is there, or the named attributes of
+    it.
+    """
 
     whole: bool = False
     decimal: bool = False  # compared as a decimal: whole numbers are sent as decimals, too
     parts: Mapping[str, "Need"] = field(default_factory=dict)
     tested: bool = False  # asked whether it is there
+    compared: frozenset[Comparison] = frozenset()  # with what rules say; where not `whole`, nothing else is seen of it
 
     def __or__(self, other: "Need") -> "Need":
         names = self.parts.keys() | other.parts.keys()
         nothing = Need()
         parts = {name: self.parts.get(name, nothing) | other.parts.get(name, nothing) for name in sorted(names)}
-        return Need(self.whole or other.whole, self.decimal or other.decimal, parts, tested=self.tested or other.tested)
+        return Need(
+            self.whole or other.whole,
+            self.decimal or other.decimal,
+            parts,
+            tested=self.tested or other.tested,
+            compared=self.compared | other.compared,
+        )
 
 
 NOTHING = Need()
@@ -256,8 +266,14 @@ def _mentions(body: Any) -> Iterator[tuple[tuple[str, ...], Need]]:
             for op, operand in node.items():
                 if op == "has" and (held := _chain(operand["left"])) is not None:
                     yield (*held, operand["attr"]), _TESTED
+                elif (found := comparison_in(op, operand)) and _is_argument(path := _chain(found[0])):
+                    yield path, Need(compared=frozenset((found[1],)))
                 else:
                     waiting += _operands(op, operand)
+
+
+def _is_argument(path: tuple[str, ...] | None) -> TypeGuard[tuple[str, ...]]:
+    return path is not None and len(path) > 1 and path[0] == "args"
 
 
 def _operands(op: str, operand: Any) -> Iterable[tuple[Any, bool]]:
