@@ -6,7 +6,7 @@ recorded call before, unless they are given.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -32,6 +32,8 @@ _STYLES: Final = {"allow": "green", "by-arguments": "yellow", "ask": "cyan", "de
 _WORDS: Final = {"allow": "yes", "by-arguments": "some calls", "ask": "asks first", "deny": "no"}
 _ASKING: Final = {"none": "", "some": ", some ask first", "all": ", asks first"}  # of some calls
 _RULES_SHOWN_MAX: Final = 6
+_RINGS_TOLD: Final = 5
+RING: Final = "main"
 _LATEST: Final = (
     "SELECT subject_id, issuer, subject, groups, toUnixTimestamp64Micro(requested_at), principal_kind "
     "FROM tidegate.calls WHERE tenant = {tenant:String} "
@@ -59,7 +61,7 @@ class Who(msgspec.Struct, frozen=True):
 
 class Abilities(msgspec.Struct, frozen=True):
     """`release` 0: nothing ruled, so nothing could be called. `note`: of a canary that did not decide, and might for
-    the same person at another edge, or for another share of people.
+    the same person at another edge, or for another share of people. `assumed`: what nobody said, in sentences.
     """
 
     at_us: int
@@ -70,10 +72,11 @@ class Abilities(msgspec.Struct, frozen=True):
     can: list[Can]
     role: Role = "ruling"
     note: str = ""
+    assumed: tuple[str, ...] = ()
 
 
 class Where(NamedTuple):
-    """The edge that is meant."""
+    """The edge that is meant. `ring` "": nobody said."""
 
     ring: str
     region: str = ""
@@ -91,9 +94,11 @@ def show_abilities(
     as_json: bool,
     kind: Kind | None = None,
 ) -> None:
-    """`kind` None: what the latest recorded call says. Raises Fault."""
+    """`user` "": of nobody in particular, in these groups. `kind` None: what the latest recorded call says. Raises
+    Fault.
+    """
     settings = live_settings(config)
-    meant = _meant(settings, user)
+    meant = _meant(settings, user) if user else ""
     found = asyncio.run(_abilities(settings, user, meant, agent, groups, at_us or now_us(), where, kind))
     if server:
         found = msgspec.structs.replace(found, can=[one for one in found.can if one.server == server])
@@ -113,19 +118,36 @@ async def _abilities(
     where: Where,
     kind: Kind | None,
 ) -> Abilities:
-    who = await _who(settings, user, meant, agent, groups, at_us, kind)
+    nobody = Who("", agent, groups, kind=kind or "user", is_kind_known=kind is not None)
+    who = await _who(settings, user, meant, agent, groups, at_us, kind) if user else nobody
+    ring = where.ring or RING
     async with reading(settings) as log:
-        world = World(settings.tenant, where.ring, at_us)
+        world = World(settings.tenant, ring, at_us)
         async for record in records(log, HISTORIES, follow=False):
             if record is not None and record.value is not None:
                 world.apply(record.value)
         member = Member(settings.tenant, who.subject_id, who.agent, who.groups)
         release, note = ruled(world, member, where.region, where.labels)
+        assumed = tuple(_assumed(who, where, world.rings))
         if release is None:
-            return Abilities(at_us, who, where.ring, 0, "", [])
+            return Abilities(at_us, who, ring, 0, "", [], assumed=assumed)
         bundle = await _bundle(log, settings.tenant, release.digest)
     can = what_can_be_called(world, bundle, who, who.subject_id)
-    return Abilities(at_us, who, where.ring, release.number, release.digest, can, release.role, note)
+    return Abilities(at_us, who, ring, release.number, release.digest, can, release.role, note, assumed)
+
+
+def _assumed(who: Who, where: Where, rings: set[str]) -> Iterator[str]:
+    """What nobody said, and how to say it."""
+    if not where.ring:
+        others = plain(", ".join(sorted(rings - {RING})[:_RINGS_TOLD]))
+        yield f"ring {RING}" + (f"; --ring asks for another ({others})" if others else "")
+    if not who.user:
+        groups = f"in {plain(', '.join(who.groups))} alone" if who.groups else "in no group; --groups says of which"
+        yield f"somebody whom no rule names, {groups}; --user says who"
+    elif not who.is_kind_known:
+        yield "a person: no recorded call shows what it is; of a service account say --service"
+    if not who.agent:
+        yield "an agent that no rule names; --agent says which"
 
 
 async def _bundle(log: EventLog, tenant: str, digest: str) -> Bundle:
@@ -208,16 +230,16 @@ def _show(found: Abilities) -> None:
     groups = plain(", ".join(who.groups)) or "none"
     agent = f" through {plain(who.agent)}" if who.agent else ""
     kind = "the service account " if who.kind == "service" else ""
-    say(f"{kind}[bold]{plain(who.user)}[/]{agent}, groups {groups}{since}, at {_time(found.at_us)}")
-    if not who.subject_id:
+    say(f"{kind}[bold]{plain(who.user) or 'somebody'}[/]{agent}, groups {groups}{since}, at {_time(found.at_us)}")
+    for told in found.assumed:
+        say(f"[yellow]assumed[/]  {told}")  # its names are made plain
+    if who.user and not who.subject_id:
         say("[yellow]whether the person is in quarantine is not known[/]: no recorded call shows their subject id")
-    if not who.is_kind_known:
-        say("[yellow]taken for a person[/]: no recorded call shows what it is; of a service account say --service")
     if not found.release:
         say(f"[yellow]nothing[/]: no release ruled the ring '{plain(found.ring)}' then")
         return
     role = f"{found.role} " if found.role != "ruling" else ""
-    say(f"{role}release {found.release}, bundle {found.bundle[:12]}")
+    say(f"{role}release {found.release} of ring {plain(found.ring)}, bundle {found.bundle[:12]}")
     if found.note:
         say(f"[yellow]{found.note}[/]")  # its names are made plain
     say("")

@@ -14,7 +14,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def can(
-    user: Annotated[str, typer.Option("--user", help="The person: a login, a subject or a subject id.")],
+    user: Annotated[
+        str,
+        typer.Option(
+            "--user", help="The person: a login, a subject or a subject id; left out: anybody in these --groups."
+        ),
+    ] = "",
     agent: Annotated[str, typer.Option("--agent", help="The agent that acts; rules may look at it.")] = "",
     groups: Annotated[
         list[str] | None,
@@ -32,7 +37,7 @@ def can(
         str, typer.Option("--at", metavar="TIME", help="As of then: 2026-11-01T12:00, or an age as 7d.")
     ] = "",
     server: Annotated[str, typer.Option("--server", help="Only this server.")] = "",
-    ring: Annotated[str, typer.Option("--ring", help="The ring of the edge.")] = "main",
+    ring: Annotated[str, typer.Option("--ring", help="The ring of the edge; default: main.")] = "",
     region: Annotated[
         str, typer.Option("--region", help="The region of the edge, where a canary rules some regions alone.")
     ] = "",

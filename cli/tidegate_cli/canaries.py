@@ -42,7 +42,8 @@ def ruled(world: World, who: Member, region: str, labels: Mapping[str, str]) -> 
         return Ruled(world.release)
     if stage is not None and stage.percent < 100 and not who.subject_id:
         told = f"whether {named} for {stage_told(msgspec.to_builtins(stage))}, decides for them is not known"
-        return Ruled(world.release, f"{told}: no recorded call shows their subject id")
+        told = f"{told}: no recorded call shows their subject id; this is the answer for those whom it leaves out"
+        return Ruled(world.release, told)
     if not fits(stage, canary.digest, who):
         return Ruled(world.release)
     if stage is not None and not is_here(stage, region, labels):

@@ -211,6 +211,8 @@ class ToolDefined(Event, frozen=True, kw_only=True, tag="tool.defined.v1"):
     digest: str  # SHA-256 of the canonical definition
     previous: str = ""
     definition: msgspec.Raw = msgspec.Raw(b"null")
+    suggested: tuple[str, ...] = ()  # labels that its annotations suggested
+    suggested_known: bool = False  # whether the edge says what they suggested
 
 
 class ToolWithdrawn(Event, frozen=True, kw_only=True, tag="tool.withdrawn.v1"):
@@ -267,6 +269,8 @@ class ServerRegistered(Event, frozen=True, kw_only=True, tag="server.registered.
     transport: Literal["http", "stdio"]
     labels: tuple[str, ...] = ()
     tool_labels: dict[str, tuple[str, ...]] = {}  # the operator's, by tool
+    suggested: dict[str, tuple[str, ...]] = {}  # labels that annotations suggested, by tool, where there were any
+    suggested_known: bool = False  # whether the edge says what they suggested
 
 
 class BundleReleased(Event, frozen=True, kw_only=True, tag="bundle.released.v1"):

@@ -65,6 +65,22 @@ def test_a_subject_id_that_no_call_shows_is_refused(house: House, more: tuple[st
     assert "--groups" in done.stderr
 
 
+def test_without_a_person_it_is_told_of_anybody_in_the_groups_and_what_was_assumed(house: House) -> None:
+    found = can(house, "--agent", "claude-code", "--groups", "eng")
+    assert (found["who"]["user"], found["ring"]) == ("", "main")
+    assert answers(found, "allow") == GRANTED
+    assert found["assumed"] == [
+        "ring main",
+        "somebody whom no rule names, in eng alone; --user says who",
+    ]
+    shown = " ".join(house.run("can", "--agent", "claude-code").stdout.split())
+    assert "somebody through claude-code, groups none" in shown
+    assert "assumed somebody whom no rule names, in no group; --groups says of which" in shown
+    assert "of ring main, bundle" in shown
+    everything = ("--user", "zoe@example.com", "--groups", "eng", "--agent", "cc", "--person", "--ring", "main")
+    assert can(house, *everything)["assumed"] == []
+
+
 def test_a_person_s_groups_are_those_of_their_latest_call(house: House) -> None:
     assert house.run("can", "--user", "yan@example.com").returncode != 0
     house.run("call", "time__get_current_time", "timezone=UTC", "--user", "yan@example.com", "--groups", "eng")
@@ -140,5 +156,5 @@ def test_a_service_account_is_told_from_a_person_by_its_latest_call(house: House
     assert answers(can(house, "--user", "nightly", "--person"), "allow") >= notes
     assert not answers(can(house, "--user", "wim@example.com", "--service"), "allow") & notes
     unseen = house.run("can", "--user", "nobody", "--groups", "eng").stdout
-    assert "taken for a person" in unseen
-    assert "taken for a person" not in house.run("can", "--user", "nobody", "--groups", "eng", "--service").stdout
+    assert "assumed  a person: no recorded call shows what it is" in unseen
+    assert "a person: no" not in house.run("can", "--user", "nobody", "--groups", "eng", "--service").stdout

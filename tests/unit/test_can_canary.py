@@ -89,7 +89,7 @@ def test_a_share_is_the_edges_own(subject: str, percent: float) -> None:
         assert (role, note) == ("canary" if inside else "ruling", "")
     else:
         assert role == "ruling"
-        assert "is not known: no recorded call shows their subject id" in note
+        assert "is not known: no recorded call shows their subject id; this is the answer for those" in note
 
 
 def test_a_canary_of_some_edges_is_told_until_one_of_them_is_named() -> None:

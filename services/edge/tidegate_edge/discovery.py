@@ -240,6 +240,8 @@ class Discovery:
                     transport=transport,
                     labels=self.server_labels[name],
                     tool_labels=self._tool_labels.get(name, {}),
+                    suggested={one.name: one.suggested for one in shelf.tools if one.suggested},
+                    suggested_known=whole,
                 )
             )
         for tool in shelf.tools:
@@ -254,6 +256,8 @@ class Discovery:
                         digest=tool.digest,
                         previous=previous,
                         definition=definition,
+                        suggested=tool.suggested,
+                        suggested_known=True,
                     )
                 )
         here = {tool.name for tool in shelf.tools}

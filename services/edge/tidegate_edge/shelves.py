@@ -11,7 +11,7 @@ import msgspec
 from mcp.shared.inbound import encode_header_value, find_invalid_x_mcp_header, x_mcp_header_map
 
 from tidegate.limits import URI_CHARS_MAX
-from tidegate.policy.labels import tool_labels
+from tidegate.policy.labels import suggested_labels, tool_labels
 from tidegate_edge import strict_json
 from tidegate_edge.messages import decode_fields, encode
 from tidegate_edge.upstream.port import Definitions
@@ -46,6 +46,7 @@ class Item(msgspec.Struct, frozen=True):
     param_headers: dict[tuple[str, ...], str] = {}  # argument path → header token, from `x-mcp-header`
     kind: Kind = "tool"
     action: str = ""  # what policy decides on: a tool's own name, `prompts/get`, `resources/read`
+    suggested: tuple[str, ...] = ()  # labels, by a tool's own annotations
     fixed: dict[str, msgspec.Raw] = {}  # a set's: laid over the client's arguments before anything is decided
 
     @property
@@ -176,6 +177,7 @@ def _read_tool(server: str, raw: bytes, labels: Mapping[str, tuple[str, ...]], o
         input_schema=schema if headers else None,
         param_headers=headers,
         action=name,
+        suggested=suggested_labels(definition),
     )
 
 

@@ -72,12 +72,14 @@ class World:
         self.canary: BundleReleased | None = None  # that rules beside it
         self.stage: Stage | None = None  # of the canary; None: everybody
         self.quarantines = Quarantines()
+        self.rings: set[str] = set()  # that were released to
         self._tenant = tenant
         self._ring = ring
         self._staged_number = 0
         self._trust = Trusting(tenant)
         self._servers: dict[str, ServerRegistered] = {}
         self._tools: dict[tuple[str, str], ToolDefined] = {}
+        self._suggested: dict[tuple[str, str], tuple[str, ...] | None] = {}  # None: the edge of then does not say
         self._offers: dict[tuple[str, str, str], None] = {}
 
     def apply(self, value: bytes) -> None:
@@ -89,6 +91,8 @@ class World:
         if event.tenant != self._tenant or event.time_us > self.at_us:
             return
         self._trust.apply(event)
+        if isinstance(event, BundleReleased):
+            self.rings.add(event.ring)
         match event:
             case BundleReleased(role="ruling"):
                 if event.ring == self._ring and (self.release is None or event.number > self.release.number):
@@ -98,15 +102,24 @@ class World:
             case QuarantineImposed() | QuarantineLifted():
                 self.quarantines.apply(event)
             case ServerRegistered():
-                self._servers[event.server] = event
+                self._registered(event)
             case ToolDefined():
                 self._tools[event.server, event.tool] = event
+                self._suggested[event.server, event.tool] = event.suggested if event.suggested_known else None
             case ToolWithdrawn():
                 self._tools.pop((event.server, event.tool), None)
             case OfferDefined():
                 self._offers[event.server, event.kind, event.target] = None
             case OfferWithdrawn():
                 self._offers.pop((event.server, event.kind, event.target), None)
+
+    def _registered(self, event: ServerRegistered) -> None:
+        """By an edge that starts: what annotations suggest is for its version to say, also of tools known before."""
+        self._servers[event.server] = event
+        for server, tool in self._suggested:
+            if server == event.server:
+                given = event.suggested.get(tool, ())
+                self._suggested[server, tool] = given if event.suggested_known else None
 
     def _staged(self, event: BundleReleased) -> None:
         """One that came later, or ended."""
@@ -147,7 +160,8 @@ class World:
                 definition = _decode_definition(bytes(event.definition))
             except msgspec.DecodeError:
                 definition = {}
-            yield ToolFacts(server, tool, tool_labels(definition, own, given.get(tool, ())))
+            suggested = self._suggested[server, tool]
+            yield ToolFacts(server, tool, tool_labels(definition, own, given.get(tool, ()), suggested))
 
     def _other_facts(self) -> Iterator[ToolFacts]:
         labels = self.server_labels

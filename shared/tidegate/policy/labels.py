@@ -17,13 +17,23 @@ SUGGESTED: Final = (DESTRUCTIVE, OPEN_WORLD, RETURNS_UNTRUSTED, EGRESS)
 TAKEN_AWAY: Final = "-"
 
 
-def tool_labels(definition: dict[str, Any], server: Iterable[str], operator: Iterable[str]) -> tuple[str, ...]:
-    """Sorted. `operator` are the labels for this tool. What is given, for the tool or its server, stays."""
+def tool_labels(
+    definition: dict[str, Any], server: Iterable[str], operator: Iterable[str], suggested: Iterable[str] | None = None
+) -> tuple[str, ...]:
+    """Sorted. `operator` are the labels for this tool; `suggested`, what its annotations suggested when that was
+    recorded, and None what they suggest today. What is given, for the tool or its server, stays.
+    """
     for_server, for_tool = tuple(server), tuple(operator)
     away = {label.removeprefix(TAKEN_AWAY) for label in (*for_server, *for_tool) if label.startswith(TAKEN_AWAY)}
     added = plain_labels(for_tool)
-    suggested = set() if added else set(_hinted(definition)) - away
-    return tuple(sorted({*plain_labels(for_server), *added, *suggested}))
+    hinted = suggested_labels(definition) if suggested is None else suggested
+    left = set() if added else set(hinted) - away
+    return tuple(sorted({*plain_labels(for_server), *added, *left}))
+
+
+def suggested_labels(definition: dict[str, Any]) -> tuple[str, ...]:
+    """By the tool's own annotations, sorted."""
+    return tuple(sorted(_hinted(definition)))
 
 
 def plain_labels(given: Iterable[str]) -> tuple[str, ...]:
