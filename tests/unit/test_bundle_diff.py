@@ -124,6 +124,37 @@ def test_a_circumstance_that_is_looked_at_otherwise_is_shown_by_an_occasion(befo
         assert (decide(old, change), decide(new, change)) == (change.before, change.after)
 
 
+@pytest.mark.parametrize("seen", ["context.taint", "context.args.tags"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("SET.isEmpty()", "true"),
+        ("!SET.isEmpty()", "SET.isEmpty()"),
+        ("SET == []", "SET != []"),
+        ('SET == ["a"]', 'SET == ["a", "b"]'),
+        ('SET.contains("a")', 'SET.contains("a") || SET.contains("b")'),
+        ('SET.containsAny(["a"])', 'SET.containsAny(["a", "b"])'),
+        ('SET.containsAll(["a", "b"])', 'SET.containsAll(["b"])'),
+        ('["a", "b"].containsAll(SET)', '["a"].containsAll(SET)'),
+    ],
+)
+def test_a_condition_on_a_set_is_tried_with_and_without_its_elements(seen: str, before: str, after: str) -> None:
+    old, new = (bundle(permit(side.replace("SET", seen))) for side in (before, after))
+    found = compare(old, new)
+    assert found.changes
+    assert found.whole
+    for change in found.changes:
+        assert (decide(old, change), decide(new, change)) == (change.before, change.after)
+
+
+def test_a_session_that_has_read_something_and_one_that_has_not_are_both_tried() -> None:
+    rule = '@id("f") forbid (principal, action == Action::"fs/read", resource) unless { context.taint.isEmpty() };'
+    [harder] = compare(bundle(permit()), bundle(permit() + rule)).changes
+    assert (harder.direction, harder.after, bool(harder.example.facts.taint)) == ("stricter", "deny", True)
+    [easier] = compare(bundle(permit() + rule), bundle(permit())).changes
+    assert (easier.direction, bool(easier.example.facts.taint)) == ("more-permissive", True)
+
+
 @pytest.mark.parametrize(
     ("condition", "whole"),
     [

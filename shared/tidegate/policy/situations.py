@@ -297,6 +297,8 @@ def _compared(bodies: list[Any]) -> Iterator[tuple[Path, Any]]:
                 path = _path(operand["left"])
                 if path is not None:
                     yield (*path, operand["attr"]), ABSENT
+            elif op == "isEmpty" and isinstance(operand, Mapping) and (path := _path(operand["arg"])) is not None:
+                yield from ((path, listed) for listed in _sets([]))
             elif op == "like" and isinstance(operand, Mapping) and (path := _path(operand["left"])) is not None:
                 yield from ((path, text) for text in _likes(operand["pattern"]))
             elif isinstance(operand, Mapping) and "left" in operand and "right" in operand:
@@ -320,12 +322,20 @@ def _sides(op: str, left: Any, right: Any) -> Iterator[tuple[Path, Any]]:
         if path is None:
             continue
         found = list(_literals(other))
-        if op in ("containsAll", "containsAny"):
-            yield path, found
-            yield path, [*found, "another"]
+        is_set = op in ("containsAll", "containsAny") or (op == "contains" and at is left)
+        if is_set or (op in ("==", "!=") and isinstance(other, Mapping) and "Set" in other):
+            yield from ((path, listed) for listed in _sets(found))
             continue
         for value in found:
             yield from ((path, near) for near in _near(value))
+
+
+def _sets(found: list[Any]) -> Iterator[list[Any]]:
+    """None of these elements, all, each alone, and with another one."""
+    yield []
+    yield found
+    yield [*found, "another"]
+    yield from ([value] for value in found)
 
 
 def _near(value: Any) -> Iterator[Any]:
