@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.parts import warm
 from tests.parts.commands import tidegate
-from tests.parts.processes import free_port, spawn, stop, wait_ready
+from tests.parts.processes import Process, free_port, spawn, stop, wait_ready
 
 from tidegate_cli.demo import prepare_repository
 
@@ -34,7 +35,7 @@ class House:
     port: int
     notes_port: int
     example: Path = EXAMPLE
-    process: "subprocess.Popen[bytes] | None" = None
+    process: Process | None = None
 
     @property
     def config(self) -> str:
@@ -69,10 +70,11 @@ class House:
             check=False,
         )
 
-    def start(self, *words: str) -> "subprocess.Popen[bytes]":
-        """`tidegate WORDS --config … --listen …`, not waited for."""
+    def start(self, *words: str, is_cold: bool = False) -> Process:
+        """`tidegate WORDS --config … --listen …`, not waited for. `is_cold`: with the start of Python, as people do."""
         command = [str(TIDEGATE), *words, "--config", self.config, "--listen", f"127.0.0.1:{self.port}"]
-        self.process = spawn(command, cwd=self.root, log=self.log, environment=self.environment)
+        begin = spawn if is_cold else warm.start
+        self.process = begin(command, cwd=self.root, log=self.log, environment=self.environment)
         return self.process
 
     def is_ready(self) -> bool:

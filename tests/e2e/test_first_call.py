@@ -2,14 +2,13 @@
 
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.e2e.first_example import EXAMPLE, House, new_house
-from tests.parts.processes import stop
+from tests.parts.processes import Process, stop
 
 DEADLINE_S = 90.0
 ENDS_WITH = "Tidegate stays up; Ctrl-C drains and stops."
@@ -20,7 +19,7 @@ class Told:
 
     def __init__(self, house: House) -> None:
         house.log.unlink(missing_ok=True)
-        process = house.start("demo")
+        process = house.start("demo", is_cold=True)
         try:
             self.text = _told(house, process)
             children = psutil.Process(process.pid).children(recursive=True)
@@ -38,7 +37,7 @@ class Told:
         return self.text.split(heading, 1)[1].split("\n── ", 1)[0]
 
 
-def _told(house: House, process: "subprocess.Popen[bytes]") -> str:
+def _told(house: House, process: Process) -> str:
     until = time.monotonic() + DEADLINE_S
     while ENDS_WITH not in (text := house.log.read_text() if house.log.exists() else ""):
         assert process.poll() is None, text

@@ -15,7 +15,6 @@ from tests.e2e.first_example import ROOT, TIDEGATE, House, serving_example
 from tests.e2e.test_examples import BLOCK
 from tests.e2e.test_policy_examples import typed
 from tests.parts.asking import until
-from tests.parts.warm import warm_commands
 
 PAGE = ROOT / "docs" / "rings.md"
 
@@ -44,12 +43,8 @@ def rules(status: Any, number: int) -> bool:
 
 
 def test_what_the_page_says_to_type_works_and_shows_what_it_says(tmp_path: Path) -> None:
-    with (
-        warm_commands(tmp_path) as prelude,
-        serving_example(tmp_path, "05-canary") as house,
-        watching(house) as seen,
-    ):
-        shown = typed(PAGE, house, prelude)
+    with serving_example(tmp_path, "05-canary") as house, watching(house) as seen:
+        shown = typed(PAGE, house)
         until(lambda: any(rules(line, 7) for line in seen), "the watched status shows what rules at the end")
     assert rules(seen[0], 1)
     assert all(one["rings"] != two["rings"] for one, two in itertools.pairwise(seen)), "a line for each change"

@@ -1,4 +1,4 @@
-"""A whole cluster of real processes, started through the command line: policy service, edges, audit consumer, detector.
+"""A whole cluster of real processes of the command line: policy service, edges, audit consumer, detector.
 
 `with running_cluster(directory, kafka, servers=…) as cluster`. Every service has a configuration and a data directory
 of its own; what a cluster shares (public URL, secrets, trust, issuer, topic prefix) is the same in all. Any process may
@@ -19,9 +19,10 @@ from uuid import uuid4
 
 import msgspec
 import yaml
+from tests.parts import warm
 from tests.parts.asking import exchange, get, until
 from tests.parts.books import HISTORIES, clickhouse_rows, read_topic
-from tests.parts.processes import free_port, spawn, wait_ready
+from tests.parts.processes import Process, free_port, wait_ready
 
 from tidegate.chain import open_event
 from tidegate.events import AnyEvent, CallRequested
@@ -46,7 +47,7 @@ class Service:
         self.config = config
         self.log = config.with_suffix(".log")
         self._command = [str(TIDEGATE), command, "--config", str(config)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._told = 0
 
     @property
@@ -64,7 +65,7 @@ class Service:
 
     def launch(self) -> None:
         """Start it and do not wait. From the main thread only: the process ends with the thread that started it."""
-        self._process = spawn(self._command, cwd=self.config.parent, log=self.log)
+        self._process = warm.start(self._command, cwd=self.config.parent, log=self.log)
 
     def wait_ready(self, deadline_s: float = READY_DEADLINE_S) -> None:
         """Until /readyz says so. Raises RuntimeError with the end of the log."""

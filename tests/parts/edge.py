@@ -22,8 +22,9 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from tests.parts import warm
 from tests.parts.boxes import opened
-from tests.parts.processes import free_port, spawn, stop
+from tests.parts.processes import free_port, stop
 
 from tidegate.chain import Chain, open_event, open_head
 from tidegate.events import AnyEvent, CallCompleted, CallRequested
@@ -513,7 +514,7 @@ async def edge_process(
     config = root / "settings.json"
     config.write_bytes(msgspec.json.encode(settings))
     log = root / "edge.log"
-    process = spawn([sys.executable, "-m", "tests.parts.edge", str(config)], cwd=ROOT, log=log)
+    process = warm.start([sys.executable, "-m", "tests.parts.edge", str(config)], cwd=ROOT, log=log)
     try:
         await until(lambda: (root / "ready").exists() or process.poll() is not None, 30)
         assert process.poll() is None, log.read_text()

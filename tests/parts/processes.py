@@ -5,6 +5,7 @@ thread).
 """
 
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -12,12 +13,26 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 """Survives runs: what was downloaded, never what was written by a server."""
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Process(Protocol):
+    """What `subprocess.Popen` has, as far as a running part needs it."""
+
+    args: Any
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class PartMissing(RuntimeError):
@@ -36,13 +51,6 @@ def spawn(
     command: Sequence[str], *, cwd: Path, log: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a child that the kernel kills when the calling thread ends; its output goes to `log` (appended)."""
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent ended before the signal was armed
-            os._exit(1)
-
     with log.open("ab") as output:
         return subprocess.Popen(  # noqa: PLW1509: one prctl call, prepared before the fork
             command,
@@ -51,12 +59,19 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment} if environment else None,
-            preexec_fn=die_with_parent,
+            preexec_fn=functools.partial(with_parent, os.getpid()),
             start_new_session=True,  # a Ctrl-C for the tests is not one for the server
         )
 
 
-def stop(process: subprocess.Popen[bytes], deadline_s: float = 15.0) -> None:
+def with_parent(parent: int) -> None:
+    """In a child: end when the thread ends that started it."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the signal was armed
+        os._exit(1)
+
+
+def stop(process: Process, deadline_s: float = 15.0) -> None:
     """SIGTERM, then SIGKILL at the deadline; returns when the process is gone."""
     if process.poll() is None:
         process.terminate()
@@ -67,7 +82,7 @@ def stop(process: subprocess.Popen[bytes], deadline_s: float = 15.0) -> None:
     process.wait()
 
 
-def wait_ready(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, *, deadline_s: float) -> None:
+def wait_ready(ready: Callable[[], bool], process: Process, log: Path, *, deadline_s: float) -> None:
     """Ask until `ready` says yes. Raises RuntimeError with the end of the log when the process ends or the deadline
     passes.
 
