@@ -99,6 +99,18 @@ def kafka_restarted(stage: Stage, _order: random.Random) -> Harm:
     until(stage.kafka.answers, "Kafka answers again", REVIVAL_DEADLINE_S)
 
 
+def edge_without_kafka(stage: Stage, order: random.Random) -> Harm:
+    """An edge dies in an outage, and has to start in it."""
+    service = stage.service(order.choice(EDGES))
+    until((service.data / "known" / "state.kept").exists, f"{service.name} has kept what it knows")
+    stage.kafka.kill()
+    service.kill()
+    yield service.name
+    revive(service)
+    stage.kafka.launch()
+    until(stage.kafka.answers, "Kafka answers again", REVIVAL_DEADLINE_S)
+
+
 def valkey_killed(stage: Stage, _order: random.Random) -> Harm:
     stage.valkey.kill()
     yield "Valkey"
@@ -198,7 +210,7 @@ def network_delay(stage: Stage, order: random.Random) -> Harm:
 
 _EDGE, _OWNER, _USER, _LINKS = (frozenset({name}) for name in ("edges", "owner", "user", "links"))
 _KAFKA, _VALKEY = frozenset({"kafka"}), frozenset({"valkey"})
-_STARTING: Final = _KAFKA | _LINKS  # a service does not start without the log
+_STARTING: Final = _KAFKA | _LINKS  # a service does not start without the log; but for an edge that knew it
 FAULTS: Final = (
     Fault("edge-killed", "kill -9 of an edge", edge_killed, (0.2, 3.0), _EDGE, _STARTING),
     Fault("edge-ended", "SIGTERM to an edge, and a new start", edge_ended, (0.0, 0.5), _EDGE, _STARTING),
@@ -210,6 +222,14 @@ FAULTS: Final = (
     ),
     Fault("kafka-killed", "kill -9 of Kafka", kafka_killed, (0.5, 8.0), _KAFKA),
     Fault("kafka-restarted", "Kafka ended in order, and started again", kafka_restarted, (0.0, 2.0), _KAFKA),
+    Fault(
+        "edge-without-kafka",
+        "kill -9 of Kafka and of an edge, which starts before Kafka does",
+        edge_without_kafka,
+        (0.2, 4.0),
+        _KAFKA | _EDGE,
+        _LINKS,
+    ),
     Fault("valkey-killed", "kill -9 of Valkey, which comes back empty", valkey_killed, (0.2, 4.0), _VALKEY),
     Fault("valkey-flushed", "FLUSHALL in Valkey", valkey_flushed, (0.0, 0.0), _VALKEY),
     Fault(

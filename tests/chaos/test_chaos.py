@@ -29,7 +29,7 @@ from tests.parts.audit_events import calls
 SEED = 7
 RATE = 20.0
 PACE = 0.3
-LONG = {"edge-ended", "kafka-restarted"}  # starts take their time, and others start the same
+LONG = {"edge-ended", "edge-without-kafka", "kafka-restarted"}  # starts take their time, and others start the same
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ one without a quarantine. Off the hot path; a cluster's edges only, for a local 
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -20,7 +21,9 @@ from tidegate.settings import Settings
 from tidegate_edge.kept_state import Definitions, KeptState, NotUsable, Recalled
 
 AHEAD_S: Final = 0.1
+CAUGHT_UP_S: Final = 2.0
 LOOK_S: Final = 15.0
+RETRY_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +90,12 @@ class Remembering:
             await asyncio.wait({self._write_soon()}, timeout=AHEAD_S)
 
     async def caught_up(self, at_us: int) -> None:
-        """All that the log held at that time is known now. On the disk on return, or not at all."""
-        self.is_heard, self._is_based, self._redefined = True, True, True
+        """All that the log held at that time is known now; on the disk, too, on return, where that answers in time."""
+        self._is_based = self._redefined = True
         self.heard_us = max(self.heard_us, at_us)
         if self._is_on:
-            await self._write_soon()
+            await asyncio.wait({self._write_soon()}, timeout=CAUGHT_UP_S)
+        self.is_heard = True
 
     async def hear(self, subscription: Callable[[], Subscription | None]) -> None:
         """Ask from time to time whether the log holds more; `subscription` is None while it is not known whether what
@@ -119,7 +123,9 @@ class Remembering:
             await asyncio.to_thread(self._kept.forget)
             return
         while True:
-            await self._some.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S if self._is_lost else None):
+                    await self._some.wait()
             self._some.clear()
             waiting, self._waiting = self._waiting, []
             try:

@@ -166,8 +166,8 @@ class Watch:
         self._drop_unconfirmed()
         self._hold_again()
         await self.releases.catch_up()
-        await self.remembering.caught_up(opened_us)
         self._edge.approvals.is_current = True
+        await self.remembering.caught_up(opened_us)
         if self.begun.is_set() and not self.caught_up.is_set():
             _log.warning("the log is back, and all that it held is known")
         self.caught_up.set()
