@@ -108,9 +108,13 @@ class Remembering:
                 continue
             try:
                 lag = await asked.lag()
-            except LogUnavailable:
+            except LogUnavailable as fault:
+                if self.is_heard:
+                    _log.warning("the log is not heard: what is new in it is not obeyed here. %s", fault.sentence)
                 self.is_heard = False
                 continue
+            if not self.is_heard:
+                _log.warning("the log is heard again")
             self.is_heard = True
             if lag == 0 and asked is subscription():
                 self.heard_us = at_us
