@@ -21,7 +21,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from tests.parts.certificates import Authority
-from tests.parts.processes import CACHE, PartMissing, free_port, spawn, stop, wait_ready
+from tests.parts.processes import CACHE, PartMissing, free_port, freeze, spawn, stop, wait_ready
 
 POM = Path(__file__).resolve().parents[2] / "infra" / "kafka" / "pom.xml"
 _JVM = (
@@ -170,7 +170,7 @@ class Kafka:
     def pause(self) -> None:
         """Freeze the broker: connections stay open, nothing is answered."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process)
 
     def resume(self) -> None:
         assert self._process is not None

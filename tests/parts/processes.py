@@ -82,6 +82,23 @@ def stop(process: Process, deadline_s: float = 15.0) -> None:
     process.wait()
 
 
+def freeze(process: Process, deadline_s: float = 15.0) -> None:
+    """SIGSTOP; returns when every thread stands still, which takes a while where others have the processors."""
+    process.send_signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{process.pid}/task")
+    until = time.monotonic() + deadline_s
+    while not all(_stands_still(thread) for thread in threads.iterdir()):
+        assert time.monotonic() < until, f"{process.args!r} does not stand still"
+        time.sleep(0.001)
+
+
+def _stands_still(thread: Path) -> bool:
+    try:
+        return (thread / "stat").read_text().rpartition(") ")[2].startswith("T")
+    except FileNotFoundError:  # it has ended
+        return True
+
+
 def wait_ready(ready: Callable[[], bool], process: Process, log: Path, *, deadline_s: float) -> None:
     """Ask until `ready` says yes. Raises RuntimeError with the end of the log when the process ends or the deadline
     passes.

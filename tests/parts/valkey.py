@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.parts.processes import PartMissing, free_port, spawn, stop, wait_ready
+from tests.parts.processes import PartMissing, free_port, freeze, spawn, stop, wait_ready
 
 
 class Valkey:
@@ -44,7 +44,7 @@ class Valkey:
     def pause(self) -> None:
         """Freeze the server: connections stay open, nothing is answered."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process)
 
     def resume(self) -> None:
         assert self._process is not None
