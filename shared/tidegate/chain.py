@@ -5,6 +5,7 @@ so that a gap, a fork or a rewrite is provable. Counterpart: `upcast.py` reads w
 """
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -60,6 +61,14 @@ def open_event(value: bytes) -> AnyEvent:
     """The event in stored bytes. Raises msgspec.DecodeError (or ValidationError): such bytes are a dead letter."""
     try:
         return _decoder.decode(value)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
+def open_events(values: Sequence[bytes]) -> list[AnyEvent]:
+    """The events in many stored bytes. Raises msgspec.DecodeError where one cannot be read, without saying which."""
+    try:
+        return list(map(_decoder.decode, values))
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from error
 

@@ -8,7 +8,7 @@ import pytest
 from tests.parts.audit_events import abandoned, calls, completed, delivered, finding, requested
 
 from tidegate.chain import Chain
-from tidegate.events import AnyEvent, Event, FindingRaised
+from tidegate.events import AnyEvent, DecisionInputs, Event, FindingRaised, Shadowed
 from tidegate.log.port import Delivered, Partition, Record
 from tidegate_audit_consumer.batch import Bounds, ends_of, gather
 from tidegate_audit_consumer.dead_letters import MESSAGE_BYTES_MAX, dead_letter
@@ -94,6 +94,8 @@ def test_unreadable_records_are_told_apart() -> None:
         {"tenant": ""},
         {"total_us": 2**64},
         {"masked": -1},
+        {"records": -1},
+        {"cost_micros": 2**63},
         {"completed_us": 0},
         {"error_code": -(2**64)},
     ],
@@ -101,6 +103,29 @@ def test_unreadable_records_are_told_apart() -> None:
 def test_values_that_no_column_holds_are_dead_letters_and_never_stop_a_batch(change: dict[str, Any]) -> None:
     event = msgspec.structs.replace(completed(requested()), **change)
     assert reason(Chain("w").seal(event).value) == "out-of-range"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"retry_after_ms": -1},
+        {"inputs": DecisionInputs(release=-1)},
+        {"inputs": DecisionInputs(control_epoch=2**63)},
+        {"shadows": (Shadowed(bundle="b", decision="deny", release=-1),)},
+    ],
+)
+def test_what_a_request_alone_says_is_in_range_too(change: dict[str, Any]) -> None:
+    event = msgspec.structs.replace(requested(), **change)
+    assert reason(Chain("w").seal(event).value) == "out-of-range"
+
+
+@pytest.mark.parametrize("bad", [None, b"{", Chain("w").seal(msgspec.structs.replace(requested(), id="")).value])
+def test_records_beside_an_unreadable_one_make_the_rows_that_they_make_without_it(bad: bytes | None) -> None:
+    good = delivered(calls(20))
+    result = open_batch([*good[:7], Delivered("calls", 0, 1_000, b"", bad, (), 1), *good[7:]])
+    alone = open_batch(good)
+    assert (result.events.laid_out, result.calls.laid_out) == (alone.events.laid_out, alone.calls.laid_out)
+    assert [one.record.offset for one in result.unreadable] == [1_000]
 
 
 def test_a_finding_as_the_detector_publishes_it_fills_its_columns() -> None:

@@ -5,12 +5,14 @@ insert that can never succeed would stop ingestion for good. Counterpart: `rows.
 read.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tidegate.audit.links import is_bounded
+from tidegate.audit.links import PREV_CHARS, is_bounded
 from tidegate.events import AnyEvent, CallAbandoned, CallCompleted, CallRequested
+from tidegate.limits import RECORD_ID_CHARS_MAX, WRITER_CHARS_MAX
 from tidegate.log.port import Delivered
 from tidegate.ocsf.finding import RaisedFinding, open_finding
 from tidegate.upcast import UnknownType, open_any
@@ -47,6 +49,47 @@ def read(record: Delivered) -> AnyEvent | RaisedFinding | Unreadable:
     return event
 
 
+_TIMES: Final[Mapping[type, Sequence[str]]] = {
+    CallRequested: ("time_us", "requested_us"),
+    CallCompleted: ("time_us", "requested_us", "completed_us"),
+    CallAbandoned: ("time_us", "requested_us", "found_us"),
+}
+_COUNTS: Final[Mapping[type, Sequence[str]]] = {
+    CallRequested: ("seq", "arguments_bytes", "retry_after_ms"),
+    CallCompleted: (
+        *("seq", "arguments_bytes", "result_bytes", "policy_us", "upstream_us", "total_us", "masked"),
+        *("records", "cost_micros"),
+    ),
+}
+
+
+def are_in_range(kind: type, part: Callable[[str], Mapping[str, Sequence[Any]]]) -> bool:
+    """Whether `read` takes all of some events, given as columns. Where not, it says of which and why.
+
+    `part("")`: their fields; `part("inputs")`: the fields of these.
+    """
+    fields = part("")
+    times = [fields[name] for name in _TIMES.get(kind, ("time_us",))]
+    counts = [fields[name] for name in _COUNTS.get(kind, ("seq",))]
+    if kind is CallRequested:
+        counts += [part("inputs")["release"], part("inputs")["control_epoch"]]
+    codes = fields["error_code"] if kind is CallCompleted else (0,)
+    return (
+        min(map(min, times)) >= TIME_MIN_US
+        and max(map(max, times)) < TIME_MAX_US
+        and min(map(min, counts)) >= 0
+        and max(map(max, counts)) <= INT_MAX
+        and -INT_MAX <= min(codes) <= max(codes) <= INT_MAX
+        and all(0 <= one.count <= INT_MAX for found in fields.get("findings", ()) if found for one in found)
+        and all(0 <= one.release <= INT_MAX for said in fields.get("shadows", ()) if said for one in said)
+        and all(fields["id"])
+        and all(fields["tenant"])
+        and max(map(len, fields["id"])) <= RECORD_ID_CHARS_MAX
+        and max(map(len, fields["writer"])) <= WRITER_CHARS_MAX
+        and max(map(len, fields["prev"])) <= PREV_CHARS
+    )
+
+
 def _out_of_range(event: AnyEvent | RaisedFinding) -> str:
     """What ClickHouse's columns could not hold; "" if nothing."""
     if not TIME_MIN_US <= event.time_us < TIME_MAX_US:
@@ -67,7 +110,8 @@ def _call_out_of_range(event: CallEvent) -> str:
         case CallRequested():
             ended_us, inputs = event.requested_us, event.inputs
             is_counts = 0 <= event.arguments_bytes <= INT_MAX and 0 <= inputs.release <= INT_MAX
-            is_counts = is_counts and 0 <= inputs.control_epoch <= INT_MAX
+            is_counts = is_counts and 0 <= inputs.control_epoch <= INT_MAX and 0 <= event.retry_after_ms <= INT_MAX
+            is_counts = is_counts and all(0 <= one.release <= INT_MAX for one in event.shadows)
         case CallCompleted():
             ended_us = event.completed_us
             is_counts = (
@@ -77,6 +121,8 @@ def _call_out_of_range(event: CallEvent) -> str:
                 and 0 <= event.upstream_us <= INT_MAX
                 and 0 <= event.total_us <= INT_MAX
                 and 0 <= event.masked <= INT_MAX
+                and 0 <= event.records <= INT_MAX
+                and 0 <= event.cost_micros <= INT_MAX
                 and -INT_MAX <= event.error_code <= INT_MAX
             )
         case CallAbandoned():

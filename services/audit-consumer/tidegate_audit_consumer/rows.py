@@ -9,33 +9,31 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tidegate.analytics.native import Made, block
 from tidegate.analytics.port import Blocks, rows_of
+from tidegate.chain import open_events
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested, Finding, Shadowed, type_of
 from tidegate.log.port import Delivered
 from tidegate.ocsf.finding import RaisedFinding
-from tidegate_audit_consumer.reading import Unreadable, read
+from tidegate_audit_consumer.reading import Unreadable, are_in_range, read
 
-Columns = Mapping[str, Sequence[Any]]
-Getter = Callable[[Any], Any]
+Column = Sequence[Any]
+Columns = Mapping[str, Column]
 
 SLICE = 256  # records opened at a time: what is made of them stays in the processor's cache
 BOX_BYTES_MIN = 28  # of a sealed part: nonce and tag
 
 
-class _Within(NamedTuple):
-    """A part of the values of another column, which is made once for all that look into it."""
+class _Source(NamedTuple):
+    """Where a column comes from: a field of the events, or of a part of them, and what is made of it where any is."""
 
-    whole: "Source"
-    part: Getter
-
-
-Source = Getter | _Within
+    field: str
+    part: str = ""
+    made: Callable[[Column], Column] = tuple
 
 
 class Opened(NamedTuple):
@@ -48,41 +46,56 @@ class Opened(NamedTuple):
 
 
 class _Slice:
-    """Events of one kind out of few records, column by column. A column that two tables share is made once."""
+    """Events of one kind out of few records, column by column."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
         self.events: list[Any] = []
         self.records: list[Delivered] = []
-        self._made: dict[Source, list[Any]] = {}
+        self._parts: dict[str, Columns] = {}
 
-    def event_columns(self) -> dict[str, list[Any]]:
-        columns = {name: self._column(getter) for name, getter in _event_getters(self.kind).items()}
-        columns |= {name: list(map(getter, self.records)) for name, getter in _POSITION.items()}
-        columns["type"] = [_type_of(self.kind)] * len(self.events)
-        columns["hash"] = [hashlib.sha256(record.value or b"").hexdigest() for record in self.records]
+    def part(self, name: str) -> Columns:
+        """The fields of all the events by name, or those of one part of the events."""
+        if name not in self._parts:
+            self._parts[name] = fields_of(self.part("")[name] if name else self.events)
+        return self._parts[name]
+
+    def event_columns(self) -> dict[str, Column]:
+        fields, rows = self.part(""), len(self.events)
+        columns = {name: fields[field] if field else [""] * rows for name, field in _event_fields(self.kind).items()}
+        positions = dict(zip(Delivered._fields, zip(*self.records, strict=True), strict=True))
+        columns |= {name: positions[field] for name, field in _POSITION.items()}
+        columns["type"] = [_type_of(self.kind)] * rows
+        columns["hash"] = [hashlib.sha256(value or b"").hexdigest() for value in positions["value"]]
         return columns
 
-    def call_columns(self) -> dict[str, list[Any]]:
+    def call_columns(self) -> dict[str, Column]:
         """Those with something in them; nothing is the least value of each. Empty for other events."""
-        columns = {name: self._column(getter) for name, getter in _CALL_GETTERS.get(self.kind, {}).items()}
-        return {name: column for name, column in columns.items() if any(column)}
+        if self.kind not in _CALL_SOURCES:
+            return {}
+        columns: dict[str, Column] = {"version": [_VERSIONS[self.kind]] * len(self.events)}
+        for name, (field, part, made) in _CALL_SOURCES[self.kind].items():
+            column = self.part(part)[field]
+            if not any(column):
+                continue
+            if made is not tuple:
+                column = made(column)
+                if not any(column):
+                    continue
+            columns[name] = column
+        return columns
 
-    def finding_columns(self) -> dict[str, list[Any]]:
+    def finding_columns(self) -> dict[str, Column]:
         if self.kind is not RaisedFinding:
             return {}
-        columns = {name: self._column(getter) for name, getter in _FINDING.items()}
+        columns = {name: self.part("")[field] for name, field in _FINDING.items()}
         return columns | {"ocsf": [one.value for one in self.records], "offset": [one.offset for one in self.records]}
 
-    def _column(self, source: Source) -> list[Any]:
-        made = self._made.get(source)
-        if made is None:
-            if isinstance(source, _Within):
-                made = list(map(source.part, self._column(source.whole)))
-            else:
-                made = list(map(source, self.events))
-            self._made[source] = made
-        return made
+
+def fields_of(structs: Sequence[Any]) -> Columns:
+    """The fields of structs of one kind, a column each."""
+    columns = zip(*map(msgspec.structs.astuple, structs), strict=True)
+    return dict(zip(structs[0].__struct_fields__, columns, strict=True))
 
 
 def open_batch(records: Sequence[Delivered]) -> Opened:
@@ -114,16 +127,35 @@ def open_batch(records: Sequence[Delivered]) -> Opened:
 
 def _slices(records: Sequence[Delivered], unreadable: list[Unreadable]) -> Iterator[_Slice]:
     for at in range(0, len(records), SLICE):
-        kinds: dict[type, _Slice] = {}
-        for record in records[at : at + SLICE]:
-            event = read(record)
-            if isinstance(event, Unreadable):
-                unreadable.append(event)
-                continue
-            of = kinds.get(type(event)) or kinds.setdefault(type(event), _Slice(type(event)))
-            of.events.append(event)
-            of.records.append(record)
-        yield from kinds.values()
+        some = records[at : at + SLICE]
+        yield from _opened_together(some) or _opened_singly(some, unreadable)
+
+
+def _opened_together(some: Sequence[Delivered]) -> list[_Slice]:
+    """None of them where one has to be looked at by itself."""
+    values = [record.value for record in some if record.value is not None and record.topic != "detections"]
+    if len(values) < len(some):
+        return []
+    try:
+        slices = _by_kind(some, open_events(values))
+    except msgspec.DecodeError:
+        return []
+    return slices if all(are_in_range(one.kind, one.part) for one in slices) else []
+
+
+def _opened_singly(some: Sequence[Delivered], unreadable: list[Unreadable]) -> list[_Slice]:
+    events = list(map(read, some))
+    unreadable += [event for event in events if isinstance(event, Unreadable)]
+    return [one for one in _by_kind(some, events) if one.kind is not Unreadable]
+
+
+def _by_kind(records: Sequence[Delivered], events: Sequence[Any]) -> list[_Slice]:
+    kinds: dict[type, _Slice] = {}
+    for record, event in zip(records, events, strict=True):
+        of = kinds.get(type(event)) or kinds.setdefault(type(event), _Slice(type(event)))
+        of.events.append(event)
+        of.records.append(record)
+    return list(kinds.values())
 
 
 def _plain(records: Sequence[Delivered], columns_of: Callable[[_Slice], Columns], least: Mapping[str, Any]) -> Columns:
@@ -140,42 +172,36 @@ def _joined(parts: Sequence[Columns], least: Mapping[str, Any]) -> Columns:
     return joined
 
 
-_of = cache(attrgetter)  # one getter a field: a column that stands under two names is made once
-
 # The columns of `events_raw`.
 
-_COMMON: dict[str, Getter] = {
-    "event_id": _of("id"),
-    "tenant": _of("tenant"),
-    "region": _of("region"),
-    "time": _of("time_us"),
-    "writer": _of("writer"),
-    "seq": _of("seq"),
-    "prev": _of("prev"),
+_COMMON = {
+    "event_id": "id",
+    "tenant": "tenant",
+    "region": "region",
+    "time": "time_us",
+    "writer": "writer",
+    "seq": "seq",
+    "prev": "prev",
 }
 _FILTERS = ("subject_id", "agent", "session_id", "call_id", "server", "target", "decision", "reason")
 _INSTEAD = {"target": "tool", "reason": "rule"}
-_POSITION: dict[str, Getter] = {
-    "topic": _of("topic"),
-    "partition": _of("partition"),
-    "offset": _of("offset"),
-    "logged_at": _of("time_us"),
-    "raw": _of("value"),
+_POSITION = {
+    "topic": "topic",
+    "partition": "partition",
+    "offset": "offset",
+    "logged_at": "time_us",
+    "raw": "value",
 }
 
 
 @cache
-def _event_getters(kind: type) -> Mapping[str, Getter]:
-    """A field to filter by that this kind of event does not have is empty."""
-    getters, fields = dict(_COMMON), kind.__struct_fields__  # type: ignore[attr-defined]
+def _event_fields(kind: type) -> Mapping[str, str]:
+    """The field of each column; "" for one to filter by that this kind of event does not have."""
+    found, fields = dict(_COMMON), kind.__struct_fields__  # type: ignore[attr-defined]
     for name in _FILTERS:
-        source = name if name in fields else _INSTEAD.get(name, name)
-        getters[name] = _of(source) if source in fields else _nothing
-    return getters
-
-
-def _nothing(_: Any) -> str:
-    return ""
+        field = name if name in fields else _INSTEAD.get(name, name)
+        found[name] = field if field in fields else ""
+    return found
 
 
 @cache
@@ -186,18 +212,14 @@ def _type_of(kind: type) -> str:
 # The columns of `calls_raw`: what every event of a call repeats, and what each kind alone says.
 
 
-def _sealed(name: str) -> _Within:
-    return _Within(_of("sealed"), _of(name))
-
-
-def _input(name: str) -> _Within:
-    return _Within(_of("inputs"), _of(name))
-
-
-def _captured(raw: msgspec.Raw) -> bytes:
+def _captured(column: Column) -> Column:
     """What was captured; empty where nothing was, so that it never hides what another event of the call captured."""
-    text = bytes(raw)
-    return b"" if text == b"null" else text
+    texts = list(map(bytes, column))
+    return [b"" if text == b"null" else text for text in texts] if b"null" in texts else texts
+
+
+def _boxes(column: Column) -> Column:
+    return list(map(_box, column))
 
 
 def _box(text: str) -> bytes:
@@ -211,92 +233,84 @@ def _box(text: str) -> bytes:
     return box if len(box) >= BOX_BYTES_MIN else b""
 
 
-def _findings(findings: tuple[Finding, ...]) -> Sequence[tuple[str, str, str, str, int]]:
-    return [(one.rule, one.severity, one.action, one.direction, one.count) for one in findings] if findings else ()
+def _findings(column: Sequence[tuple[Finding, ...]]) -> Column:
+    return [
+        [(one.rule, one.severity, one.action, one.direction, one.count) for one in found] if found else ()
+        for found in column
+    ]
 
 
-_DIMENSIONS: dict[str, Source] = {
+def _shadows(column: Sequence[tuple[Shadowed, ...]]) -> Column:
+    return [
+        [(one.bundle, one.release, one.decision, one.reason, one.rules) for one in said] if said else ()
+        for said in column
+    ]
+
+
+def _least_empty(column: Column) -> Column:
+    """What goes without saying is the least value."""
+    return ["" if text in ("ruling", "user") else text for text in column]
+
+
+def _codes(column: Column) -> Column:
+    return [code or None for code in column]
+
+
+_DIMENSIONS = {
     **{
-        name: _of(name)
+        name: _Source(name)
         for name in (
             *("tenant", "call_id", "root_call_id", "region", "edge", "subject_id", "agent", "session_id", "protocol"),
             *("protocol_session_id", "method", "server", "target", "decision", "bundle", "labels"),
         )
     },
-    "requested_at": _of("requested_us"),
-    "issuer": _sealed("issuer"),
-    "subject": _sealed("subject"),
-    "login": _sealed("login"),
-    "claimed_client": _sealed("claimed_client"),
-    "address": _sealed("address"),
-    "arguments": _Within(_sealed("arguments"), _captured),
-    "result": _Within(_sealed("result"), _captured),
-    "inputs": _Within(_sealed("inputs"), _captured),
+    "requested_at": _Source("requested_us"),
+    **{name: _Source(name, "sealed") for name in ("issuer", "subject", "login", "claimed_client", "address")},
+    **{name: _Source(name, "sealed", _captured) for name in ("arguments", "result", "inputs")},
 }
-
-
-def _shadows(shadows: tuple[Shadowed, ...]) -> Sequence[tuple[str, int, str, str, tuple[str, ...]]]:
-    return [(one.bundle, one.release, one.decision, one.reason, one.rules) for one in shadows] if shadows else ()
-
-
 _SIDE = ("mode", "stage", "reason", "message", "rules")
-_REQUESTED: dict[str, Source] = {
-    "version": lambda _: 1,
-    "requested_event": _of("id"),
-    **{f"requested_{name}": _of(name) for name in _SIDE},
-    "release": _input("release"),
-    "role": _Within(_input("role"), {"ruling": "", "canary": "canary", "shadow": "shadow"}.__getitem__),
-    "principal_kind": _Within(_input("kind"), {"user": "", "service": "service"}.__getitem__),
-    "taint": _input("taint"),
-    "facts": _input("facts"),
-    "approval_id": _of("approval_id"),
-    "shadows": _Within(_of("shadows"), _shadows),
-    "retry_after_ms": _of("retry_after_ms"),
-    "catalog": _input("catalog"),
-    "groups": _input("groups"),
-    "control_epoch": _input("control_epoch"),
-    "arguments_kept": _input("arguments_kept"),
-    "arguments_capture": _of("capture"),
-    "arguments_digest": _of("arguments_digest"),
-    "arguments_fingerprints": _of("fingerprints"),
-    "arguments_findings": _Within(_of("findings"), _findings),
-    "arguments_bytes": _of("arguments_bytes"),
-    "request_kid": _sealed("kid"),
-    "request_box": _Within(_sealed("box"), _box),
+_REQUESTED = {
+    "requested_event": _Source("id"),
+    **{f"requested_{name}": _Source(name) for name in _SIDE},
+    **{
+        name: _Source(name, "inputs")
+        for name in ("release", "taint", "facts", "catalog", "groups", "control_epoch", "arguments_kept")
+    },
+    "role": _Source("role", "inputs", _least_empty),
+    "principal_kind": _Source("kind", "inputs", _least_empty),
+    "approval_id": _Source("approval_id"),
+    "shadows": _Source("shadows", "", _shadows),
+    "retry_after_ms": _Source("retry_after_ms"),
+    "arguments_capture": _Source("capture"),
+    "arguments_digest": _Source("arguments_digest"),
+    "arguments_fingerprints": _Source("fingerprints"),
+    "arguments_findings": _Source("findings", "", _findings),
+    "arguments_bytes": _Source("arguments_bytes"),
+    "request_kid": _Source("kid", "sealed"),
+    "request_box": _Source("box", "sealed", _boxes),
 }
-_ABANDONED: dict[str, Source] = {
-    "version": lambda _: 2,
-    "abandoned_event": _of("id"),
-    "abandoned_at": _of("found_us"),
-    **{f"requested_{name}": _of(name) for name in _SIDE},
-    "request_kid": _sealed("kid"),
-    "request_box": _Within(_sealed("box"), _box),
+_ABANDONED = {
+    "abandoned_event": _Source("id"),
+    "abandoned_at": _Source("found_us"),
+    **{f"requested_{name}": _Source(name) for name in _SIDE},
+    "request_kid": _Source("kid", "sealed"),
+    "request_box": _Source("box", "sealed", _boxes),
 }
-_COMPLETED: dict[str, Source] = {
-    "version": lambda _: 3,
-    "completed_event": _of("id"),
-    "completed_at": _of("completed_us"),
-    **{f"completed_{name}": _of(name) for name in _SIDE},
-    "arguments_bytes": _of("arguments_bytes"),
-    "outcome": _of("outcome"),
-    "error_code": lambda event: event.error_code or None,
-    "policy_us": _of("policy_us"),
-    "upstream_us": _of("upstream_us"),
-    "total_us": _of("total_us"),
-    "masked": _of("masked"),
-    "records": _of("records"),
-    "cost_micros": _of("cost_micros"),
-    "result_capture": _of("capture"),
-    "result_bytes": _of("result_bytes"),
-    "result_digest": _of("result_digest"),
-    "result_fingerprints": _of("fingerprints"),
-    "result_findings": _Within(_of("findings"), _findings),
-    "completion_kid": _sealed("kid"),
-    "completion_box": _Within(_sealed("box"), _box),
+_COMPLETED = {
+    "completed_event": _Source("id"),
+    "completed_at": _Source("completed_us"),
+    **{f"completed_{name}": _Source(name) for name in _SIDE},
+    **{name: _Source(name) for name in ("arguments_bytes", "outcome", "policy_us", "upstream_us", "total_us")},
+    **{name: _Source(name) for name in ("masked", "records", "cost_micros", "result_bytes", "result_digest")},
+    "error_code": _Source("error_code", "", _codes),
+    "result_capture": _Source("capture"),
+    "result_fingerprints": _Source("fingerprints"),
+    "result_findings": _Source("findings", "", _findings),
+    "completion_kid": _Source("kid", "sealed"),
+    "completion_box": _Source("box", "sealed", _boxes),
 }
-
-
-_CALL_GETTERS: Mapping[type, Mapping[str, Source]] = {
+_VERSIONS: Mapping[type, int] = {CallRequested: 1, CallAbandoned: 2, CallCompleted: 3}
+_CALL_SOURCES: Mapping[type, Mapping[str, _Source]] = {
     CallRequested: _DIMENSIONS | _REQUESTED,
     CallAbandoned: _DIMENSIONS | _ABANDONED,
     CallCompleted: _DIMENSIONS | _COMPLETED,
@@ -311,7 +325,9 @@ EVENT_TYPES: Mapping[str, str] = dict.fromkeys((*_COMMON, *_FILTERS, *_POSITION,
     **dict.fromkeys(("seq", "offset"), _COUNT),
     "partition": "UInt32",
 }
-CALL_TYPES: Mapping[str, str] = dict.fromkeys((*_DIMENSIONS, *_REQUESTED, *_ABANDONED, *_COMPLETED), "String") | {
+CALL_TYPES: Mapping[str, str] = dict.fromkeys(
+    ("version", *_DIMENSIONS, *_REQUESTED, *_ABANDONED, *_COMPLETED), "String"
+) | {
     **dict.fromkeys(("requested_at", "abandoned_at", "completed_at"), _TIME),
     **dict.fromkeys(("release", "control_epoch", "arguments_bytes", "result_bytes"), _COUNT),
     **dict.fromkeys(("policy_us", "upstream_us", "total_us", "masked"), _COUNT),
@@ -340,8 +356,4 @@ _OF_FINDING = (
     *("tenant", "region", "rule", "severity", "title", "message", "subject_id", "agent", "session_id", "server"),
     *("target", "call_ids"),
 )
-_FINDING: dict[str, Getter] = {
-    "finding_id": _of("id"),
-    "raised_at": _of("time_us"),
-    **{name: _of(name) for name in _OF_FINDING},
-}
+_FINDING = {"finding_id": "id", "raised_at": "time_us", **{name: name for name in _OF_FINDING}}

@@ -5,10 +5,11 @@ their type. Counterpart: `clickhouse.py`, which sends what this makes. Pure.
 """
 
 import re
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, chain
+from struct import error as StructError
+from struct import pack
 from typing import Any, Final
 
 from tidegate.errors import AnalyticsRefused
@@ -33,6 +34,9 @@ _NUMBERS: Final = {
 }
 _TYPE: Final = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
 _SHORT: Final = 128  # lengths below take one byte
+_CHARACTERS: Final = "".join(map(chr, range(_SHORT)))
+_KEPT_MAX: Final = 65_536
+_SEEN: Final = 16  # texts of a column from which it is told whether they repeat
 
 
 def encoded(columns: Mapping[str, Column], types: Mapping[str, str], rows_max: int) -> Iterator[bytes]:
@@ -84,7 +88,7 @@ def _laid_out(name: str, kind: str, column: Column) -> bytes:
         _layouts[kind] = _layout(kind)
     try:
         return _layouts[kind](column)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, StructError) as error:
         raise AnalyticsRefused(f"column {name} has a value that is no {kind}: {error}") from error
 
 
@@ -96,7 +100,7 @@ def _layout(kind: str) -> Layout:
         return texts
     if name in _NUMBERS:
         code = _NUMBERS[name]
-        return lambda column: array(code, column).tobytes()
+        return lambda column: pack(f"={len(column)}{code}", *column)
     if name == "Array":
         return _arrays(_layout(inner))
     if name == "Nullable":
@@ -113,38 +117,51 @@ _layouts: dict[str, Layout] = {}
 
 def texts(column: Column) -> bytes:
     """A column of String."""
+    if not column:
+        return b""
+    if column[0] == column[-1] and column.count(column[0]) == len(column):
+        return _text(column[0]) * len(column)
     kinds = set(map(type, column))
-    if kinds <= {str}:
+    if kinds == {str}:
         return _strings(column)
-    if not kinds <= {bytes}:
+    if kinds != {bytes}:
         column = [_raw(text) for text in column]
-    lengths = list(map(len, column))
-    if not any(lengths):
-        return bytes(len(column))
-    parts: list[bytes] = [b""] * (2 * len(lengths))
-    parts[::2] = map(_heads.__getitem__, lengths)
-    parts[1::2] = column
-    return b"".join(parts)
+    return b"".join(_headed(column, _heads, b""))
 
 
 def _strings(column: Sequence[str]) -> bytes:
+    if len(set(column[:_SEEN])) < _SEEN / 2:  # names: few, each many times
+        return b"".join(map(_texts.__getitem__, column))
+    if not "".join(column).isascii():
+        return b"".join(map(_text, column))
     lengths = set(map(len, column))
-    if len(lengths) == 1 and (length := lengths.pop()) < _SHORT:  # ids, digests
-        if not length:
-            return bytes(len(column))
-        head = chr(length)
-        joined = head + head.join(column)
-        if joined.isascii():
-            return joined.encode()
-    return b"".join(map(_Texts().__getitem__, column))  # names: few, each many times
+    if max(lengths) >= _SHORT:
+        return b"".join(_headed(list(map(str.encode, column)), _heads, b""))
+    if len(lengths) == 1:  # ids, digests
+        head = chr(lengths.pop())
+        return (head + head.join(column)).encode()
+    return "".join(_headed(column, _CHARACTERS, "")).encode()
+
+
+def _headed(column: Column, heads: Any, empty: Any) -> list[Any]:
+    """Each text after its head."""
+    parts = [empty] * (2 * len(column))
+    parts[::2] = map(heads.__getitem__, map(len, column))
+    parts[1::2] = column
+    return parts
 
 
 class _Texts(dict[str, bytes]):
-    """Texts as they are laid out, each made once."""
+    """Texts as they are laid out, the first that come made once."""
 
     def __missing__(self, text: str) -> bytes:
-        made = self[text] = _text(text)
+        made = _text(text)
+        if len(made) < _SHORT and len(self) < _KEPT_MAX:
+            self[text] = made
         return made
+
+
+_texts = _Texts()
 
 
 class _Heads(dict[int, bytes]):
@@ -152,7 +169,7 @@ class _Heads(dict[int, bytes]):
 
     def __missing__(self, length: int) -> bytes:
         made = _varint(length)
-        if len(self) < 65_536:
+        if len(self) < _KEPT_MAX:
             self[length] = made
         return made
 
@@ -165,7 +182,7 @@ def _arrays(inner: Layout) -> Layout:
         lengths = list(map(len, column))
         if not any(lengths):
             return bytes(8 * len(lengths))
-        return array("Q", accumulate(lengths)).tobytes() + inner(list(chain.from_iterable(column)))
+        return pack(f"={len(lengths)}Q", *accumulate(lengths)) + inner(list(chain.from_iterable(column)))
 
     return arrays
 
