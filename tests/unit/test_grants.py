@@ -234,7 +234,7 @@ SLIPS = [
     ("- id: a\n  team: eng\n  tools: {git: '*'}\n  limits:\n    n: {optional: true}", 7, "says nothing"),
     ("- id: a\n  team: eng\n  tools: {git: '*'}\n  ask: maybe", 6, "takes true or false"),
     ("- id: a\n  team: 7\n  tools: {git: '*'}", 4, "in quotes"),
-    ("- &x {id: a, team: eng, tools: {git: '*'}}\n- *x", 1, "alias"),
+    ("- &x {id: a, team: eng, tools: {git: '*'}}\n- *x", 4, "alias"),
     ("- {id: a, team: eng, tools: {git: '*'}}\n- {id: a, team: ops, tools: {git: '*'}}", 4, "is taken in line 3"),
     ("- [", 3, "is not YAML"),
 ]

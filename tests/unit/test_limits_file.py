@@ -116,7 +116,7 @@ records: {git/git_log: "commits[].hash"}
         ("records: {git/x: 'a.b'}", 2, "with [] for a list"),
         ("records: {git/x: 'a..b[]'}", 2, "leads to no records"),
         ("limit: []", 2, "did you mean 'limits'?"),
-        ("limits: *x", 1, "alias"),
+        ("limits: *x", 2, "alias"),
         ("limits: {", 2, "not YAML"),
     ],
 )

@@ -197,7 +197,7 @@ def test_the_rules_are_read_with_their_defaults_and_by_server() -> None:
         ("v: 1\nservers:\n  Git: {new: hold}", 3, "'Git' is no server's name"),
         ("v: 1\nservers:\n  git: hold", 3, "servers.git must have keys and values"),
         ("v: 1\nnew: hold\nnew: allow", 3, "has 'new' twice"),
-        ("v: 1\nnew: &a hold\nfirst: *a", 1, "uses a YAML alias"),
+        ("v: 1\nnew: &a hold\nfirst: *a", 3, "uses a YAML alias"),
         ("v: 1\nnew: [", 2, "is not YAML"),
         ("v: 1\nnew:", 2, "`new` is one of allow, alert, hold"),
         ("- v", 1, "the file must have keys and values"),

@@ -24,7 +24,7 @@ from tidegate.inspection.masking import mask_of
 from tidegate.inspection.packs import PACKS
 from tidegate.inspection.patterns import Action, InspectionRules, Pattern, Record, Severity
 from tidegate.inspection.validators import VALIDATORS
-from tidegate.yaml_nesting import check_nesting
+from tidegate.plain_yaml import NotPlain, PlainLoader, check_plain
 
 __all__ = ["InspectionRules", "Pattern", "load_inspection"]
 
@@ -81,9 +81,11 @@ def _parsed(text: bytes) -> _File:
     if len(text) > TEXT_BYTES_MAX:
         raise _fault("$", f"{len(text)} bytes; the most is {TEXT_BYTES_MAX}")
     try:
-        check_nesting(text)
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        check_plain(text)
+        raw = yaml.load(text, Loader=PlainLoader)  # noqa: S506
+    except NotPlain as unfit:
+        raise _fault(f"line {unfit.line}", str(unfit)) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise _fault("$", f"is not valid YAML: {error}") from error
     try:
         return msgspec.convert({} if raw is None else raw, _File)

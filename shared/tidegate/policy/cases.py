@@ -17,6 +17,7 @@ import msgspec
 import yaml
 
 from tidegate.errors import BundleFault, Problem
+from tidegate.plain_yaml import NotPlain, PlainLoader, UsesAlias, check_plain
 from tidegate.policy.bundle import CASES, SCHEMA, Bundle
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.facts import Facts
@@ -24,9 +25,9 @@ from tidegate.policy.grants_schema import declared_actions, unknown_server, unkn
 from tidegate.policy.verdict import Effect, Verdict
 from tidegate.policy.yaml_reading import hint, line_of
 from tidegate.policy.zones import zone_of
-from tidegate.yaml_nesting import NestsTooDeep, check_nesting
 
 CASES_MAX = 10_000
+CASES_BYTES_MAX = 4 * 1024 * 1024
 _EFFECTS = get_args(Effect)
 _FIELD_AT = re.compile(r"at `\$\.(\w+)")
 
@@ -144,16 +145,21 @@ def load_cases(text: str) -> list[tuple[Case, int]]:
 def _read(text: str) -> list[tuple[yaml.Node, Any]]:
     """Each entry as it is written, and its value. Raises BundleFault."""
     line, entries = 1, []
+    if len(text.encode(errors="replace")) > CASES_BYTES_MAX:
+        raise _fault([Problem(CASES, f"has more than {CASES_BYTES_MAX} bytes", 1)])
     try:
-        check_nesting(text)
-        loader = yaml.SafeLoader(text)
+        check_plain(text)
+        loader = PlainLoader(text)
         node = loader.get_single_node()
         for item in _listed(node):
             line = line_of(item)
             entries.append((item, loader.construct_document(item)))
-    except NestsTooDeep as deep:
-        raise _fault([Problem(CASES, str(deep), deep.line)]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date that no calendar has
+    except UsesAlias as alias:
+        sentence = "uses a YAML alias (*name); write each case out, it is what people review"
+        raise _fault([Problem(CASES, sentence, alias.line)]) from None
+    except NotPlain as unfit:
+        raise _fault([Problem(CASES, str(unfit), unfit.line)]) from None
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         sentence = f"is not YAML: {error}".replace("\n", " ")
         raise _fault([Problem(CASES, sentence, mark.line + 1 if mark else line)]) from error

@@ -105,7 +105,7 @@ def read_grants(text: str) -> tuple[list[Grant], list[Problem]]:
     """The grants of a file in its order, and what is wrong; a wrong grant is left out. Never raises."""
     reader = _Reader()
     try:
-        if len(text.encode()) > GRANTS_BYTES_MAX:
+        if len(text.encode(errors="replace")) > GRANTS_BYTES_MAX:
             raise Wrong(1, f"has more than {GRANTS_BYTES_MAX} bytes; write the rules in policies/*.cedar")
         return reader.file(composed(text, "grant")), reader.problems
     except Wrong as wrong:

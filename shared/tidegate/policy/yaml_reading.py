@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import yaml
 
-from tidegate.yaml_nesting import NestsTooDeep, shallow_events
+from tidegate.plain_yaml import NUMBER_CHARS_MAX, NotPlain, UsesAlias, check_plain
 
 LIST_MAX: Final = 500
 NAME_MAX: Final = 512
@@ -53,11 +53,13 @@ class Wrong(Exception):
 def composed(text: str, entry: str) -> yaml.Node | None:
     """The nodes of a file; `entry` is what it is a list of. None where it is empty. Raises Wrong."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in shallow_events(text)):
-            raise Wrong(1, f"uses a YAML alias (*name); write each {entry} out, it is what people review")
+        check_plain(text)
         return yaml.compose(text, Loader=yaml.SafeLoader)
-    except NestsTooDeep as deep:
-        raise Wrong(deep.line, str(deep)) from None
+    except UsesAlias as alias:
+        sentence = f"uses a YAML alias (*name); write each {entry} out, it is what people review"
+        raise Wrong(alias.line, sentence) from None
+    except NotPlain as unfit:
+        raise Wrong(unfit.line, str(unfit)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).replace("\n", " ")
@@ -105,6 +107,8 @@ def scalar_of(node: yaml.Node, what: str) -> Value:
 
 def _whole(node: yaml.ScalarNode, what: str) -> int:
     try:
+        if len(node.value) > NUMBER_CHARS_MAX:
+            raise ValueError
         whole = int(yaml.SafeLoader("").construct_yaml_int(node))
     except (ValueError, IndexError):  # `0x_`, `!!int x`, thousands of digits
         raise Wrong(node, f"`{what}`: {node.value[:40]} is no whole number") from None
