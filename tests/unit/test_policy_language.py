@@ -151,6 +151,48 @@ def test_a_permit_asks_first_and_is_let_be() -> None:
     assert problems('@id("p") permit (principal, action, resource) when { context has network && true };') == []
 
 
+OFFICE_IS = "context.network.ip.isInRange(OFFICE)"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        f"unless {{ context has network && {OFFICE_IS} }}",
+        f'unless {{ context has network && context.protocol like "2*" && {OFFICE_IS} }}',
+        f'unless {{ context.protocol == "x" || (context has network && !{OFFICE_IS}) }}',
+        f"when {{ !(context has network && {OFFICE_IS}) }}",
+        f'when {{ context.protocol like "2*" && !(context has network && {OFFICE_IS}) }}',
+        f'when {{ context.protocol == "x" || !(context has network && {OFFICE_IS}) }}',
+        f'when {{ context.protocol like "2*" }} unless {{ context has network && {OFFICE_IS} }}',
+    ],
+)
+def test_a_permit_that_holds_where_the_address_is_unknown_is_pointed_out(condition: str) -> None:
+    text = f'@id("p") permit (principal, action, resource) {condition};'.replace("OFFICE", 'ip("10.0.0.0/8")')
+    found = check_bundle(bundle(text))
+    assert [(one.path, one.line, one.rule, one.fatal) for one in found] == [("policies/p.cedar", 1, "p", False)]
+    assert "where `network` is not known this rule permits the call all the same" in found[0].sentence
+    assert "`permit … when { context has network && context.network.ip.isInRange(…) }`" in found[0].sentence
+    assert evaluate(text, Facts(protocol="2026-07-28")).effect == "allow"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        f"when {{ context has network && {OFFICE_IS} }}",
+        f"when {{ context has network && !{OFFICE_IS} }}",
+        f"unless {{ !(context has network) || {OFFICE_IS} }}",
+        f"when {{ context has network }} unless {{ context has network && {OFFICE_IS} }}",
+        f"when {{ !(context has network) || {OFFICE_IS} }}",  # that is meant
+        f"when {{ if context has network then {OFFICE_IS} else true }}",
+        "unless { context has network }",
+        'when { context.args has path } unless { context.args has path && context.args.path == "x" }',
+    ],
+)
+def test_a_permit_that_says_what_holds_where_the_address_is_unknown_is_let_be(condition: str) -> None:
+    text = f'@id("p") permit (principal, action, resource) {condition};'.replace("OFFICE", 'ip("10.0.0.0/8")')
+    assert problems(text) == []
+
+
 def test_every_circumstance_that_may_be_absent_is_pointed_out_once_in_a_rule() -> None:
     told = problems(forbid('context has protocol && context has time && context.protocol == "x"'))
     assert len(told) == 2

@@ -1,5 +1,5 @@
 """What is allowed in rules and seldom meant: annotations that mean nothing, questions whose approvers differ, forbids
-that do not hold where something is not known. Pure.
+that do not hold where something is not known, and permits that do. Pure.
 
 Counterpart: `check.py` tells them beside what is wrong; none of them keeps a bundle from ruling.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from tidegate.errors import Problem
-from tidegate.policy.absences import passed_without
+from tidegate.policy.absences import passed_without, permitted_without
 from tidegate.policy.annotations import ANYBODY_ELSE, KNOWN
 from tidegate.policy.rules import Rule, Scope
 
@@ -49,6 +49,13 @@ def _open(rules: Iterable[Rule]) -> Iterator[Problem]:
             sentence = (
                 f"where `{name}` is not known this rule lets the call pass; write `forbid … unless {{ {there} }}` with "
                 f"what must hold, or `when {{ !(context has {name}) || … }}`"
+            )
+            yield Problem(rule.path, sentence, rule.line, rule.id, False)
+        for name in permitted_without(rule):
+            there = f"context has {name} && {_EXAMPLES.get(name, '…')}"
+            sentence = (
+                f"where `{name}` is not known this rule permits the call all the same; write `permit … when {{ {there} "
+                f"}}` with what must hold or, where that is meant, `when {{ !(context has {name}) || … }}`"
             )
             yield Problem(rule.path, sentence, rule.line, rule.id, False)
 
