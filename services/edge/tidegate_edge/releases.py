@@ -166,7 +166,9 @@ class Releases:
         if isinstance(outcome, Withdrawal):
             self._end(tenant, outcome.release.role)
         release = outcome.release
-        canonical = outcome.canonical if isinstance(outcome, Activation) else b""
+        if keeps:  # at once: an edge that is killed now begins with it
+            canonical = outcome.canonical if isinstance(outcome, Activation) else b""
+            await self._keep(tenant, release.role, outcome.signed, canonical)
         _log.info(
             "release %d of tenant %s: %s is bundle %s",
             release.number,
@@ -186,8 +188,6 @@ class Releases:
             ),
         )
         await self._mark(tenant, release, before)
-        if keeps:
-            await self._keep(tenant, release.role, outcome.signed, canonical)
 
     async def _keep(self, tenant: str, role: Role, signed: bytes, canonical: bytes) -> None:
         try:
