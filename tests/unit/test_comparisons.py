@@ -28,8 +28,7 @@ def alike(condition: str, *calls: dict[str, object]) -> bool:
     rules, problems = parse_rules({"p": policy(condition)})
     assert not problems
     need = rules[0].needs.parts.get("args", NOTHING)
-    found = [msgspec.json.encode(Alike(need).of(encode_arguments(call, need))) for call in calls]
-    return len(set(found)) == 1
+    return len({Alike(need).of(call) for call in calls}) == 1
 
 
 def engine_of(condition: str) -> Engine:

@@ -6,8 +6,11 @@ anything a JSON decoder yields.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
+from hashlib import blake2b
+
+import msgspec
 
 from tidegate.limits import JSON_DEPTH_MAX, POLICY_VALUES_MAX
 from tidegate.policy.comparisons import Likeness, is_few
@@ -17,6 +20,7 @@ RESERVED_KEYS = frozenset({"__entity", "__extn", "__expr"})
 _LONG_MIN, _LONG_MAX = -(2**63), 2**63 - 1
 _EXACT_FLOAT = 2.0**53  # beyond it a JSON number decoded as a float may not be the number that was sent
 _EVERYTHING = Need(whole=True)
+_encode = msgspec.json.Encoder().encode
 
 
 class NotRepresentable(Exception):
@@ -83,30 +87,50 @@ class _Encoding:
 
 
 class Alike:
-    """Encoded arguments without what the rules cannot tell apart: where two are the same here, Cedar answers the
-    same.
-    """
+    """Arguments without what the rules cannot tell apart: of two that are the same here, Cedar says the same."""
 
-    def __init__(self, need: Need) -> None:
-        parts = {} if need.whole or need.compared else need.parts
-        self._likeness = {
-            name: Likeness(part.compared)
-            for name, part in parts.items()
-            if part.compared and not part.whole and not part.parts and is_few(part.compared)
-        }
-        self._inside = {name: Alike(part) for name, part in parts.items() if part.parts and not part.whole}
+    def __init__(self, need: Need, at: tuple[str, ...] = ()) -> None:
+        self._need = need
+        plain = not (need.whole or need.compared) and RESERVED_KEYS.isdisjoint(need.parts)
+        self._looks = [(name, _look(part, (*at, name))) for name, part in need.parts.items()] if plain else None
 
-    def of(self, encoded: Mapping[str, object]) -> Mapping[str, object]:
-        """The same names, in the same order."""
-        left = dict(encoded)
-        for name, likeness in self._likeness.items():
-            if name in left:
-                left[name] = likeness.of(left[name])
-        for name, inside in self._inside.items():
-            value = left.get(name)
-            if type(value) is dict:
-                left[name] = inside.of(value)
-        return left
+    def of(self, arguments: Mapping[str, object]) -> tuple[object, ...]:
+        """To be compared with others for the same need. It holds no argument: what rules say, and digests. Raises
+        NotRepresentable where `encode_arguments` does.
+        """
+        if self._looks is None:
+            return (_digest(encode_arguments(arguments, self._need)),)
+        return tuple([None if (value := arguments.get(name)) is None else look(value) for name, look in self._looks])
+
+
+def _look(need: Need, at: tuple[str, ...]) -> Callable[[object], object]:
+    """What is seen of a value that is there."""
+
+    def whole(value: object) -> object:
+        return _digest(_Encoding().value(value, need, at))
+
+    def compared(value: object) -> object:
+        if type(value) is str:
+            return likeness.of(value if value.isascii() else _text(value, at))
+        return likeness.of(_long(value, at)) if type(value) is int else whole(value)
+
+    def inner(value: object) -> object:
+        return inside.of(value) if type(value) is dict else whole(value)
+
+    if need.whole or (need.compared and (need.parts or not is_few(need.compared))):
+        return whole
+    if need.compared:
+        likeness = Likeness(need.compared)
+        return compared
+    if need.parts:
+        inside = Alike(need, at)
+        return inner
+    return lambda _: True
+
+
+def _digest(encoded: object) -> bytes:
+    """What was sent is not kept for longer than its call."""
+    return blake2b(_encode(encoded), digest_size=32).digest()
 
 
 def _whole(need: Need | None) -> Need:

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -206,22 +205,22 @@ class Engine:
         route = self._route(principal, server, tool)
         if route.standing is not None:
             return route.standing
+        if route.circumstances:
+            context = self._context(route, arguments, facts, server, tool)
+            return _asked(route, context, server, tool) if isinstance(context, str) else context
         try:
-            args = encode_arguments(arguments, route.args)
+            alike = route.alike.of(arguments)
         except NotRepresentable as fault:
             return _not_encoded(fault, route, server, tool)
-        if route.circumstances:
-            around = encode_facts(route.circumstances, facts, self._content.zone)
-            return _asked(route, f"{route.context_opening}{_encode(args).decode()}{around}}}", server, tool)
-        # what was sent is not kept for longer than its call
-        digest = blake2b(_encode(route.alike.of(args)), digest_size=32).digest()
         answers = route.answers
-        verdict = answers.get(digest)
+        verdict = answers.get(alike)
         if verdict is None:
+            context = self._context(route, arguments, facts, server, tool)
+            if isinstance(context, Verdict):
+                return context
             if len(answers) >= ANSWERS_PER_ROUTE_MAX:
                 answers.clear()
-            context = f"{route.context_opening}{_encode(args).decode()}}}"
-            verdict = answers[digest] = _asked(route, context, server, tool)
+            verdict = answers[alike] = _asked(route, context, server, tool)
         return verdict
 
     def evaluate_many(

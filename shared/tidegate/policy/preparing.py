@@ -71,7 +71,9 @@ class Route:
     circumstances: tuple[str, ...] = ()  # those that the rules look at
     context_opening: str = ""
     verdicts: dict[tuple[str, ...], Verdict] = field(default_factory=dict)  # by the rules that were satisfied
-    answers: dict[bytes, Verdict] = field(default_factory=dict)  # by digests of what is `alike`, where no more matters
+    answers: dict[tuple[object, ...], Verdict] = field(
+        default_factory=dict
+    )  # by what is `alike`, where no more matters
 
     @cached_property
     def alike(self) -> Alike:
