@@ -1,8 +1,8 @@
 """A fast MCP server to measure and to test against: one process, one file, streamable HTTP of both eras, JSON only.
 
-Tools: `echo` (about 1 kB back) and `note`. `GET /seen` tells, in order and with repeats, the `nonce` arguments that
-tools/call brought, so that a test can balance the books with a gateway's records. When it listens it prints one line of
-JSON: {"url", "seen"}.
+Tools: `echo` (about 1 kB back), `note`, and with --results `fetch` (a file's bytes as the result). `GET /seen` tells,
+in order and with repeats, the `nonce` arguments that tools/call brought, so that a test can balance the books with a
+gateway's records. When it listens it prints one line of JSON: {"url", "seen"}.
 Sources: MCP 2026-07-28 basic/transports/streamable-http; 2025-11-25 basic/transports.
 """
 
@@ -13,6 +13,7 @@ import secrets
 import signal
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, cast
 
 import httptools
@@ -49,6 +50,12 @@ TOOLS: Final = [
         "inputSchema": {"type": "object", "properties": _ARGUMENTS, "required": ["text"]},
     },
 ]
+_FETCH: Final = {
+    "name": "fetch",
+    "description": "Answer with the result that is kept under `path`.",
+    "inputSchema": {"type": "object", "properties": _ARGUMENTS, "required": ["path"]},
+    "annotations": {"readOnlyHint": True},
+}
 
 
 class Message(msgspec.Struct):
@@ -104,7 +111,9 @@ class Refused(Exception):
 class McpServer:
     """Requests in, answers out: no sockets. Remembers legacy sessions and the nonces it saw, both bounded."""
 
-    def __init__(self, *, sessions: bool, seen_max: int) -> None:
+    def __init__(self, *, sessions: bool, seen_max: int, results: Path | None = None) -> None:
+        self._results = results
+        self._tools = TOOLS if results is None else [*TOOLS, _FETCH]
         self._mints_sessions = sessions
         self._sessions: OrderedDict[bytes, None] = OrderedDict()
         self._seen: deque[str] = deque(maxlen=seen_max)
@@ -150,7 +159,8 @@ class McpServer:
             case "tools/call":
                 result = self._call(params, _MODERN_TAIL)
             case "tools/list":
-                result = _encode({"tools": TOOLS, "resultType": "complete", "ttlMs": 60_000, "cacheScope": "public"})
+                listed = {"tools": self._tools, "resultType": "complete", "ttlMs": 60_000, "cacheScope": "public"}
+                result = _encode(listed)
             case "server/discover":
                 result = _DISCOVERED
             case method:
@@ -168,7 +178,7 @@ class McpServer:
             case "tools/call":
                 result = self._call(params, _LEGACY_TAIL)
             case "tools/list":
-                result = _encode({"tools": TOOLS})
+                result = _encode({"tools": self._tools})
             case "ping":
                 result = b"{}"
             case method:
@@ -194,6 +204,9 @@ class McpServer:
             raise Refused(404, INVALID_REQUEST, "the session is unknown or was deleted; send initialize again")
 
     def _call(self, params: Params, tail: bytes) -> bytes:
+        if params.name == "fetch" and self._results is not None:
+            self._calls += 1
+            return (self._results / Path(_decode_arguments(params.arguments).path).name).read_bytes()
         if params.name not in ("echo", "note"):
             raise Refused(200, INVALID_PARAMS, f"no tool '{params.name}'")
         arguments = _decode_arguments(params.arguments)
@@ -307,8 +320,9 @@ def main() -> None:
         "--sessions", action="store_true", help="mint Mcp-Session-Id for legacy clients and insist on it"
     )
     parser.add_argument("--seen-max", type=int, default=1_000_000, help="nonces remembered; the oldest go first")
+    parser.add_argument("--results", type=Path, help="a directory with whole results, for the tool `fetch`")
     options = parser.parse_args()
-    server = McpServer(sessions=options.sessions, seen_max=options.seen_max)
+    server = McpServer(sessions=options.sessions, seen_max=options.seen_max, results=options.results)
     uvloop.run(serve(server, options.host, options.port))
 
 
