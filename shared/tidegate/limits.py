@@ -7,6 +7,8 @@ import msgspec
 HEADERS_BYTES_MAX: Final = 32 * 1024
 HEADERS_COUNT_MAX: Final = 100
 JSON_DEPTH_MAX: Final = 64
+LARGE_BYTES: Final = 64 * 1024  # of a body or a result: beyond it, it is read and inspected in turns with other work
+CONTAINERS_PER_BODY_MAX: Final = 200_000  # objects and lists in a large request
 TOKEN_BYTES_MAX: Final = 16 * 1024
 BUNDLE_BYTES_MAX: Final = 16 * 1024 * 1024
 BUNDLE_CHUNK_BYTES: Final = 512 * 1024

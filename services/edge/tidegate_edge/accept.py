@@ -16,6 +16,7 @@ from mcp.shared.inbound import (
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
 from tidegate.limits import BATCH_MEMBERS_MAX
+from tidegate.turns import Turns
 from tidegate_edge import messages, strict_json
 from tidegate_edge.messages import (
     CLIENT_CAPABILITIES_META,
@@ -87,14 +88,39 @@ class Batch(msgspec.Struct, frozen=True):
 
 def accept(headers: dict[bytes, bytes], body: bytes) -> Request | Response | Batch | Reply:
     """Read one POST. `headers`: lower-case names, values stripped of SP and HTAB, no duplicates of SINGLE_HEADERS."""
+    if (refused := _unfit(headers)) is not None:
+        return refused
+    try:
+        value = strict_json.read(body)
+    except strict_json.NotStrictJson as error:
+        return _not_strict(error)
+    return _of_value(value, headers, body)
+
+
+def accepting(headers: dict[bytes, bytes], body: bytes) -> Turns[Request | Response | Batch | Reply]:
+    """As `accept`, for a large body: in turns with other work."""
+    if (refused := _unfit(headers)) is not None:
+        return refused
+    try:
+        value = yield from strict_json.reading(body, keep=True)
+    except strict_json.NotStrictJson as error:
+        return _not_strict(error)
+    return _of_value(value, headers, body)
+
+
+def _unfit(headers: dict[bytes, bytes]) -> Reply | None:
     if headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower() != b"application/json":
         return refuse(415, INVALID_REQUEST, "content-type must be application/json")
     if not _accepts_json(headers.get(b"accept")):
         return refuse(406, INVALID_REQUEST, "accept must allow application/json and text/event-stream")
-    try:
-        value = strict_json.read(body)
-    except strict_json.NotStrictJson as error:
-        return refuse(400, PARSE_ERROR, f"the body is refused: {error}")
+    return None
+
+
+def _not_strict(error: strict_json.NotStrictJson) -> Reply:
+    return refuse(400, PARSE_ERROR, f"the body is refused: {error}")
+
+
+def _of_value(value: Any, headers: dict[bytes, bytes], body: bytes) -> Request | Response | Batch | Reply:
     version_header = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
     if isinstance(value, dict):
         return _message(value, body, headers, version_header)

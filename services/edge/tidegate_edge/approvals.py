@@ -56,7 +56,7 @@ async def settle(edge: Edge, call: Ongoing) -> None:
     else:
         await _look(edge, call)
     if call.decision == "allow":
-        steps.fingerprint_arguments(edge, call)
+        await edge.aside.in_turns(steps.fingerprinting_arguments(edge, call))
 
 
 async def _look(edge: Edge, call: Ongoing) -> None:

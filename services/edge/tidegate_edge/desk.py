@@ -13,9 +13,10 @@ import msgspec
 from tidegate.errors import Fault
 from tidegate.identity import Principal, Refused, www_authenticate
 from tidegate.ids import now_us
+from tidegate.limits import LARGE_BYTES
 from tidegate.settings import Settings
 from tidegate_edge import methods, sessions, streams
-from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, Response, accept, refuse
+from tidegate_edge.accept import MODERN_VERSIONS, Batch, Request, Response, accept, accepting, refuse
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
 from tidegate_edge.inflight import ClientCancelled
@@ -136,7 +137,11 @@ class Desk:
         return msgspec.structs.replace(reply, headers=f"www-authenticate: {value}\r\n".encode("latin-1", "replace"))
 
     async def _post(self, exchange: Exchange, headers: dict[bytes, bytes], principal: Principal, server: str) -> Reply:
-        accepted = accept(headers, exchange.body)
+        if exchange.body_bytes <= LARGE_BYTES:
+            accepted = accept(headers, exchange.body)
+        else:
+            accepted = await self._edge.aside.in_turns(accepting(headers, exchange.body))
+            await asyncio.sleep(0)  # what follows begins a turn of its own
         if isinstance(accepted, Batch):
             return await self._batch(principal, server, accepted, exchange)
         if isinstance(accepted, Request):

@@ -29,6 +29,7 @@ from tidegate_edge.recorder import Recorder
 from tidegate_edge.renewals import Renewals
 from tidegate_edge.rings import Rings
 from tidegate_edge.ruling import Ruling
+from tidegate_edge.taking_turns import Aside
 from tidegate_edge.terms import terms_for
 from tidegate_edge.upstream.port import Upstream
 from tidegate_edge.vault import Vault
@@ -77,6 +78,7 @@ class Edge:
         self.streams = OpenStreams(sessions, settings.limits.streams_per_subject_max)
         self.announcements = Announcements()
         self.holding = Holding(settings.tenant)
+        self.aside = Aside()  # where large bodies are worked on
         self.vault: Vault | None = None  # set once, in `wiring.py`
         self.draining = asyncio.Event()  # streams end: the edge is about to stop
         self.processes = frozenset(name for name, server in settings.servers.items() if server.command)

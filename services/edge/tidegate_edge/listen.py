@@ -118,9 +118,9 @@ class Subscription:
         if call.decision == "allow":
             steps.decide(edge, call)
         if call.decision == "allow":
-            steps.inspect_arguments(edge, call)
+            steps.inspect(edge, call)
         else:
-            steps.inspect_refused(edge, call)
+            steps.inspect_refused(call)
         await edge.recorder.record(requested_event(call, edge.place, edge.limits.capture_bytes_max), call.terms.mode)
         edge.counters.decided(call.decision)
         if call.decision != "allow" or call.item is None:

@@ -3,6 +3,8 @@ are given.
 
     accept → identify → admit → decide → inspect arguments → record → forward → inspect result → record → reply
 
+What is large is read and inspected in turns with other calls (`taking_turns.py`), by the same steps.
+
 (`accept` and `identify` have happened in `desk.py`: an unknown caller's body is not parsed.) A server that asks a
 legacy client for input is answered in a further round of the same call, decided and recorded anew.
 """
@@ -10,6 +12,7 @@ legacy client for input is answered in a further round of the same call, decided
 import asyncio
 
 from tidegate.errors import Fault, LogUnavailable
+from tidegate.limits import LARGE_BYTES
 from tidegate_edge import approvals, bridge, facts, reply, rounds, steps, tainting
 from tidegate_edge.accept import Request
 from tidegate_edge.calls import Ended, Inputs, Ongoing, completed_event, requested_event
@@ -52,10 +55,11 @@ async def _round(edge: Edge, call: Ongoing) -> Answer | Paused | Reply | Inputs:
         await facts.gather(edge, call)
     if call.decision == "allow":
         steps.decide(edge, call)
-    if call.decision in ("allow", "ask"):
-        steps.inspect_arguments(edge, call)
+    if len(call.request.raw_params) > LARGE_BYTES:
+        await edge.aside.in_turns(steps.inspecting(edge, call))
+        steps.admit_still(edge, call)
     else:
-        steps.inspect_refused(edge, call)
+        steps.inspect(edge, call)
     try:
         if call.decision == "ask":
             await approvals.settle(edge, call)
@@ -88,7 +92,10 @@ async def _carry_out(edge: Edge, call: Ongoing) -> Answer | Paused | Reply:
     edge.calls_in_flight += 1
     try:
         answer = await steps.forward(edge, call)
-        ended, answered = steps.inspect_result(edge, call, answer)
+        if steps.size(answer) > LARGE_BYTES:
+            ended, answered = await edge.aside.in_turns(steps.inspecting_result(edge, call, answer))
+        else:
+            ended, answered = steps.inspect_result(edge, call, answer)
         if call.plan is not None:
             await edge.budgets.count(call, ended)
         if call.tainting is not None:

@@ -9,10 +9,11 @@ from mcp.shared.inbound import encode_header_value, mcp_param_headers, validate_
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.events import Finding, Outcome
 from tidegate.ids import now_us
-from tidegate.inspection.fingerprints import fingerprints
+from tidegate.inspection.fingerprints import fingerprinting
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
-from tidegate.limits import FINDINGS_PER_CALL_MAX
+from tidegate.limits import FINDINGS_PER_CALL_MAX, LARGE_BYTES
 from tidegate.policy.control import scope_word
+from tidegate.turns import Turns, at_once
 from tidegate_edge import bridge, reply, shadows, strict_json, targets, tasks, translate
 from tidegate_edge.accept import PARAM_HEADER, Request
 from tidegate_edge.calls import NULL, TARGET_CHARS_MAX, Ended, Inputs, Ongoing
@@ -61,23 +62,9 @@ def admit(edge: Edge, call: Ongoing) -> None:
     """Quarantines, limits, and whether there is anything to decide with. Sets decision `allow` where the call may go
     on.
     """
-    quarantines = edge.quarantines_of(call.principal.tenant)
-    call.control_epoch = quarantines.epoch
-    standing = quarantines.match(
-        session_id=call.visit.session_id,
-        subject_id=call.principal.subject_id,
-        agent=call.principal.agent,
-        server=call.server,
-        tool=call.target,
-        now_us=call.requested_us,
-    )
-    if standing is not None:
-        call.refuse(
-            "quarantine", "quarantined", f"This {scope_word(standing.scope)} is in quarantine: {standing.reason}"
-        )
-        call.rules = (standing.quarantine_id,)
-        call.hidden = standing.scope in ("server", "tool") and not _is_known_to(edge, call)
-    elif call.ruling is None:
+    if _is_in_quarantine(edge, call):
+        return
+    if call.ruling is None:
         call.refuse(
             "policy",
             "no-bundle",
@@ -88,6 +75,32 @@ def admit(edge: Edge, call: Ongoing) -> None:
         call.refuse("limit", "gateway-busy", "The gateway has too many calls in flight. Try again shortly.", "limited")
     else:
         call.decision, call.stage = "allow", "policy"
+
+
+def _is_in_quarantine(edge: Edge, call: Ongoing) -> bool:
+    """Refuses the call where it is."""
+    quarantines = edge.quarantines_of(call.principal.tenant)
+    call.control_epoch = quarantines.epoch
+    standing = quarantines.match(
+        session_id=call.visit.session_id,
+        subject_id=call.principal.subject_id,
+        agent=call.principal.agent,
+        server=call.server,
+        tool=call.target,
+        now_us=call.requested_us,
+    )
+    if standing is None:
+        return False
+    call.refuse("quarantine", "quarantined", f"This {scope_word(standing.scope)} is in quarantine: {standing.reason}")
+    call.rules = (standing.quarantine_id,)
+    call.hidden = standing.scope in ("server", "tool") and not _is_known_to(edge, call)
+    return True
+
+
+def admit_still(edge: Edge, call: Ongoing) -> None:
+    """Whatever was commanded while a large call was inspected."""
+    if call.decision in ("allow", "ask") and edge.quarantines_of(call.principal.tenant).epoch != call.control_epoch:
+        _is_in_quarantine(edge, call)
 
 
 def _is_known_to(edge: Edge, call: Ongoing) -> bool:
@@ -148,30 +161,38 @@ def _compare_param_headers(call: Ongoing, arguments: dict[str, Any]) -> None:
         call.refuse("admission", reply.HEADER_MISMATCH_REASON, mismatch.message)
 
 
-def inspect_arguments(edge: Edge, call: Ongoing) -> None:
+def inspect(edge: Edge, call: Ongoing) -> None:
     """Patterns over everything that goes on: what blocks refuses, what masks changes what is sent. Fingerprints for
-    egress.
+    egress. What was refused is inspected as well, for its record.
     """
+    at_once(inspecting(edge, call))
+
+
+def inspecting(edge: Edge, call: Ongoing) -> Turns[None]:
+    """As `inspect`, in turns."""
+    if call.decision not in ("allow", "ask"):
+        yield from _inspecting_refused(call)
+        return
     assert call.item is not None
     assert call.ruling is not None
     scanner = call.ruling.scanner
-    if scanner.scan(call.request.raw_params, "arguments") is not EMPTY:
-        _settle_findings(scanner, call)
+    if (yield from scanner.suspecting(call.request.raw_params, "arguments")):
+        yield from _settling_findings(scanner, call)
     if call.decision == "allow":
-        fingerprint_arguments(edge, call)
+        yield from fingerprinting_arguments(edge, call)
 
 
-def fingerprint_arguments(edge: Edge, call: Ongoing) -> None:
+def fingerprinting_arguments(edge: Edge, call: Ongoing) -> Turns[None]:
     """Of what leaves the house; for a call that is made."""
     if "egress" in call.labels:
-        call.fingerprints = fingerprints(call.arguments, edge.fingerprint_key(call.principal.tenant))
+        call.fingerprints = yield from fingerprinting(call.arguments, edge.fingerprint_key(call.principal.tenant))
 
 
-def _settle_findings(scanner: Scanner, call: Ongoing) -> None:
+def _settling_findings(scanner: Scanner, call: Ongoing) -> Turns[None]:
     """The arguments, and what goes on beside them, each for itself."""
-    scan = _capture(scanner, call)
+    scan = yield from _capturing(scanner, call)
     beside = {key: value for key, value in call.members.items() if key not in _BESIDE_ARGUMENTS}
-    other = scanner.scan(encode(beside), "arguments") if beside else EMPTY
+    other = (yield from scanner.scanning(encode(beside), "arguments")) if beside else EMPTY
     call.findings = (scan.findings + other.findings)[:FINDINGS_PER_CALL_MAX]
     if other.recorded is not None and "inputResponses" in beside:
         call.inputs_captured = bytes(decode_fields(other.recorded)["inputResponses"])
@@ -208,20 +229,25 @@ def _mask_inputs(call: Ongoing) -> None:
         call.inputs = msgspec.structs.replace(call.inputs, responses=responses)
 
 
-def _capture(scanner: Scanner, call: Ongoing) -> Scan:
-    scan = scanner.scan(call.arguments, "arguments")
+def _capturing(scanner: Scanner, call: Ongoing) -> Turns[Scan]:
+    scan = yield from scanner.scanning(call.arguments, "arguments")
     if scan.findings:
         call.arguments_captured = scan.recorded or call.arguments
     return scan
 
 
-def inspect_refused(edge: Edge, call: Ongoing) -> None:
+def inspect_refused(call: Ongoing) -> None:
+    """Of a call that goes no further."""
+    at_once(_inspecting_refused(call))
+
+
+def _inspecting_refused(call: Ongoing) -> Turns[None]:
     """What was refused before its arguments were inspected is kept as carefully as what is sent."""
     ruling = call.ruling
     if ruling is None:
         call.arguments_captured = bytes(NULL)  # nobody knows yet what must be masked
         return
-    call.findings = _capture(ruling.scanner, call).findings
+    call.findings = (yield from _capturing(ruling.scanner, call)).findings
     if call.item is None:
         call.target = ruling.told(call.target, "arguments")
     elif targets.is_by_uri(call):
@@ -286,20 +312,35 @@ def _param_headers(tool: Item, arguments: bytes) -> bytes:
     return "".join(f"{name.lower()}: {value}\r\n" for name, value in named.items()).encode()
 
 
+def size(answer: Answer | Paused) -> int:
+    """Bytes that are to be inspected, as far as they are bytes already: a pause has a few questions."""
+    return len(answer.result or answer.error) if isinstance(answer, Answer) else 0
+
+
 def inspect_result(edge: Edge, call: Ongoing, answer: Answer | Paused) -> tuple[Ended, Answer | Paused | Reply]:
     """Patterns over the answer, whatever it is. What may be passed on, or the reply that says why it may not."""
+    return at_once(inspecting_result(edge, call, answer))
+
+
+def inspecting_result(
+    edge: Edge, call: Ongoing, answer: Answer | Paused
+) -> Turns[tuple[Ended, Answer | Paused | Reply]]:
+    """As `inspect_result`, in turns."""
     assert call.item is not None
     assert call.ruling is not None
     completed_us = call.now_us()
     raw = bridge.questions(answer) if isinstance(answer, Paused) else answer.result or answer.error
     try:
-        strict_json.read(raw)
+        if len(raw) <= LARGE_BYTES:
+            strict_json.read(raw)
+        else:
+            yield from strict_json.reading(raw, keep=False)
         outcome, error_code = _facts(call, answer)
     except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
         return failed(
             edge, call, UpstreamFault(f"{call.server}: the answer is refused: {error}", code="upstream-malformed")
         )
-    scan = call.ruling.scanner.scan(raw, "result")
+    scan = yield from call.ruling.scanner.scanning(raw, "result")
     sensitive = "sensitive" in call.item.labels and outcome != "rpc-error"
     key = edge.fingerprint_key(call.principal.tenant) if sensitive else b""
     ended = Ended(
@@ -313,7 +354,7 @@ def inspect_result(edge: Edge, call: Ongoing, answer: Answer | Paused) -> tuple[
         result_captured=scan.recorded or raw,
         findings=scan.findings,
         masked=scan.masks,
-        fingerprints=fingerprints(raw, key) if sensitive else (),
+        fingerprints=(yield from fingerprinting(raw, key)) if sensitive else (),
     )
     if scan.blocked is not None:
         return ended, reply.blocked_result(call, scan.blocked.rule)

@@ -3,15 +3,18 @@
 msgspec accepts duplicate keys, invalid UTF-8 and lone surrogates; two parsers could then read two things from the same
 bytes. `read` refuses all three, and nesting deeper than JSON_DEPTH_MAX. The common case is proven by a round trip:
 bytes that the encoder reproduces exactly cannot hold a duplicate key. Everything else (white space, escapes, odd
-numbers) is read again, slowly.
+numbers) is read again, slowly. `reading` does the same piece by piece, for texts so large that others must have their
+turn meanwhile.
 """
 
 import json
+from collections.abc import Generator
 from typing import Any, Final
 
 import msgspec
 
-from tidegate.limits import JSON_DEPTH_MAX
+from tidegate.json_pieces import PATH, SIZES, Piece, Sizes, TooDeep, is_key, parts_of_string, pieces, without_long
+from tidegate.limits import CONTAINERS_PER_BODY_MAX, JSON_DEPTH_MAX
 
 _decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -37,6 +40,96 @@ def read(raw: bytes) -> Any:
     if (b"\\" in raw and b"\\u" in raw) or _encode(value) != raw:  # one character is found faster than two
         _read_slowly(text)
     return value
+
+
+def reading(raw: bytes, *, keep: bool, sizes: Sizes = SIZES) -> Generator[None, None, Any]:
+    """As `read`, in parts. Without `keep`, None for any value: then a text may hold any number of objects and lists."""
+    whole = _Whole(keep=keep)
+    containers = 0
+    try:
+        for piece in pieces(raw, sizes):
+            if piece is not None:
+                containers += piece.containers
+                if keep and containers > CONTAINERS_PER_BODY_MAX:
+                    raise NotStrictJson(f"more than {CONTAINERS_PER_BODY_MAX} objects and lists")
+                whole.add(piece, (yield from _piece_read(raw, piece, sizes, keep=keep)))
+            yield
+    except TooDeep as error:
+        raise NotStrictJson(f"nested deeper than {JSON_DEPTH_MAX}") from error
+    return whole.value
+
+
+def _piece_read(raw: bytes, piece: Piece, sizes: Sizes, *, keep: bool) -> Generator[None, None, Any]:
+    if not piece.is_whole(raw):
+        raise NotStrictJson(f"not valid JSON: an entry is missing at byte {piece.start} or {piece.end}")
+    value = read(without_long(raw, piece))
+    if not piece.long:
+        return value
+    for start, end in piece.long:
+        if is_key(raw, end):
+            raise NotStrictJson(f"a key is longer than {sizes.long} bytes")
+        yield from _check_string(raw, start, end, sizes)
+    return _decode(piece.text(raw)) if keep else value
+
+
+def _check_string(raw: bytes, start: int, end: int, sizes: Sizes) -> Generator[None]:
+    try:
+        for part in parts_of_string(raw, start, end, sizes):
+            part.encode()
+            yield
+    except UnicodeEncodeError as error:
+        raise NotStrictJson("a lone surrogate is not text") from error
+    except UnicodeDecodeError as error:
+        raise NotStrictJson(f"not valid UTF-8 in the text at byte {start}") from error
+    except msgspec.DecodeError as error:
+        raise NotStrictJson(f"not valid JSON in the text at byte {start}: {error}") from error
+
+
+class _Whole:
+    """Puts values of pieces together, as far as they are kept, and sees that no key of theirs comes twice."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self.value: Any = None
+        self._keep = keep
+        self._begun = False
+        self._open: list[tuple[Any, set[str]]] = []  # what goes on past the pieces so far, and its keys
+
+    def add(self, piece: Piece, value: Any) -> None:
+        ends = _last_children(value, len(piece.after))
+        if not self._begun:
+            self.value, self._begun = value if self._keep else None, True
+        own = value
+        for level, (container, keys) in enumerate(self._open):
+            inner = None
+            if isinstance(own, dict):
+                inner = own.pop(PATH, None)
+                self._take_keys(own, keys)
+                if self._keep:
+                    container.update(own)
+            else:
+                inner = own[0] if level + 1 < len(self._open) else None
+                if self._keep:
+                    container.extend(own if inner is None else own[1:])
+            own = inner
+        begun = [(one, set(one) if isinstance(one, dict) else set()) for one in ends[piece.kept :]]
+        self._open[piece.kept :] = begun if self._keep else [(None, keys) for _, keys in begun]
+
+    @staticmethod
+    def _take_keys(fresh: dict[str, Any], known: set[str]) -> None:
+        if not known.isdisjoint(fresh):
+            twice = next(key for key in fresh if key in known)
+            raise NotStrictJson(f"the key {twice[:64]!r} appears twice in one object")
+        known.update(fresh)
+
+
+def _last_children(value: Any, depth: int) -> list[Any]:
+    """What is open at a piece's end, the outermost first."""
+    found: list[Any] = []
+    while len(found) < depth:
+        found.append(value)
+        if len(found) < depth:
+            value = value[-1] if isinstance(value, list) else next(reversed(value.values()))
+    return found
 
 
 def is_strict(raw: bytes) -> bool:

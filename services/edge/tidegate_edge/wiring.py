@@ -103,6 +103,7 @@ async def open_edge(
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
         records.recorder.on_lost = edge.counters.lose_async
         stack.push_async_callback(edge.budgets.close)
+        stack.callback(edge.aside.close)
         edge.peers, edge.vault = peering.peers, vault
         tenants = {settings.tenant, *(issuer.tenant for issuer in issuers if issuer.tenant)}
         watch = Watch(edge, log, trust, tenants, remembering)

@@ -3,6 +3,7 @@
 A database is compiled once and only read; it owns one scratch, so a database serves one thread at a time.
 """
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -59,6 +60,15 @@ class Database:
         except hyperscan.error as error:
             raise _culprit(patterns, flags, str(error)) from error
         self._scratch = hyperscan.Scratch(self._database)
+        self._aside: Database | None = None
+
+    @property
+    def aside(self) -> "Database":
+        """The same for one other thread, with a scratch of its own: while it scans it holds no interpreter lock."""
+        if self._aside is None:
+            self._aside = copy.copy(self)
+            self._aside._scratch = hyperscan.Scratch(self._database)
+        return self._aside
 
     def which(self, text: bytes) -> list[int]:
         """The expressions that match, by number and without order. For a `single` database, where that is bounded."""

@@ -8,14 +8,17 @@ its escapes, and whether a value stood in a string or in a structure. Pure.
 
 import hashlib
 import hmac
+import re
 import unicodedata
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from tidegate.limits import FINGERPRINTS_PER_CALL_MAX
+from tidegate.json_pieces import TooDeep, opened, pieces
+from tidegate.limits import FINGERPRINTS_PER_CALL_MAX, LARGE_BYTES
+from tidegate.turns import Turns, at_once
 
 GRAM: Final = 24
 WINDOW: Final = 25
@@ -25,6 +28,10 @@ SHARED_RUN: Final = GRAM + WINDOW - 1
 RAW_BYTES_MAX: Final = 1024 * 1024
 NORMALISED_BYTES_MAX: Final = 256 * 1024
 """A document beyond the first of these, and text beyond the second, is not looked at."""
+
+FOLDED_AT_ONCE: Final = 2_048  # characters
+COMBINED_MAX: Final = 256
+_FREE: Final = re.compile("[\x00-\x7f\u00c0-\u024f\u0400-\u045f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3]")
 
 _POSITION_BITS: Final = 18  # positions fit NORMALISED_BYTES_MAX
 _POSITION: Final = np.uint64((1 << _POSITION_BITS) - 1)
@@ -40,12 +47,19 @@ def fingerprints(raw: bytes, key: bytes) -> tuple[str, ...]:
     those with the least hashes are kept, the same ones wherever they occur: a copy of the whole is still recognised by
     nearly all of them, but the passage that is likely to be seen grows with the text (about its length / 70 for two).
     """
-    text = normalised(raw)
+    return at_once(fingerprinting(raw, key))
+
+
+def fingerprinting(raw: bytes, key: bytes) -> Turns[tuple[str, ...]]:
+    """As `fingerprints`, in turns."""
+    text = yield from _normalising(raw)
     if len(text) < GRAM:
         return ()
     scheme = _scheme(key)
     digest, secret = hashlib.blake2s, scheme.key
-    grams = {text[at : at + GRAM] for at in _selected(text, scheme)}
+    selecting = partial(_selected, text, scheme)
+    selected = selecting() if len(text) <= LARGE_BYTES else (yield selecting)
+    grams = {text[at : at + GRAM] for at in selected}
     return tuple(sorted([digest(gram, key=secret, digest_size=8).hexdigest() for gram in grams]))
 
 
@@ -55,27 +69,50 @@ def normalised(raw: bytes) -> bytes:
     What follows a backslash is dropped with it, at every level of quoting alike: `\\n` is white space, however often it
     was escaped on its way. Escaped and non-ASCII characters are decoded, compatibility-folded and case-folded.
     """
-    raw = raw[:RAW_BYTES_MAX]
-    if b"\\u" in raw:
-        raw = _decoded(raw)
+    return at_once(_normalising(raw))
+
+
+def _normalising(raw: bytes) -> Turns[bytes]:
+    is_whole, raw = len(raw) <= RAW_BYTES_MAX, raw[:RAW_BYTES_MAX]
+    if b"\\u" in raw and is_whole:
+        raw = yield from _decoding(raw)
+    yield None
     if not raw.isascii():
-        raw = _folded(raw)
+        raw = yield from _folding(raw)
     if b"\\" in raw:
         raw = _without_escapes(raw)
+        yield None
     return raw.translate(_LOWERED, _DROPPED)[:NORMALISED_BYTES_MAX]
 
 
-def _folded(raw: bytes) -> bytes:
-    text = unicodedata.normalize("NFKC", raw.decode("utf-8", "replace")).casefold()
-    return "".join([char if char < "\x80" or char.isalnum() else " " for char in text]).encode()
+def _folding(raw: bytes) -> Turns[bytes]:
+    """Part by part, each of which begins with a character that combines with none before it. A run without such a
+    character is cut all the same: no language has one so long, and ordering it takes the square of its length.
+    """
+    text = raw.decode("utf-8", "replace")
+    parts: list[bytes] = []
+    at = 0
+    while at < len(text):
+        free = _FREE.search(text, at + FOLDED_AT_ONCE, at + FOLDED_AT_ONCE + COMBINED_MAX)
+        end = free.start() if free else at + FOLDED_AT_ONCE + COMBINED_MAX
+        folded = unicodedata.normalize("NFKC", text[at:end]).casefold()
+        parts.append("".join([char if char < "\x80" or char.isalnum() else " " for char in folded]).encode())
+        at = end
+        yield None
+    return b"".join(parts)
 
 
-def _decoded(raw: bytes) -> bytes:
+def _decoding(raw: bytes) -> Turns[bytes]:
     """The document written again without \\u escapes; as it is where it cannot be read."""
+    parts: list[bytes] = []
     try:
-        return msgspec.json.encode(msgspec.json.decode(raw))
-    except (msgspec.DecodeError, msgspec.EncodeError, RecursionError, ValueError, OverflowError):
+        for piece in pieces(raw):
+            if piece is not None:
+                parts.append(msgspec.json.encode(msgspec.json.decode(piece.text(raw)))[len(opened(piece.before)) :])
+            yield None
+    except (TooDeep, msgspec.DecodeError, msgspec.EncodeError, RecursionError, ValueError, OverflowError):
         return raw
+    return b",".join(parts)
 
 
 def _without_escapes(raw: bytes) -> bytes:

@@ -2,12 +2,15 @@
 
 The common case, nothing found, is one pass: over the bytes as they are, or over the decoded values where they hold an
 escape. The first pass may say too much, never too little: what it reports is settled token by token, on decoded text.
-Masking replaces tokens in the original bytes, so what is not masked stays byte for byte. Counterpart: `rules.py`.
+Masking replaces tokens in the original bytes, so what is not masked stays byte for byte. What is large is looked at
+piece by piece (no token is in two), in turns with other work where `scanning` is driven so; long texts are for a thread
+then, for the engine holds no lock. Counterpart: `rules.py`.
 """
 
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -17,12 +20,17 @@ from tidegate.inspection.engine import MATCHES_MAX, Database, Expression, Hit
 from tidegate.inspection.masking import Edit, Span, edited, mask_of, masked_text, merged
 from tidegate.inspection.patterns import ACTIONS, SEVERITIES, InspectionRules, Pattern
 from tidegate.inspection.validators import VALIDATORS, Validator
+from tidegate.json_pieces import SIZES, Piece, Sizes, TooDeep, parts_of_string, pieces, without_long
 from tidegate.limits import FINDINGS_PER_CALL_MAX
+from tidegate.turns import Turns, at_once
 
+HITS_AT_ONCE: Final = 500
 MASKING_PASSES_MAX: Final = 4
+TOKENS_AT_ONCE: Final = 100
 TOKENS_UNSIFTED_MAX: Final = 24  # with fewer tokens it is cheaper to look at each than to find out which
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*', re.DOTALL)
 _COLON = re.compile(rb"\s*:")
+_NUMBERED = re.compile(rb'\((\d{1,9})\)"')
 
 
 class _Fraction(str):
@@ -50,21 +58,39 @@ EMPTY: Final = Scan()
 class Scanner:
     """Compiled rules for both directions. Immutable; serves one thread at a time."""
 
-    def __init__(self, rules: InspectionRules) -> None:
-        self._arguments = _Side(rules, "arguments")
-        self._result = _Side(rules, "result")
+    def __init__(self, rules: InspectionRules, sizes: Sizes = SIZES) -> None:
+        self._whole = sizes.whole
+        self._arguments = _Side(rules, "arguments", sizes)
+        self._result = _Side(rules, "result", sizes)
         recorded = _for_records(rules)
-        self._records = {"arguments": _Side(recorded, "arguments"), "result": _Side(recorded, "result")}
+        self._records: dict[Direction, _Side] = {
+            "arguments": _Side(recorded, "arguments", sizes),
+            "result": _Side(recorded, "result", sizes),
+        }
 
     def scan(self, raw: bytes, direction: Direction) -> Scan:
         """Inspect JSON bytes. Never raises. A secret split over two strings is not found."""
+        return at_once(self.scanning(raw, direction))
+
+    def scanning(self, raw: bytes, direction: Direction) -> Turns[Scan]:
+        """As `scan`, in turns."""
         side = self._arguments if direction == "arguments" else self._result
-        scan = side.scan(raw)
+        if len(raw) <= self._whole and side.is_clean(raw):
+            return EMPTY
+        scan = yield from side.scanning(raw)
         if scan is EMPTY:
             return EMPTY
         if any(finding.action == "alert" for finding in scan.findings):
-            return msgspec.structs.replace(scan, recorded=self._records[direction].scan(raw).masked)
+            recorded = yield from self._records[direction].scanning(raw)
+            return msgspec.structs.replace(scan, recorded=recorded.masked)
         return msgspec.structs.replace(scan, recorded=scan.masked)
+
+    def suspecting(self, raw: bytes, direction: Direction) -> Turns[bool]:
+        """Whether `scan` may find anything, in turns; not what. May say too much, never too little."""
+        side = self._arguments if direction == "arguments" else self._result
+        if len(raw) <= self._whole:
+            return not side.is_clean(raw)
+        return (yield from side.suspecting(raw))
 
     def scan_text(self, text: str, direction: Direction = "result") -> Scan:
         """Inspect plain text (progress, log messages); `masked` is UTF-8 text then, not JSON."""
@@ -87,7 +113,9 @@ class _Tally:
 class _Side:
     """One direction. All patterns are compiled, those it does not look at too, so that all sides share the work."""
 
-    def __init__(self, rules: InspectionRules, direction: Direction) -> None:
+    def __init__(self, rules: InspectionRules, direction: Direction, sizes: Sizes) -> None:
+        self._sizes = sizes
+        self._clean_masks: set[str] = set()  # rules whose masks hold nothing to mask
         self._direction: Direction = direction
         chosen = rules.patterns
         self._patterns = chosen
@@ -100,97 +128,183 @@ class _Side:
         self._screen = Database(expressions, single=True) if any(self._looks) else None
         self._locate = Database(expressions, single=False) if any(self._looks) else None
 
-    def scan(self, raw: bytes) -> Scan:
+    def is_clean(self, raw: bytes) -> bool:
+        """Whether one look at everything finds nothing; False may say too much."""
         if self._screen is None:
-            return EMPTY
+            return True
         if self._utf8_only:  # the engine's UTF-8 mode is undefined on anything else
             raw = _as_utf8(raw)
         values = _values_of(raw) if b"\\" in raw else raw
-        if values is not None and not self._which(values):
+        return values is not None and not self._which(values)
+
+    def scanning(self, raw: bytes) -> Turns[Scan]:
+        if self._screen is None:
             return EMPTY
-        return self._settle(raw)
+        if self._utf8_only:
+            raw = _as_utf8(raw)
+        suspected = yield from self._suspected(raw, all_of_them=True)
+        return (yield from self._settling(raw, suspected)) if suspected else EMPTY
+
+    def suspecting(self, raw: bytes) -> Turns[bool]:
+        if self._screen is None:
+            return False
+        return bool((yield from self._suspected(_as_utf8(raw) if self._utf8_only else raw, all_of_them=False)))
+
+    def _suspected(self, raw: bytes, *, all_of_them: bool) -> Turns[list[Piece]]:
+        """Pieces in which something may be found: all, or one."""
+        suspected: list[Piece] = []
+        try:
+            for piece in pieces(raw, self._sizes) if len(raw) > self._sizes.piece else (_whole(raw),):
+                if piece is not None and not (yield from self._is_clean_piece(raw, piece)):
+                    suspected.append(piece)
+                    if not all_of_them:
+                        break
+                yield None
+        except TooDeep:
+            return [_whole(raw)]
+        return suspected
+
+    def _is_clean_piece(self, raw: bytes, piece: Piece) -> Turns[bool]:
+        if not self.is_clean(without_long(raw, piece)):
+            return False
+        for start, end in piece.long:
+            text = yield from self._text_in_turns(raw, start, end)
+            if (yield from self._which_of(text)):
+                return False
+        return True
 
     def scan_text(self, text: bytes) -> Scan:
         if self._screen is None or not self._which(text):
             return EMPTY
         tally = _Tally()
-        spans = self._judge(text, tally)
+        spans = at_once(self._judging(text, tally))
         if not tally.counts:
             return EMPTY
         tally.masks = len(spans)
-        return self._outcome(tally, self._mask(text, spans) if spans else None)
+        return self._outcome(tally, at_once(self._masking(text, spans)) if spans else None)
 
     def _which(self, text: bytes) -> list[int]:
         """The patterns looked at that match somewhere."""
         assert self._screen is not None
-        found = self._screen.which(text)
+        return self._looked_at(self._screen.which(text))
+
+    def _which_of(self, text: bytes) -> Turns[list[int]]:
+        """The same, of a text of any length."""
+        if len(text) <= self._sizes.long:
+            return self._which(text)
+        assert self._screen is not None
+        found: list[int] = yield partial(self._screen.aside.which, text)
+        return self._looked_at(found)
+
+    def _looked_at(self, found: list[int]) -> list[int]:
         return [index for index in found if self._looks[index]] if found else found
 
-    def _settle(self, raw: bytes) -> Scan:
+    def _settling(self, raw: bytes, suspected: Iterable[Piece]) -> Turns[Scan]:
         tally = _Tally()
-        edits: list[Edit] = []
-        keys: set[bytes] = set()
-        for start, end, text in self._candidates(raw):
-            spans = self._judge(text, tally)
-            if spans:
-                tally.masks += len(spans)
-                token = self._masked_token(raw, start, end, text, spans)
-                if _COLON.match(raw, end):
-                    token = _unique_key(token, raw, keys)
-                edits.append(Edit(start, end, token))
+        parts: list[bytes] = []
+        keys = _Keys(raw)
+        done = 0
+        for piece in suspected:
+            edits: list[Edit] = []
+            for number, (start, end) in enumerate(self._candidates(raw, piece), 1):
+                text = yield from self._text_in_turns(raw, start, end)
+                spans = yield from self._judging(text, tally)
+                if spans:
+                    tally.masks += len(spans)
+                    token = yield from self._masked_token(raw, start, end, text, spans)
+                    if _COLON.match(raw, end):
+                        token = keys.unique(token)
+                    edits.append(Edit(start - piece.start, end - piece.start, token))
+                if number % TOKENS_AT_ONCE == 0:
+                    yield None
+            if edits:
+                parts += (raw[done : piece.start], edited(raw[piece.start : piece.end], edits))
+                done = piece.end
         if not tally.counts:
             return EMPTY
-        return self._outcome(tally, edited(raw, edits) if edits else None)
+        return self._outcome(tally, b"".join((*parts, raw[done:])) if parts else None)
 
-    def _candidates(self, raw: bytes) -> Iterator[tuple[int, int, bytes]]:
-        """Tokens to look at one by one: those with escapes, and those in which a match over the whole bytes ended."""
-        tokens = [token.span() for token in _TOKEN.finditer(raw)]
-        ends = self._match_ends(raw) if len(tokens) > TOKENS_UNSIFTED_MAX else None
+    def _candidates(self, raw: bytes, piece: Piece) -> Iterator[tuple[int, int]]:
+        """Tokens to look at one by one: those with escapes, long ones, and those in which a match over the piece's
+        bytes ended.
+        """
+        begin = piece.start
+        for start, end in piece.long:
+            yield from self._short_candidates(raw, begin, start)
+            yield start, end
+            begin = end
+        yield from self._short_candidates(raw, begin, piece.end)
+
+    def _short_candidates(self, raw: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        tokens = [token.span() for token in _TOKEN.finditer(raw, begin, end)]
+        ends = self._match_ends(raw[begin:end]) if len(tokens) > TOKENS_UNSIFTED_MAX else None
         next_end = 0
-        for start, end in tokens:
-            escaped = raw.find(b"\\", start, end) >= 0
-            if ends is not None and not escaped:
-                while ends[next_end] <= start:
+        for start, stop in tokens:
+            if ends is not None and raw.find(b"\\", start, stop) < 0:
+                while begin + ends[next_end] <= start:
                     next_end += 1
-                if ends[next_end] > end:
+                if begin + ends[next_end] > stop:
                     continue
-            yield start, end, _text_of(raw[start:end], escaped)
+            yield start, stop
 
     def _match_ends(self, raw: bytes) -> list[int] | None:
-        """Where matches over the whole bytes end, with a stop behind the last; None if they are too many to list."""
+        """Where matches over these bytes end, with a stop behind the last; None if they are too many to list."""
         assert self._locate is not None
         hits = self._locate.hits(raw)
         return None if len(hits) >= MATCHES_MAX else [*sorted({hit.end for hit in hits}), len(raw) + 1]
 
-    def _judge(self, text: bytes, tally: _Tally) -> list[Span]:
+    def _text_in_turns(self, raw: bytes, start: int, end: int) -> Turns[bytes]:
+        """What a string token says, or a number token as it is written."""
+        if raw.find(b"\\", start, end) < 0:
+            return raw[start + 1 : end - 1] if raw[start] == 0x22 else raw[start:end]
+        try:
+            if end - start <= self._sizes.long:
+                return _decode_string(raw[start:end]).encode()
+            parts: list[bytes] = []
+            for part in parts_of_string(raw, start, end, self._sizes):
+                parts.append(part.encode())
+                yield None
+            return b"".join(parts)
+        except (msgspec.DecodeError, UnicodeError):
+            return _text_of_odd(raw[start:end])
+
+    def _judging(self, text: bytes, tally: _Tally) -> Turns[list[Span]]:
         """Count what matches in one decoded text; the spans, merged, that must not be shown."""
         assert self._locate is not None
-        hits = self._locate.hits(text, tally.matches_left)
+        if len(text) <= self._sizes.long:
+            hits = self._locate.hits(text, tally.matches_left)
+        else:
+            hits = yield partial(self._locate.aside.hits, text, tally.matches_left)
         if len(hits) >= tally.matches_left:
             tally.matches_left = 0
-            return self._judge_coarsely(text, tally)
+            return (yield from self._judging_coarsely(text, tally))
         if not hits:
             return []
         tally.matches_left -= len(hits)
         hidden: list[Span] = []
-        for index, spans in self._valid_spans(text, (hit for hit in hits if self._looks[hit.number])).items():
+        valid = yield from self._valid_spans(text, [hit for hit in hits if self._looks[hit.number]])
+        for index, spans in valid.items():
             found = merged(text, spans)
             tally.add(index, len(found))
             if self._hides[index]:
                 hidden += found
+            if len(found) > HITS_AT_ONCE:
+                yield None
         return merged(text, hidden)
 
-    def _judge_coarsely(self, text: bytes, tally: _Tally) -> list[Span]:
+    def _judging_coarsely(self, text: bytes, tally: _Tally) -> Turns[list[Span]]:
         """Past the bound of matches: no validators, and a text in which anything must be hidden is hidden whole."""
-        indexes = sorted(self._which(text))
+        indexes = sorted((yield from self._which_of(text)))
         for index in indexes:
             tally.add(index, 1)
         return [Span(0, len(text), self._patterns[index].id) for index in indexes if self._hides[index]][:1]
 
-    def _valid_spans(self, text: bytes, hits: Iterable[Hit]) -> dict[int, list[Span]]:
+    def _valid_spans(self, text: bytes, hits: list[Hit]) -> Turns[dict[int, list[Span]]]:
         """By pattern: the longest match from each start that its validator accepts."""
         spans: dict[int, dict[int, Span]] = {}
-        for index, start, end in reversed(list(hits)):
+        for number, (index, start, end) in enumerate(reversed(hits), 1):
+            if number % HITS_AT_ONCE == 0:
+                yield None
             of_pattern = spans.setdefault(index, {})
             if start in of_pattern:
                 continue
@@ -199,23 +313,29 @@ class _Side:
                 of_pattern[start] = Span(start, end, self._patterns[index].id)
         return {index: list(of_pattern.values()) for index, of_pattern in spans.items() if of_pattern}
 
-    def _masked_token(self, raw: bytes, start: int, end: int, text: bytes, spans: list[Span]) -> bytes:
+    def _masked_token(self, raw: bytes, start: int, end: int, text: bytes, spans: list[Span]) -> Turns[bytes]:
         if raw[start] != 0x22:  # a number becomes a string
             return b'"%b"' % mask_of(spans[0].rule)
-        shown = self._mask(text, spans)
+        shown = yield from self._masking(text, spans)
         if raw.find(b"\\", start, end) < 0:
             return b'"%b"' % shown
         return _encode(shown.decode("utf-8", "replace"))
 
-    def _mask(self, text: bytes, spans: list[Span]) -> bytes:
+    def _masking(self, text: bytes, spans: list[Span]) -> Turns[bytes]:
         """Masked until nothing is left to mask: a replacement may give its neighbour a word boundary and so a match."""
         rule = spans[0].rule
+        if spans[0].end - spans[0].start == len(text):
+            text, spans = mask_of(rule), []
+            if rule in self._clean_masks:
+                return text
         for _ in range(MASKING_PASSES_MAX):
             text = masked_text(text, spans)
-            left = self._which(text)
+            left = yield from self._which_of(text)
             if not any(self._hides[index] for index in left):
+                if text == mask_of(rule):
+                    self._clean_masks.add(rule)
                 return text
-            spans = self._judge(text, _Tally())
+            spans = yield from self._judging(text, _Tally())
             if not spans:
                 return text
         return mask_of(rule)
@@ -269,6 +389,10 @@ def _as_utf8(raw: bytes) -> bytes:
     return raw
 
 
+def _whole(raw: bytes) -> Piece:
+    return Piece(0, len(raw), b"", b"", 0, 0, (), is_last=True)
+
+
 def _values_of(raw: bytes) -> bytes | None:
     """All strings and numbers decoded, NUL between them; None where that could lose one, as with a duplicate key."""
     try:
@@ -304,16 +428,6 @@ def _walked(raw: bytes, document: Any) -> bytes | None:
     return values
 
 
-def _text_of(token: bytes, escaped: bool) -> bytes:
-    """What a string token says, or a number token as it is written."""
-    if not escaped:
-        return token[1:-1] if token[0] == 0x22 else token
-    try:
-        return _decode_string(token).encode()
-    except (msgspec.DecodeError, UnicodeEncodeError):
-        return _text_of_odd(token)
-
-
 def _text_of_odd(token: bytes) -> bytes:
     """A token that msgspec refuses: a lone surrogate, or no JSON at all."""
     try:
@@ -322,11 +436,26 @@ def _text_of_odd(token: bytes) -> bytes:
         return token[1:-1].decode("utf-8", "replace").encode()
 
 
-def _unique_key(token: bytes, raw: bytes, keys: set[bytes]) -> bytes:
-    """Two keys that are masked alike must stay two keys."""
-    unique, number = token, 1
-    while unique in keys or unique in raw:
-        number += 1
-        unique = b'%b (%d)"' % (token[:-1], number)
-    keys.add(unique)
-    return unique
+class _Keys:
+    """Two keys that are masked alike must stay two keys, and other keys than all that were there."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._given: set[bytes] = set()
+        self._last: dict[bytes, int] = {}
+        self._first = 1  # the mask without a number
+        if b"[masked:" in raw:  # then with numbers beyond all that are there
+            self._first += max(1, *map(int, _NUMBERED.findall(raw)), 1)
+
+    def unique(self, token: bytes) -> bytes:
+        number = self._last.get(token) or self._first
+        unique = token if number == 1 else self._numbered(token, number)
+        while unique in self._given:
+            number += 1
+            unique = self._numbered(token, number)
+        self._last[token] = number + 1
+        self._given.add(unique)
+        return unique
+
+    @staticmethod
+    def _numbered(token: bytes, number: int) -> bytes:
+        return b'%b (%d)"' % (token[:-1], number)
