@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.parts.edge import BLOCKED, MODERN, SECRET, Client, RunningEdge, Speaker, running_edge, until
+from tests.parts.edge import BLOCKED, BUNDLE, MODERN, SECRET, Client, RunningEdge, Speaker, running_edge, until
 from tests.parts.radio import Radio, radio
 
 from tidegate.events import CallRequested, QuarantineImposed, SessionOpened
 from tidegate.ids import now_us, uuid7
+from tidegate.policy.bundle import bundle_of
+from tidegate.policy.replaying import Replayer, past_of
+from tidegate.policy.verdict import Verdict
 from tidegate_edge import outlet, streams
 from tidegate_edge.announcements import Announcement, ChangeKind
 
@@ -228,6 +231,73 @@ async def test_a_server_s_question_outside_of_a_request_is_put_on_the_stream_and
         events = await edge.place.events("calls")
         recorded = [one for one in events if isinstance(one, CallRequested) and one.method == "elicitation/create"]
         assert [one.server for one in recorded if nonce.encode() in bytes(one.sealed.arguments)] == ["old"]
+
+
+BY_TOOLS = """
+@id("echo") permit (principal in Group::"eng", action == Action::"old/echo", resource);
+"""
+BY_KIND = """
+@id("all") permit (principal in Group::"eng", action in Action::"call", resource);
+@id("no-forms") @reason("Servers do not ask people by themselves.")
+forbid (principal, action in Action::"question", resource) when { context.args.method == "elicitation/create" };
+"""
+WITH_APPROVAL = """
+@id("all") permit (principal in Group::"eng", action in Action::"call", resource);
+@id("look") @effect("ask") @approver("leads") forbid (principal, action == Action::"old/questions/ask", resource);
+"""
+BY_TAINT = """
+@id("all") permit (principal in Group::"eng", action in Action::"call", resource);
+@id("clean") forbid (principal, action in Action::"question", resource) when { !context.taint.isEmpty() };
+@id("narrow") forbid (principal, action == Action::"old/questions/ask", resource) when { context.args has uri };
+"""
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason", "deciding"),
+    [
+        (BY_TOOLS, "tool-not-granted", ()),
+        (BY_KIND, "forbidden-by-rule", ("no-forms",)),
+        (WITH_APPROVAL, "question-needs-approval", ("look",)),
+        (BY_TAINT, "", ("all",)),
+    ],
+)
+async def test_the_rules_decide_on_what_a_server_asks_outside_of_a_request(
+    edge: RunningEdge, speaker: Speaker, old: Radio, rules: str, reason: str, deciding: tuple[str, ...]
+) -> None:
+    number = edge.edge.rulings["acme"].number
+    nonce = f"unasked-{reason}"
+    params = {"message": nonce, "requestedSchema": {"type": "object"}}
+    async with streaming(speaker, get(speaker)) as client:
+        session = await old.session_of(lambda: speaker.ask(speaker.legacy("tools/call", {"name": "old__echo"})))
+        await until(lambda: session in old.listening)
+        files = BUNDLE | {"policies/p.cedar": rules}
+        await edge.publish(files, number + 1)
+        try:
+            asked_id = 900 + number
+            old.ask(session, "elicitation/create", params, asked_id)
+            if not reason:
+                asked = await next_json(client)
+                while asked.get("method") != "elicitation/create":
+                    asked = await next_json(client)
+                answer = {"jsonrpc": "2.0", "id": asked["id"], "result": {"action": "decline"}}
+                mine = speaker.request(json.dumps(answer).encode(), headers={"Mcp-Session-Id": speaker.session})
+                assert (await speaker.ask(mine)).status == 202
+            await until(lambda: any(one.get("id") == asked_id for one in old.answers))
+        finally:
+            await edge.publish(BUNDLE, number + 2)
+    told = next(one for one in old.answers if one.get("id") == asked_id)
+    assert ("error" in told) is bool(reason)
+    events = [one for one in await edge.place.events("calls") if isinstance(one, CallRequested)]
+    asked_of = [one for one in events if one.method == "elicitation/create" and one.inputs.release == number + 1]
+    [recorded] = asked_of
+    assert (recorded.server, recorded.target, recorded.labels) == ("old", "", ("question",))
+    assert (recorded.decision, recorded.rules) == ("deny" if reason else "allow", deciding)
+    assert recorded.reason == (reason or "granted")
+    again = Replayer(bundle_of({path: text.encode() for path, text in files.items()})).decide(
+        past_of(recorded, recorded.sealed)
+    )
+    assert isinstance(again, Verdict)
+    assert again.rules == recorded.rules
 
 
 async def test_a_server_in_quarantine_is_not_heard(edge: RunningEdge, speaker: Speaker, old: Radio) -> None:

@@ -392,9 +392,10 @@ def _beside(running: Running, shadow: Running | None) -> Running:
 
 
 def facts_of(catalog: Catalog) -> list[ToolFacts]:
-    """One per tool; one for all prompts of a server, and one for all its resources."""
+    """One per tool; of each server one for all its prompts, for all its resources, and for all that it asks."""
     items = list(catalog.tools)
     for shelf in catalog.shelves.values():
         items += [shelf.any_prompt] if shelf.prompting else []
         items += [shelf.any_resource] if shelf.readable else []
+        items.append(shelf.any_question)
     return [ToolFacts(item.server, item.action, item.labels) for item in items]

@@ -16,10 +16,11 @@ from tidegate_edge import strict_json
 from tidegate_edge.messages import decode_fields, encode
 from tidegate_edge.upstream.port import Definitions
 
-Kind = Literal["tool", "prompt", "resource", "template"]
+Kind = Literal["tool", "prompt", "resource", "template", "question"]
 PROMPTS_GET: Final = "prompts/get"
 RESOURCES_READ: Final = "resources/read"
-RESERVED: Final = frozenset({PROMPTS_GET, RESOURCES_READ})
+QUESTIONS_ASK: Final = "questions/ask"
+RESERVED: Final = frozenset({PROMPTS_GET, RESOURCES_READ, QUESTIONS_ASK})
 """What policy decides on for prompts and resources: a tool of such a name could borrow their rules."""
 DEFINITION_BYTES_MAX: Final = 256 * 1024  # it must fit into an event
 NAME_CHARS_MAX: Final = 128
@@ -87,6 +88,11 @@ class Shelf(msgspec.Struct, frozen=True):
     def any_resource(self) -> Item:
         """What policy knows of all resources of this server."""
         return _any(self.server, "resource", RESOURCES_READ, _with(self.labels, "resource"))
+
+    @property
+    def any_question(self) -> Item:
+        """What policy knows of all that this server asks its clients outside of calls."""
+        return _any(self.server, "question", QUESTIONS_ASK, _with(self.labels, "question"))
 
 
 def shelve(

@@ -16,7 +16,8 @@ from tidegate.claims import Principal
 from tidegate.errors import Fault
 from tidegate.ids import now_us
 from tidegate.sessions.port import KeptEvent, SessionRecord, SessionsUnavailable
-from tidegate_edge import asking, lists, sessions, steps, tainting
+from tidegate_edge import asking, facts, lists, sessions, steps, tainting
+from tidegate_edge.abilities import ASKED_WITH
 from tidegate_edge.accept import LEGACY_VERSIONS, MODERN_VERSIONS, Request, refuse
 from tidegate_edge.announcements import Hearing
 from tidegate_edge.calls import Ongoing, requested_event
@@ -44,6 +45,7 @@ from tidegate_edge.overhearing import (
     passed_on,
     updated_uri,
 )
+from tidegate_edge.ruling import Ruling
 from tidegate_edge.talk import LIST_CHANGES, is_loud_enough
 from tidegate_edge.upstream.port import ACKNOWLEDGED, Answer
 from tidegate_edge.visit import Visit
@@ -237,23 +239,39 @@ class GetStream:
         return found
 
     async def ask(self, server: str, method: str, params: bytes) -> Answer:
-        """A server's question that belongs to no request of the client's: a call of its own, governed as one."""
+        """A server's question that belongs to no request of the client's: a call of its own, governed as one. No tool
+        that was permitted stands behind it, so the rules decide on the action `questions/ask` of the server.
+        """
         edge, visit = self.edge, self.visit
         request = Request(method, None, {}, b"{}", False, visit.protocol)
         asked_by = msgspec.structs.replace(visit, door=server)
-        call = Ongoing(asked_by, request, None, "", edge.terms_of(asked_by.principal.tenant, server, None), now_us())
-        ruling = call.ruling = edge.ruling_of(visit.principal)
-        call.abilities = visit.abilities(request)
+        ruling = edge.ruling_of(visit.principal)
+        shelf = ruling.catalog.shelves.get(server) if ruling is not None else None
+        item = shelf.any_question if shelf is not None else None
+        call = Ongoing(asked_by, request, item, "", edge.terms_of(asked_by.principal.tenant, server, None), now_us())
+        call.ruling, call.abilities = ruling, visit.abilities(request)
         steps.admit(edge, call)
         if ruling is not None:
             call.bundle, call.release = ruling.digest, ruling.number
-            if server not in lists.visible_servers(ruling, visit.principal, visit.door):
-                call.refuse("policy", "server-not-visible", "The server may not ask this client.")
+            if call.decision == "allow":
+                await self._decide(ruling, call)
         if call.decision == "allow":
             call.tainting = self._tainting(server)
             return await asking.ask(edge, call, method, params)
         await edge.recorder.record(requested_event(call, edge.place, edge.limits.capture_bytes_max), call.terms.mode)
         return Answer(error=encode(RpcError(INVALID_REQUEST, call.message)))
+
+    async def _decide(self, ruling: Ruling, call: Ongoing) -> None:
+        """By the rules, where the client can be asked such a thing at all."""
+        if call.server not in lists.visible_servers(ruling, call.principal, self.visit.door):
+            call.refuse("policy", "server-not-visible", "The server may not ask this client.")
+        elif call.method in ASKED_WITH:  # anything else is refused by its name
+            await facts.gather(self.edge, call)
+            if call.decision == "allow":
+                steps.decide(self.edge, call)
+            if call.decision == "ask":
+                told = f"{call.message} Nobody is asked to approve what a server asks outside of calls."
+                call.refuse("policy", "question-needs-approval", told)
 
 
 class FromServer:

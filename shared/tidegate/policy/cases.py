@@ -191,7 +191,7 @@ def _malformed(item: Any, written: yaml.Node, error: msgspec.ValidationError) ->
     return Problem(CASES, f"is not a case: {error}", line_of(keys.get(field[1] if field else "", written)))
 
 
-_LABEL_OF = {"prompts/get": "prompt", "resources/read": "resource"}
+_LABEL_OF = {"prompts/get": "prompt", "resources/read": "resource", "questions/ask": "question"}
 
 
 def run_cases(bundle: Bundle) -> list[CaseResult]:

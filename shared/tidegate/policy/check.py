@@ -170,8 +170,8 @@ def _definitions(bundle: Bundle) -> list[Problem]:
     return read_definition_rules(text)[1] or strange_servers(text, servers)
 
 
-BESIDE_TOOLS = frozenset({"prompts/get", "resources/read"})
-"""Actions of a server that are no tools: on them it is decided for its prompts and its resources."""
+BESIDE_TOOLS = frozenset({"prompts/get", "resources/read", "questions/ask"})
+"""Actions of a server that are no tools: on them it is decided for its prompts, its resources and its questions."""
 
 
 def _unknown_tools(rules: list[Rule], tools: Iterable[ToolFacts]) -> list[Problem]:

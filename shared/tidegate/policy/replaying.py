@@ -22,6 +22,8 @@ from tidegate.policy.verdict import Verdict
 ENGINES_MAX: Final = 20_000  # tools, each with the labels that it had; engines of a bundle share its parsed rules
 PROMPTS_GET: Final = "prompts/get"
 RESOURCES_READ: Final = "resources/read"
+QUESTIONS_ASK: Final = "questions/ask"  # what a server asks its client outside of any call
+QUESTIONS: Final = frozenset({"elicitation/create", "roots/list", "sampling/createMessage"})
 _RULED_OUT: Final = frozenset(
     {"unknown-tool", "unknown-prompt", "unknown-resource", "definition-held", "facts-unavailable"}
 )
@@ -33,6 +35,7 @@ _ASKED: Final = frozenset(
         "approval-used",
         "approvals-unknown",
         "approval-arguments-too-large",
+        "question-needs-approval",
     }
 )  # whatever came of it
 _ALWAYS_KNOWN: Final = frozenset({"protocol"})
@@ -120,9 +123,13 @@ def _known(inputs: DecisionInputs, sealed: Sealed | None) -> frozenset[str]:
 
 
 def action_of(method: str, target: str, labels: tuple[str, ...]) -> str:
-    """What the rules were asked about: a tool by its name, all prompts of a server, or all its resources."""
+    """What the rules were asked about: a tool by its name, all prompts of a server, all its resources, or all that it
+    asks outside of calls. "": nothing; what a server asks within a call was permitted with that.
+    """
     if method == "tools/call":
         return target
+    if method in QUESTIONS:
+        return "" if target else QUESTIONS_ASK
     if method == PROMPTS_GET:
         return PROMPTS_GET
     if method == "completion/complete":
@@ -131,7 +138,11 @@ def action_of(method: str, target: str, labels: tuple[str, ...]) -> str:
 
 
 def _decided_on(event: CallRequested, action: str, sealed: Sealed | None) -> dict[str, Any] | None:
-    """The arguments as the rules saw them: of a resource its URI, of a prompt its name and arguments."""
+    """The arguments as the rules saw them: of a resource its URI, of a prompt its name and arguments, of a question its
+    method.
+    """
+    if action == QUESTIONS_ASK:
+        return {"method": event.method}
     if sealed is None or not event.inputs.arguments_kept:
         return None
     if event.method not in ("tools/call", PROMPTS_GET):
@@ -169,6 +180,8 @@ class Replayer:
         together: dict[tuple[object, ...], list[int]] = {}
         for place, past in enumerate(pasts):
             if past.stage != "policy" or past.reason in _RULED_OUT or past.method.startswith("tasks/"):
+                continue
+            if not past.action:
                 continue
             if not past.user:
                 told[place] = "erased"
