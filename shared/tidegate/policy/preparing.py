@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 from cedarpy import _internal as cedar
 
-from tidegate.policy.argument_types import Expected
 from tidegate.policy.arguments import Alike
 from tidegate.policy.circumstances import asked_after, looked_at, unknown_facts
 from tidegate.policy.entities import EntityBook, Reach, Target
@@ -71,7 +70,6 @@ class Route:
     args: Need = NOTHING
     circumstances: tuple[str, ...] = ()  # those that the rules look at
     context_opening: str = ""
-    expected: Expected | None = None  # the types of what the rules look at; None where nothing is declared
     verdicts: dict[tuple[str, ...], Verdict] = field(default_factory=dict)  # by the rules that were satisfied
     answers: dict[tuple[object, ...], Verdict] = field(default_factory=dict)  # by what is `alike`
 
