@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from tests.parts.edge import BUNDLE, RunningEdge, running_edge, until
 from tests.parts.restless import Restless, restless
 from tests.parts.scripted import tool
@@ -17,6 +18,7 @@ from tests.parts.scripted import tool
 from tidegate.chain import Chain
 from tidegate.events import CallRequested, ToolApproved, ToolHeld
 from tidegate.ids import now_us, uuid7
+from tidegate.policy import trusting
 from tidegate.policy.definition_rules import NO_RULES, read_definition_rules
 from tidegate.policy.trusting import Judge
 
@@ -121,6 +123,36 @@ def shelved(edge: RunningEdge) -> dict[str, Any]:
 async def agreed(edge: RunningEdge, rules: str, offered: dict[str, dict[str, Any]]) -> None:
     async with asyncio.timeout(10):
         while await listed(edge) != judged(edge, rules, offered):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_tool_does_not_come_back_as_another_one_behind_a_flood_of_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trusting, "NAMES_MAX", 20)
+    wide = tool("pay", inputSchema={"type": "object", "properties": {"nonce": {}, "conversation": {}}})
+    with restless("sessions", tools=[tool("keep"), tool("pay")]) as server:
+        async with running_edge(tmp_path, {"up": {"url": server.url}}, bundle=files("v: 1")) as edge:
+            await until(lambda: len(server.streams) >= 1)
+            trust = edge.edge.holding.trust
+            for batch in range(3):
+                junk = [tool(f"junk-{batch}-{number}") for number in range(15)]
+                offer(server, [tool("keep"), *junk])
+                await until(lambda junk=junk: trust.of("up", junk[-1]["name"]) is not None, 20)  # type: ignore[misc]
+                await until(lambda: (pay := trust.of("up", "pay")) is None or not pay.current, 20)
+            late = tool("late")
+            offer(server, [tool("keep"), wide, late])
+            await until(lambda: all((one := trust.of("up", name)) and one.current for name in ("pay", "late")), 20)
+            await until(lambda: set(digests(edge)) == {"keep", "pay", "late"})
+            assert await listed(edge) == {"keep"}
+            assert await callable_ones(edge, server, {"keep", "pay", "late"}) == {"keep"}
+            await edge.log.append([Chain("policy.9").seal(approval("late", digests(edge)["late"]))])
+            await until_listed(edge, {"keep", "late"})
+
+
+async def until_listed(edge: RunningEdge, names: set[str]) -> None:
+    async with asyncio.timeout(20):
+        while await listed(edge) != names:
             await asyncio.sleep(0.02)
 
 

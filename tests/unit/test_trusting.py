@@ -165,7 +165,7 @@ def test_memory_is_bounded_and_keeps_what_is_trusted() -> None:
         trusting.apply(defined("plain", 100 + number, f"tool-{number}"))
         trusting.apply(gone(100 + number, f"tool-{number}"))
     assert len(list(trusting.all())) == 2 * TOOLS_PER_SERVER_MAX
-    assert trusting.of("s", "t") is not None, "what is offered is not forgotten while there is something withdrawn"
+    assert trusting.of("s", "t") == known, "nothing that was known is forgotten"
 
 
 def test_what_is_compared_with_something_forgotten_is_wider() -> None:

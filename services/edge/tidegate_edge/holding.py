@@ -106,8 +106,10 @@ class Holding:
     def _judged(self, item: Item, rules: Rules, *, compares: bool = True) -> Judgement:
         known = self.trust.of(item.server, item.name)
         later = self._later.get((item.server, item.name), False)
+        stranger = known is None and self.trust.is_full(item.server)
         now = lambda: encode(item.fields)  # noqa: E731 - most definitions are known, and not asked for
-        return self._judge.judge(rules, known, item.server, item.name, item.digest, now, later=later, compares=compares)
+        one = (item.server, item.name, item.digest, now)
+        return self._judge.judge(rules, known, *one, later=later, stranger=stranger, compares=compares)
 
     def _note(self, tenant: str, judgement: Judgement) -> None:
         key = (tenant, judgement.server, judgement.tool, judgement.digest, judgement.action)

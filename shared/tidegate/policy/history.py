@@ -147,7 +147,8 @@ class World:
         judge = Judge()
         for (server, tool), event in self._tools.items():
             known, definition = self._trust.of(server, tool), partial(bytes, event.definition)
-            judged = judge.judge(rules.of(server), known, server, tool, event.digest, definition)
+            stranger = self._trust.is_full(server)
+            judged = judge.judge(rules.of(server), known, server, tool, event.digest, definition, stranger=stranger)
             if judged.action == "hold":
                 found[server, tool] = judged.sentence
         return found

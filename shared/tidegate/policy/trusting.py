@@ -4,12 +4,13 @@ offers now. Pure; folding twice is folding once. What an edge has recorded may r
 later: the time of an event counts.
 
 A tool that comes more than FIRST_LIST_US after its server's first one is not of the first list: it is `later`. What a
-withdrawn tool was trusted for stays, so that it cannot come back as something else. Counterparts: `definitions.py`
-compares, `definition_rules.py` says what follows.
+withdrawn tool was trusted for stays, so that it cannot come back as something else: the first NAMES_MAX names of a
+server are never forgotten, and what it offers under further ones is a `stranger`, trusted only once it is approved.
+Counterparts: `definitions.py` compares, `definition_rules.py` says what follows.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
 
@@ -22,6 +23,7 @@ from tidegate.policy.definitions import Change, Comparison, compare, graver
 
 FIRST_LIST_US: Final = 5_000_000  # edges that see a server for the first time record its list within this time
 KEPT_MAX: Final = 3  # definitions of a tool: the trusted one, the one that is offered, and one before
+NAMES_MAX: Final = 2 * TOOLS_PER_SERVER_MAX  # of a server: those that are trusted on first use, and as many strangers
 TOLD_MAX: Final = 50_000
 COMPARED_MAX: Final = 50_000
 COMPARED_CHARS_MAX: Final = 64 * 1024 * 1024  # that comparisons which are remembered have to say
@@ -35,7 +37,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 
     server: str
     tool: str
-    first: str  # digest of the first definition that was ever recorded
+    first: str  # digest of the first definition that was ever recorded; "" of a stranger
     later: bool  # it came after its server's first list
     current: str  # digest of the definition recorded last; "": withdrawn
     since_us: int  # since when it is that, or withdrawn
@@ -46,6 +48,11 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def trusted(self) -> str:
         return self.approved or self.first
+
+    @property
+    def is_stranger(self) -> bool:
+        """It came when its server had used up its names: what it was before, if anything, nobody knows."""
+        return not self.first
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +91,12 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Trusting:
-    """Of one tenant. Bounded: past its names a server's withdrawn tools are forgotten, the longest known first."""
+    """Of one tenant. Bounded by server: no flood of names costs another server anything, or this one a pin."""
 
     def __init__(self, tenant: str) -> None:
         self._tenant = tenant
-        self._tools: dict[str, OrderedDict[str, Known]] = {}
+        self._tools: dict[str, dict[str, Known]] = {}
+        self._strangers: dict[str, dict[str, Known]] = {}  # those that are offered, and those that were approved
         self._first_us: dict[str, int] = {}
         self._told: OrderedDict[tuple[str, str, str, str, str], None] = OrderedDict()
 
@@ -103,33 +111,38 @@ class Trusting:
         after = self._after(before, event)
         if after is None or after == before:
             return None
-        tools = self._tools.setdefault(event.server, OrderedDict())
-        tools[event.tool] = after
-        if before is None and len(tools) > 2 * TOOLS_PER_SERVER_MAX:
-            self._forget(tools)
+        self._keep(after)
         return event.server, event.tool
 
     def snapshot(self) -> Snapshot:
-        tools = tuple(known for tools in self._tools.values() for known in tools.values())
+        tools = tuple(known for kept in (self._tools, self._strangers) for by in kept.values() for known in by.values())
         return Snapshot(tools, dict(self._first_us), tuple(self._told))
 
     def restore(self, snapshot: Snapshot) -> None:
         """In place of all that was known. The history may be folded in after, from its start."""
-        self._tools = {}
+        self._tools, self._strangers = {}, {}
         for known in snapshot.tools:
-            self._tools.setdefault(known.server, OrderedDict())[known.tool] = known
+            self._keep(known)
         self._first_us = dict(snapshot.first_us)
         self._told = OrderedDict.fromkeys(snapshot.told)
 
     def of(self, server: str, tool: str) -> Known | None:
         tools = self._tools.get(server)
-        return tools.get(tool) if tools else None
+        known = tools.get(tool) if tools else None
+        if known is None and (strangers := self._strangers.get(server)):
+            return strangers.get(tool)
+        return known
 
     def all(self, server: str = "") -> Iterator[Known]:
         """By server and tool."""
         for name in sorted(self._tools) if not server else [server]:
-            tools: Mapping[str, Known] = self._tools.get(name) or {}
+            tools = {**self._tools.get(name, {}), **self._strangers.get(name, {})}
             yield from (tools[tool] for tool in sorted(tools))
+
+    def is_full(self, server: str) -> bool:
+        """Whether a tool of it that nobody knows is a stranger. Once it is so it stays so."""
+        tools = self._tools.get(server)
+        return tools is not None and len(tools) >= NAMES_MAX
 
     def is_later(self, server: str, at_us: int) -> bool:
         """Whether a tool that nobody knows comes after its server's first list."""
@@ -140,6 +153,17 @@ class Trusting:
         """Whether an edge has recorded it already."""
         return (tenant, judgement.server, judgement.tool, judgement.digest, judgement.action) in self._told
 
+    def _keep(self, known: Known) -> None:
+        if not known.is_stranger:
+            self._tools.setdefault(known.server, {})[known.tool] = known
+            return
+        strangers = self._strangers.setdefault(known.server, {})
+        strangers[known.tool] = known
+        if not known.current and not known.approved:
+            del strangers[known.tool]
+        elif len(strangers) > NAMES_MAX:  # what was only seen goes first, then what is known longest
+            del strangers[next((name for name, one in strangers.items() if not one.approved), next(iter(strangers)))]
+
     def _note(self, event: ToolHeld) -> None:
         self._told[event.tenant, event.server, event.tool, event.digest, event.action] = None
         if len(self._told) > TOLD_MAX:
@@ -149,7 +173,7 @@ class Trusting:
         if isinstance(event, ToolDefined):
             return self._defined(known, event)
         if known is None:
-            return None
+            return self._approved_unseen(event) if isinstance(event, ToolApproved) else None
         if isinstance(event, ToolWithdrawn):
             trusted = {digest: raw for digest, raw in known.definitions.items() if digest == known.trusted}
             gone = msgspec.structs.replace(known, current="", since_us=event.time_us, definitions=trusted)
@@ -157,6 +181,13 @@ class Trusting:
         if known.approval is not None and event.time_us < known.approval.time_us:
             return known
         return msgspec.structs.replace(known, approved=event.digest, approval=event)
+
+    def _approved_unseen(self, event: ToolApproved) -> Known | None:
+        """A stranger that was withdrawn while somebody approved it."""
+        if not self.is_full(event.server):
+            return None
+        one = Known(server=event.server, tool=event.tool, first="", later=True, current="", since_us=0)
+        return msgspec.structs.replace(one, approved=event.digest, approval=event)
 
     def _defined(self, known: Known | None, event: ToolDefined) -> Known:
         definition = bytes(event.definition)
@@ -166,7 +197,7 @@ class Trusting:
             return Known(
                 server=event.server,
                 tool=event.tool,
-                first=event.digest,
+                first="" if self.is_full(event.server) else event.digest,
                 later=later,
                 current=event.digest,
                 since_us=event.time_us,
@@ -180,11 +211,6 @@ class Trusting:
         for digest in spare[: max(0, len(kept) - KEPT_MAX)]:
             del kept[digest]
         return msgspec.structs.replace(known, current=event.digest, since_us=event.time_us, definitions=kept)
-
-    @staticmethod
-    def _forget(tools: OrderedDict[str, Known]) -> None:
-        gone = next((name for name, known in tools.items() if not known.current), None)
-        del tools[gone if gone is not None else next(iter(tools))]
 
 
 class Judge:
@@ -251,14 +277,18 @@ class Judge:
         now: Callable[[], bytes],
         *,
         later: bool = False,
+        stranger: bool = False,
         compares: bool = True,
     ) -> Judgement:
-        """`known` None: nobody has recorded the tool yet; then `later` says whether it came after the first list.
-        `compares` False: in no time; the judgement is `pending` where something was not compared before.
+        """`known` None: nobody has recorded the tool yet; then `later` says whether it came after the first list, and
+        `stranger` whether its server had used up its names. `compares` False: in no time; the judgement is `pending`
+        where something was not compared before.
         """
         one = (server, tool, digest)
-        if known is None:
-            return _unapproved(one, self.compare("", None, digest, now, compares=compares), rules, later=later)
+        if known is None or (known.is_stranger and not known.approved):
+            fresh = self.compare("", None, digest, now, compares=compares)
+            strange = stranger if known is None else known.is_stranger
+            return _strange(one, fresh, rules) if strange else _unapproved(one, fresh, rules, later=later)
         trusted = known.definitions.get(known.trusted)
         found = self.compare(known.trusted, trusted, digest, now, compares=compares)
         if known.approved:
@@ -282,6 +312,13 @@ def _pending() -> Comparison:
 
 
 PENDING: Final = _pending()
+STRANGE: Final = Change(
+    "widened",
+    "",
+    "",
+    "",
+    f"Its server has had {NAMES_MAX:,} other names before, so it cannot be told what this one was.",
+)
 
 
 def _briefly(found: Comparison) -> Comparison:
@@ -302,6 +339,16 @@ def _unapproved(one: tuple[str, str, str], fresh: Comparison, rules: Rules, *, l
         action = stricter(action, rules.instructing)
     state: State = "held" if action == "hold" else "trusted" if action == "allow" else "new"
     return _judgement(one, "", state, action, fresh)
+
+
+def _strange(one: tuple[str, str, str], fresh: Comparison, rules: Rules) -> Judgement:
+    """On what came when its server had used up its names: it may have been another tool before, so it has changed."""
+    gravest = (*fresh.changes, STRANGE) if fresh.rank == "instructing" else (STRANGE, *fresh.changes)
+    rank: Rank = gravest[0].rank
+    action = stricter(rules.on(rank), rules.new)
+    state: State = "held" if action == "hold" else "changed"
+    found = _judgement(one, "", state, action, Comparison(rank, gravest, fresh.left_out))
+    return msgspec.structs.replace(found, pending=fresh is PENDING)
 
 
 def _changed(one: tuple[str, str, str], trusted: str, found: Comparison, rules: Rules) -> Judgement:
