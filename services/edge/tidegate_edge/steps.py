@@ -86,7 +86,7 @@ def _is_in_quarantine(edge: Edge, call: Ongoing) -> bool:
         subject_id=call.principal.subject_id,
         agent=call.principal.agent,
         server=call.server,
-        tool=call.target,
+        tool=targets.stopped_as(call),
         now_us=call.requested_us,
     )
     if standing is None:
@@ -116,7 +116,9 @@ def decide(edge: Edge, call: Ongoing) -> None:
     ruling = call.ruling
     assert ruling is not None
     arguments = targets.decided_on(call)
-    if call.item is None:
+    if call.item is None and (wrong := targets.malformed(call.request)):
+        call.refuse("admission", reply.MALFORMED_URI_REASON, wrong)
+    elif call.item is None:
         call.refuse("policy", f"unknown-{targets.kind(call.method)}", reply.unknown(call))
         call.hidden = True
     elif ruling.held and (why := ruling.held.get((call.item.server, call.item.action))) is not None:
@@ -134,7 +136,8 @@ def decide(edge: Edge, call: Ongoing) -> None:
         verdict = ruling.decide(call.principal, call.item, arguments, call.facts)
         took_us = (time.perf_counter_ns() - began_ns) / 1_000
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
-        ruling.tally.add_share(call.principal.subject_id, call.requested_us, verdict, took_us, hidden=call.hidden)
+        unknown = call.hidden and not ruling.takes_away(call.principal, call.item)
+        ruling.tally.add_share(call.principal.subject_id, call.requested_us, verdict, took_us, hidden=unknown)
         if ruling.shadows:
             shadows.ask(edge, call, arguments, verdict)
         call.decision, call.rules = verdict.effect, verdict.rules
@@ -165,7 +168,15 @@ def inspect(edge: Edge, call: Ongoing) -> None:
     """Patterns over everything that goes on: what blocks refuses, what masks changes what is sent. Fingerprints for
     egress. What was refused is inspected as well, for its record.
     """
-    at_once(inspecting(edge, call))
+    if not _is_plain(call):
+        at_once(inspecting(edge, call))
+
+
+def _is_plain(call: Ongoing) -> bool:
+    """As most calls are: they may go on, nothing is found in them, and no fingerprints are taken."""
+    if call.decision not in ("allow", "ask") or "egress" in call.labels:
+        return False
+    return call.ruling is not None and call.ruling.scanner.is_clean(call.request.raw_params, "arguments")
 
 
 def inspecting(edge: Edge, call: Ongoing) -> Turns[None]:
@@ -331,16 +342,17 @@ def inspecting_result(
     completed_us = call.now_us()
     raw = bridge.questions(answer) if isinstance(answer, Paused) else answer.result or answer.error
     try:
-        if len(raw) <= LARGE_BYTES:
-            strict_json.read(raw)
-        else:
+        if is_large := len(raw) > LARGE_BYTES:
             yield from strict_json.reading(raw, keep=False)
+        else:
+            strict_json.read(raw)
         outcome, error_code = _facts(call, answer)
     except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
         return failed(
             edge, call, UpstreamFault(f"{call.server}: the answer is refused: {error}", code="upstream-malformed")
         )
-    scan = yield from call.ruling.scanner.scanning(raw, "result")
+    scanner = call.ruling.scanner
+    scan = (yield from scanner.scanning(raw, "result")) if is_large else scanner.scan(raw, "result")
     sensitive = "sensitive" in call.item.labels and outcome != "rpc-error"
     key = edge.fingerprint_key(call.principal.tenant) if sensitive else b""
     ended = Ended(

@@ -62,12 +62,12 @@ def reading(raw: bytes, *, keep: bool, sizes: Sizes = SIZES) -> Generator[None, 
 def _piece_read(raw: bytes, piece: Piece, sizes: Sizes, *, keep: bool) -> Generator[None, None, Any]:
     if not piece.is_whole(raw):
         raise NotStrictJson(f"not valid JSON: an entry is missing at byte {piece.start} or {piece.end}")
+    if any(is_key(raw, end) for _, end in piece.long):
+        raise NotStrictJson(f"a key is longer than {sizes.long} bytes")
     value = read(without_long(raw, piece))
     if not piece.long:
         return value
     for start, end in piece.long:
-        if is_key(raw, end):
-            raise NotStrictJson(f"a key is longer than {sizes.long} bytes")
         yield from _check_string(raw, start, end, sizes)
     return _decode(piece.text(raw)) if keep else value
 

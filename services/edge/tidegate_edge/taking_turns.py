@@ -32,11 +32,10 @@ class Aside:
         try:
             while True:
                 async with self._turn:
-                    job = _taken(work, result)
-                if job is None:
-                    result = None
-                    await asyncio.sleep(0)
-                else:
+                    job, result = _taken(work, result), None
+                    if job is None:
+                        await asyncio.sleep(0)
+                if job is not None:
                     result = await asyncio.get_running_loop().run_in_executor(self._executor(), job)
         except _Done as done:
             value: T = done.value

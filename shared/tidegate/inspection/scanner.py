@@ -70,13 +70,16 @@ class Scanner:
 
     def scan(self, raw: bytes, direction: Direction) -> Scan:
         """Inspect JSON bytes. Never raises. A secret split over two strings is not found."""
-        return at_once(self.scanning(raw, direction))
+        return EMPTY if self.is_clean(raw, direction) else at_once(self.scanning(raw, direction))
+
+    def is_clean(self, raw: bytes, direction: Direction) -> bool:
+        """Whether one look finds nothing, as in most of what is small. False where a second look is due."""
+        side = self._arguments if direction == "arguments" else self._result
+        return len(raw) <= self._whole and side.is_clean(raw)
 
     def scanning(self, raw: bytes, direction: Direction) -> Turns[Scan]:
         """As `scan`, in turns."""
         side = self._arguments if direction == "arguments" else self._result
-        if len(raw) <= self._whole and side.is_clean(raw):
-            return EMPTY
         scan = yield from side.scanning(raw)
         if scan is EMPTY:
             return EMPTY
