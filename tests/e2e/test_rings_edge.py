@@ -268,8 +268,13 @@ async def test_a_shadow_is_told_what_the_session_has_read_and_no_call_is_refused
 async def test_a_guarded_canary_and_what_rules_beside_it_are_told(ring: Ring) -> None:
     await ring.decided(ring.speaker())
     number = await ring.release(STRICT, "canary", stage=Stage(groups=("early",)), guard=Guard(denials=0.1))
-    marks = [event for event in await ring.told(BundleObserved) if event.role == "ruling"]
-    assert marks, "what rules beside it, as it stood when the canary came"
+    marks: list[BundleObserved] = []
+
+    async def marked() -> bool:
+        marks[:] = [event for event in await ring.told(BundleObserved) if event.role == "ruling"]
+        return bool(marks)
+
+    await until(marked)  # what rules beside it, as it stood when the canary came
     early, other = ring.speaker("eve@example.com", "early"), ring.speaker()
     for speaker in (early, early, other, early):
         await ring.decided(speaker)
@@ -278,25 +283,47 @@ async def test_a_guarded_canary_and_what_rules_beside_it_are_told(ring: Ring) ->
         told = await ring.told(BundleObserved)
         own = [event for event in told if (event.role, event.number) == ("canary", number)]
         ruling = [event for event in told if event.role == "ruling" and event.number == marks[-1].number]
-        return bool(own) and (own[-1].decided, own[-1].denied, ruling[-1].decided - marks[-1].decided) == (1, 1, 1)
+        return bool(own) and (own[-1].decided, own[-1].denied, ruling[-1].decided - marks[-1].decided) == (3, 3, 1)
 
     await until(sums)
     own = [event for event in await ring.told(BundleObserved) if event.role == "canary"][-1]
-    assert (own.callers, own.most_denied) == (1, (1,)), "of a tool that a caller may not see, one of its calls counts"
+    assert (own.callers, own.most_denied) == (1, (3,))
 
 
 async def test_a_guarded_release_is_told_beside_what_ruled_before(ring: Ring) -> None:
     before = ring.number
     await ring.decided(ring.speaker())
     number = await ring.release(STRICT, guard=Guard(denials=0.1))
-    baseline = [event for event in await ring.told(BundleObserved) if event.number == before]
-    assert [(event.role, event.decided, event.denied) for event in baseline] == [("ruling", 1, 0)]
+
+    async def compared() -> bool:
+        baseline = [event for event in await ring.told(BundleObserved) if event.number == before]
+        return [(event.role, event.decided, event.denied) for event in baseline] == [("ruling", 1, 0)]
+
+    await until(compared)
     await ring.decided(ring.speaker())
 
     async def told() -> bool:
         return any((one.number, one.denied) == (number, 1) for one in await ring.told(BundleObserved))
 
     await until(told)
+
+
+@pytest.mark.parametrize("role", ["ruling", "canary"])
+async def test_a_tool_that_a_guarded_release_takes_from_people_counts_in_full_and_one_that_nobody_had_does_not(
+    ring: Ring, role: Role
+) -> None:
+    stage = Stage(groups=("early",)) if role == "canary" else None
+    await ring.release(STRICT, role, guard=Guard(denials=0.05, calls_min=10), stage=stage)
+    speakers = [ring.speaker(f"{name}@example.com", "early") for name in ("eve", "mia", "zoe")]
+    for speaker in speakers:
+        calls = [speaker.calling(f"up__{name}", {}) for name in ("echo", "secret-tool") for _ in range(6)]
+        await speaker.say(*calls)
+    rings = ring.running.edge.rings[ring.tenant]
+    chosen = rings.canary if role == "canary" else rings.ruling
+    assert chosen is not None
+    sums = chosen.tally.sums()
+    assert (sums.decided, sums.denied) == (21, 21), "six of what was there before, one of what never was"
+    assert sums.most_denied == (7, 7)
 
 
 async def test_only_clients_whose_rules_change_are_told_of_their_lists(ring: Ring) -> None:

@@ -63,6 +63,7 @@ class Releases:
         self._kept = edge.settings.data_dir / "releases"
         self._states = {tenant: PolicyState(tenant, self._ring, trust) for tenant in tenants}
         self._running: dict[str, dict[Role, Running]] = {tenant: {} for tenant in self._states}
+        self._superseded: dict[str, Running | None] = {}  # what ruled before a release that a guard watches
         self._ready: OrderedDict[str, Prepared] = OrderedDict()  # by digest
         self._retired = Retired()
         self._catalog = Catalog()
@@ -255,13 +256,18 @@ class Releases:
         edge, place = self._edge, self._edge.settings
         shadow = running.get("shadow")
         running = {role: one if role == "shadow" else _beside(one, shadow) for role, one in running.items()}
-        used = {id(one.ruling.engine) for one in running.values()}
-        for one in self._running[tenant].values():
-            if id(one.ruling.engine) not in used:
+        superseded = self._superseded_by(tenant, running.get("ruling"))
+        used = {id(one.ruling.engine) for one in (*running.values(), superseded) if one}
+        for one in (*self._running[tenant].values(), self._superseded.get(tenant)):
+            if one and id(one.ruling.engine) not in used:
                 self._retired.add(one.ruling)
-        self._running[tenant] = running
+        self._running[tenant], self._superseded[tenant] = running, superseded
         before = edge.rings.get(tenant) or Rings(None)
         ruling, canary = running.get("ruling"), running.get("canary")
+        if ruling is not None:
+            ruling.ruling.compared_with = superseded.ruling if superseded else None
+        if canary is not None:
+            canary.ruling.compared_with = ruling.ruling if ruling else None
         stage = canary.release.stage if canary else None
         here = canary is not None and is_here(stage, place.region, place.edge.labels)
         after = Rings(ruling.ruling if ruling else None, canary.ruling if canary and here else None, stage)
@@ -270,6 +276,16 @@ class Releases:
             edge.rulings[tenant] = ruling.ruling
         if before.ruling is not None and before.digests != after.digests:
             self._tell_clients(tenant, lambda principal: not before.decides_as(after, principal))
+
+    def _superseded_by(self, tenant: str, ruling: Running | None) -> Running | None:
+        """What a guard compares the ruling release with, while it does."""
+        if ruling is None or not _is_watched(ruling):
+            return None
+        before = self._running[tenant].get("ruling")
+        if before is None or before.release.number == ruling.release.number:
+            return self._superseded.get(tenant)
+        before.ruling.compared_with = None
+        return before
 
     def _tell_clients(self, tenant: str, touches: Callable[[Principal], bool]) -> None:
         """Other rules may show other lists."""
@@ -398,4 +414,9 @@ def facts_of(catalog: Catalog) -> list[ToolFacts]:
         items += [shelf.any_prompt] if shelf.prompting else []
         items += [shelf.any_resource] if shelf.readable else []
         items.append(shelf.any_question)
-    return [ToolFacts(item.server, item.action, item.labels) for item in items]
+    return [ToolFacts(item.server, item.action, item.labels, _takes(item)) for item in items]
+
+
+def _takes(item: Item) -> Document | None:
+    schema = item.fields.get(INPUT_SCHEMA) if item.kind == "tool" else None
+    return None if schema is None else Document.of_json(bytes(schema))

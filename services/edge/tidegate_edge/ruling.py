@@ -53,6 +53,7 @@ class Ruling:
         self.role = role
         self.shadows = shadows  # evaluated beside it
         self.tally = tally or Tally(0)
+        self.compared_with: Ruling | None = None  # the release that a guard compares this one with
         self.held = held  # (server, action) → why the tool is held back because of its definition
         self.budgeting = budgeting
         self.looks_around = engine.looks_around
@@ -124,6 +125,10 @@ class Ruling:
         if self.held and (item.server, item.action) in self.held:
             return False
         return self.engine.visible(principal, item.server, item.action)
+
+    def takes_away(self, principal: Principal, item: Item) -> bool:
+        """Of what is not visible here: whether the release that this one is compared with shows it."""
+        return self.compared_with is not None and self.compared_with.is_visible(principal, item)
 
     def holding(self, held: Mapping[tuple[str, str], str]) -> "Ruling":
         """The same, with other tools held back. Decisions that are kept stay, lists are made anew."""

@@ -53,7 +53,7 @@ class _Share:
     def __init__(self, turn: int) -> None:
         self.turn = turn
         self.left = SHARE
-        self.hidden = False  # whether a call of something that it may not see has counted in this turn
+        self.hidden = False  # whether a hidden call has counted in this turn
         self.denied = self.errors = self.slow = 0
 
     def renew(self, turn: int) -> None:
@@ -104,7 +104,7 @@ class Tally:
 
     def add_share(self, caller: str, at_us: int, verdict: Verdict, took_us: float, *, hidden: bool) -> None:
         """A call of `caller`, as far as its share reaches: beyond that nothing grows. `hidden`: it asked for what it
-        may not see, of which one call counts as long as others count `SHARE`.
+        may see under no release that is compared, of which one call counts as long as others count `SHARE`.
         """
         if at_us >= self._renews_us:
             self._turn += 1
