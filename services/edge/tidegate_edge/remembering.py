@@ -56,7 +56,9 @@ class Remembering:
         try:
             await log.prepare()
         except LogUnavailable as fault:
-            return await self.recall(fault)
+            recalled = await self.recall(fault)
+            _log.warning("%s", fault.sentence)
+            return recalled
         return None
 
     async def recall(self, away: LogUnavailable) -> Recalled:
