@@ -14,6 +14,7 @@ from tidegate.events import Outcome
 from tidegate.ids import now_us
 from tidegate.policy.verdict import Verdict
 from tidegate.sessions.port import SessionsUnavailable
+from tidegate.turns import Turns, at_once
 from tidegate_edge import facts, strict_json
 from tidegate_edge.abilities import ASKED_WITH
 from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
@@ -30,7 +31,7 @@ METHOD_CHARS_MAX: Final = 64  # of a method that a server made up
 async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
     """The client's answer, or the error that the server is given."""
     try:
-        read = strict_json.read(params)
+        read = await edge.aside.in_turns(strict_json.reading_any(params, keep=True))
     except (strict_json.NotStrictJson, msgspec.DecodeError):
         return await _not_put(edge, call, method, INVALID_REQUEST, "request-malformed", "the request cannot be read")
     if call.request.modern or method not in ASKED_WITH:
@@ -39,7 +40,7 @@ async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
     if not isinstance(read, dict) or not call.abilities.can_answer(method, read):
         told = f"the client declared no capability for {method}"
         return await _not_put(edge, call, method, METHOD_NOT_FOUND, "client-lacks-capability", told)
-    question = _question(edge, call, method, params)
+    question = await edge.aside.in_turns(_question(call, method, params))
     try:
         await edge.recorder.record(
             requested_event(question, edge.place, edge.limits.capture_bytes_max), call.terms.mode
@@ -51,7 +52,7 @@ async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
     return await _put(edge, call, question)
 
 
-def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
+def _question(call: Ongoing, method: str, params: bytes) -> Turns[Ongoing]:
     """The question as a call: what was permitted for the tool is permitted for what it asks, content apart."""
     question = Ongoing(call.visit, call.request, call.item, call.target, call.terms, now_us())
     question.method, question.root = method, call.root
@@ -60,7 +61,7 @@ def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
         setattr(question, fact, getattr(call, fact))
     question.decision, question.stage, question.reason = "allow", "policy", call.reason
     assert call.ruling is not None
-    scan = call.ruling.scanner.scan(params, "result")
+    scan = yield from call.ruling.scanner.scanning(params, "result")
     question.findings = scan.findings
     question.arguments = params if scan.masked is None else scan.masked
     question.arguments_captured = scan.recorded or question.arguments
@@ -76,7 +77,7 @@ def _question(edge: Edge, call: Ongoing, method: str, params: bytes) -> Ongoing:
 
 async def _not_put(edge: Edge, call: Ongoing, method: str, code: int, reason: str, message: str) -> Answer:
     """A question that the client cannot be asked: recorded without its content, and refused."""
-    question = _question(edge, call, method[:METHOD_CHARS_MAX], b"{}")
+    question = at_once(_question(call, method[:METHOD_CHARS_MAX], b"{}"))
     assert call.ruling is not None
     question.method = call.ruling.told(question.method, "result")
     question.refuse("admission", reason, call.ruling.told(message, "result"))
@@ -100,7 +101,10 @@ async def _put(edge: Edge, call: Ongoing, question: Ongoing) -> Answer:
         )
         answer = await while_the_session_stands(edge, visit, asking)
         denied = await facts.denied_since(edge, call)
-        ended, answer = _inspected(question, answer) if denied is None else _denied(question, denied)
+        if denied is None:
+            ended, answer = await edge.aside.in_turns(_inspecting(question, answer))
+        else:
+            ended, answer = _denied(question, denied)
     except Fault as fault:
         answer = _refused(INTERNAL_ERROR, fault.sentence)
         ended = _ended(question, "timeout" if "timeout" in fault.code else "upstream-failed", b"", fault.code)
@@ -141,17 +145,17 @@ def _denied(question: Ongoing, verdict: Verdict) -> tuple[Ended, Answer]:
     return _ended(question, "blocked", b"", verdict.reason), _refused(INVALID_REQUEST, verdict.told)
 
 
-def _inspected(question: Ongoing, answer: Answer) -> tuple[Ended, Answer]:
+def _inspecting(question: Ongoing, answer: Answer) -> Turns[tuple[Ended, Answer]]:
     """What a client says to a server is inspected like arguments."""
     raw = answer.result or answer.error
     try:
-        strict_json.read(raw)
+        yield from strict_json.reading_any(raw, keep=False)
     except (strict_json.NotStrictJson, msgspec.DecodeError) as error:
         return _ended(question, "blocked", b"", "answer-malformed"), _refused(
             INTERNAL_ERROR, f"the client's answer is refused: {error}"
         )
     assert question.ruling is not None
-    scan = question.ruling.scanner.scan(raw, "arguments")
+    scan = yield from question.ruling.scanner.scanning(raw, "arguments")
     outcome: Outcome = "blocked" if scan.blocked else "rpc-error" if answer.error else "ok"
     ended = msgspec.structs.replace(
         _ended(question, outcome, raw, "answer-blocked" if scan.blocked else ""),

@@ -42,6 +42,11 @@ def read(raw: bytes) -> Any:
     return value
 
 
+def reading_any(raw: bytes, *, keep: bool) -> Generator[None, None, Any]:
+    """`read` or `reading`, whichever is for a text of this size."""
+    return (yield from reading(raw, keep=keep)) if len(raw) > SIZES.whole else read(raw)
+
+
 def reading(raw: bytes, *, keep: bool, sizes: Sizes = SIZES) -> Generator[None, None, Any]:
     """As `read`, in parts. Without `keep`, None for any value: then a text may hold any number of objects and lists."""
     whole = _Whole(keep=keep)

@@ -73,6 +73,8 @@ def _values(result: bytes, steps: tuple[str | None, ...]) -> Iterator[bytes | No
     read = _read(_RESULT, result)
     if read is None:
         return
+    if len(result) > READ_BYTES_MAX:
+        yield None  # each reading of a large text is a turn of its own
     if _is_there(read.structured):
         yield from _at(memoryview(read.structured), steps)
         return
@@ -93,7 +95,9 @@ def _at(value: Text, steps: tuple[str | None, ...]) -> Iterator[bytes | None]:
         yield bytes(value)
     elif (step := steps[0]) is not None:
         found = _field(step, value)
-        yield from (None,) if found is None else _at(found, steps[1:])
+        yield None
+        if found is not None:
+            yield from _at(found, steps[1:])
     elif value[:1] == b"[":
         yield from _split(bytes(value), steps)
     else:
