@@ -10,7 +10,7 @@ from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
 from tidegate.policy.differences import Change, Differences, Example, compare
 from tidegate.policy.facts import Facts
 from tidegate_cli.bundles import whole_digest
-from tidegate_cli.management import open_management, segment
+from tidegate_cli.management import Management, open_management, segment
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import plain, print_document, say
 
@@ -41,6 +41,12 @@ def say_differences(found: Differences) -> None:
         say("[yellow]not all of it[/]  the bundles mention more than is tried; give cases for what matters most")
 
 
+def say_wider(found: Differences) -> None:
+    """What becomes more permissive."""
+    _say_changes("[yellow]more permissive[/]", found.of("more-permissive"))
+    _say_files(found)
+
+
 def bundle_named(name: str, ring: str, config: Path, token: str) -> Bundle:
     """In a directory, or released: by its number in the ring, or its digest. Raises Fault."""
     if Path(name).is_dir():
@@ -54,7 +60,12 @@ def bundle_named(name: str, ring: str, config: Path, token: str) -> Bundle:
         digest = next((str(release["digest"]) for release in releases if release["number"] == int(name)), "")
         if not digest:
             raise CallerFault(f"the ring '{ring}' has no release {name}; `tidegate bundle list` shows them")
-    files = management.get(f"/bundles/{segment(whole_digest(management, digest, ring))}")["files"]
+    return released_bundle(management, whole_digest(management, digest, ring))
+
+
+def released_bundle(management: Management, digest: str) -> Bundle:
+    """Raises Fault."""
+    files = management.get(f"/bundles/{segment(digest)}")["files"]
     return bundle_of({path: text.encode() for path, text in files.items()})
 
 

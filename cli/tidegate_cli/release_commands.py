@@ -54,11 +54,14 @@ def publish(
     guard_slow: SlowOption = "",
     guard_calls: CallsOption = None,
     watch: WatchOption = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     token: TokenOption = "",
     config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
     """Check, sign and release a bundle; the edges of the ring obey it within a second.
+
+    What it lets pass that the ruling bundle does not is shown first; on a terminal you are asked then.
 
     For everybody, or as a canary for some, or as a shadow that decides nothing. With a guard it is taken back by itself
     where it does worse than what ruled before, or rules beside it.
@@ -67,7 +70,7 @@ def publish(
 
     stage = stage_query(canary, shadow, region, group, edge_label)
     guard = guard_query(guard_denials, guard_errors, guard_slow, guard_calls, watch)
-    raise typer.Exit(show_publish(directory, ring, stage, guard, replace, config, token, as_json))
+    raise typer.Exit(show_publish(directory, ring, stage, guard, replace, yes, config, token, as_json))
 
 
 def promote(

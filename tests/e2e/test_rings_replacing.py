@@ -185,3 +185,53 @@ async def test_on_a_terminal_too_few_calls_are_asked_about(service: Running, ans
     assert b"Promote it all the same" in told
     assert (asking.returncode == 0) is (answer == "y")
     assert service.opened.service.state.number_of("main") == number
+
+
+NARROW = variant("narrow", **{"policies/p.cedar": '@id("a") permit (principal in Group::"eng", action, resource);'})
+WIDE = variant("wide", **{"policies/p.cedar": '@id("a") permit (principal, action, resource);'})
+
+
+@pytest_asyncio.fixture
+async def narrow(service: Running) -> Running:
+    """Where a ring is ruled by a bundle for one group, and one for everybody lies in a directory."""
+    await publish(service, NARROW, "ring=side")
+    write(Path(service.settings.root) / "wide", WIDE)
+    write(Path(service.settings.root) / "narrow", NARROW)
+    return service
+
+
+async def test_what_lets_more_pass_is_told_before_it_is_released(narrow: Running) -> None:
+    done = await tidegate(narrow, "bundle", "publish", "wide", "--ring", "side")
+    assert done.returncode == 0, done.stderr
+    wider, example, *_ = done.stdout.splitlines()
+    assert wider.startswith("more permissive any-")
+    assert wider.endswith("deny → allow, by a")
+    assert example.startswith("for example ")
+    assert "released release 2 of side" in done.stdout
+    back = await tidegate(narrow, "bundle", "publish", "narrow", "--ring", "side")
+    assert "more permissive" not in back.stdout, "what is stricter is not asked about"
+    shadow = await tidegate(narrow, "bundle", "publish", "wide", "--ring", "side", "--shadow")
+    assert "more permissive" not in shadow.stdout, "it decides nothing"
+    told = json.loads((await tidegate(narrow, "bundle", "publish", "wide", "--ring", "side", "--json")).stdout)
+    assert (told["created"], told["more_permissive"]["changes"][0]["after"]) == (True, "allow")
+    again = json.loads((await tidegate(narrow, "bundle", "publish", "wide", "--ring", "side", "--json")).stdout)
+    assert (again["created"], again["more_permissive"]) == (False, {"changes": [], "limits": [], "files": []})
+
+
+@pytest.mark.parametrize(("answer", "more", "number"), [("n", (), 1), ("y", (), 2), ("n", ("--yes",), 2)])
+async def test_on_a_terminal_what_lets_more_pass_is_asked_about(
+    narrow: Running, answer: str, more: tuple[str, ...], number: int
+) -> None:
+    ours, theirs = os.openpty()
+    words = (str(TIDEGATE), "bundle", "publish", "wide", "--ring", "side", *more)
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        asking = await asyncio.create_subprocess_exec(
+            *words, cwd=narrow.settings.root, stdin=theirs, stdout=PIPE, stderr=PIPE
+        )
+        _, told = await asyncio.wait_for(asking.communicate(), 60)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (b"Release it all the same" in told) is (not more)
+    assert narrow.opened.service.state.number_of("side") == number
