@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tidegate.analytics.native import Made, block, encoded, wire_type
+from tidegate.analytics.native import Block, Made, encoded, wire_type
 from tidegate.errors import AnalyticsRefused
 from tidegate_audit_consumer.rows import CALL_TYPES, EVENT_TYPES
 
@@ -58,7 +58,28 @@ def test_a_type_that_is_not_known_is_refused() -> None:
 def test_a_list_that_two_blocks_share_is_never_mistaken_for_another() -> None:
     made = Made()
     for number in range(200):  # each list is gone after its block: its address may be another's next
-        assert block({"c": [f"{number:03}"]}, {"c": "String"}, made).endswith(f"{number:03}".encode())
+        block = Block({"c": "String"})
+        block.add({"c": [f"{number:03}"]}, made)
+        assert block.laid_out()[-1].endswith(f"{number:03}".encode())
+
+
+def test_a_block_of_several_slices_is_that_of_all_their_rows_and_what_a_slice_has_not_is_least() -> None:
+    types = {"a": "String", "b": "Array(String)", "c": "UInt64", "d": "Nullable(Int64)", "e": "String"}
+    block, whole = Block(types), Block(types)
+    block.add({"a": ["x", "y"], "b": [("m",), ()]}, Made())
+    block.add({"c": [7], "d": [None], "a": [b"z" * 200]}, Made())
+    block.add({"b": [("n", "o")], "d": [-1]}, Made())
+    whole.add(
+        {
+            "a": ["x", "y", "z" * 200, ""],
+            "b": [("m",), (), (), ("n", "o")],
+            "c": [0, 0, 7, 0],
+            "d": [None, None, None, -1],
+        },
+        Made(),
+    )
+    assert b"".join(block.laid_out()) == b"".join(whole.laid_out())
+    assert (block.rows, Block(types).laid_out()) == (4, [])
 
 
 def test_every_column_that_ingestion_sends_has_a_type_that_can_be_sent() -> None:

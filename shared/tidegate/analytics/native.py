@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, chain
+from struct import calcsize, pack
 from struct import error as StructError
-from struct import pack
 from typing import Any, Final
 
 from tidegate.errors import AnalyticsRefused
@@ -44,7 +44,9 @@ def encoded(columns: Mapping[str, Column], types: Mapping[str, str], rows_max: i
     rows = len(next(iter(columns.values()), ()))
     for at in range(0, rows, rows_max):
         some = {name: column[at : at + rows_max] for name, column in columns.items()} if rows > rows_max else columns
-        yield block(some, types, Made())
+        block = Block(types)
+        block.add(some, Made())
+        yield from block.laid_out()
 
 
 class Made:
@@ -61,12 +63,52 @@ class Made:
         return kept[1]
 
 
-def block(columns: Mapping[str, Column], types: Mapping[str, str], made: Made) -> bytes:
-    """One block of columns of equal length. Raises AnalyticsRefused."""
-    parts = [_varint(len(columns)), _varint(len(next(iter(columns.values()), ())))]
-    for name, column in columns.items():
-        parts += (_named(name, types[name]), made.of(name, types[name], column))
-    return b"".join(parts)
+class Block:
+    """A block that grows by slices of rows. A column that a slice has not is the least value of its type there; one
+    that no slice has is left out.
+    """
+
+    def __init__(self, types: Mapping[str, str]) -> None:
+        self._types = types
+        self._parts: dict[str, list[Any]] = {}  # laid out where parts can be put together, else values
+        self.rows = 0
+
+    def add(self, columns: Mapping[str, Column], made: Made) -> None:
+        """Columns of equal length. Raises AnalyticsRefused."""
+        rows = len(next(iter(columns.values()), ()))
+        for name in self._parts.keys() - columns.keys():
+            self._leave_out(name, rows)
+        for name, column in columns.items():
+            if name not in self._parts:
+                self._parts[name] = []
+                self._leave_out(name, self.rows)
+            if _width(kind := self._types[name]):
+                self._parts[name].append(made.of(name, kind, column))
+            else:
+                self._parts[name] += column
+        self.rows += rows
+
+    def laid_out(self) -> list[bytes]:
+        """To be called once, at the end. Raises AnalyticsRefused."""
+        pieces = [_varint(len(self._parts)) + _varint(self.rows)] if self._parts else []
+        for name, parts in self._parts.items():
+            kind = self._types[name]
+            pieces += (_named(name, kind), b"".join(parts) if _width(kind) else _laid_out(name, kind, parts))
+            parts.clear()
+        return pieces
+
+    def _leave_out(self, name: str, rows: int) -> None:
+        if width := _width(kind := self._types[name]):
+            self._parts[name].append(bytes(width * rows))
+        else:
+            self._parts[name] += [None if kind.startswith("Nullable") else ()] * rows
+
+
+@cache
+def _width(kind: str) -> int:
+    """Bytes of the least value, where a column's slices laid out are the column laid out; else 0."""
+    name = kind.partition("(")[0]
+    return 1 if name == "String" else calcsize("=" + _NUMBERS[name]) if name in _NUMBERS else 0
 
 
 @cache
