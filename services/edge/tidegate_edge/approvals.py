@@ -104,7 +104,7 @@ def _binding(edge: Edge, call: Ongoing) -> str:
 async def _continue(edge: Edge, call: Ongoing, approved: Approved) -> None:
     """A further round of a call that was approved: its server asked something. Each round goes on once."""
     assert call.inputs is not None
-    if call.approver not in (ANYBODY, approved.approver) or not set(call.rules) <= set(approved.rules):
+    if not approved.serves(call.approver, call.rules):
         call.refuse(
             "policy", "approval-required", f"The rules changed meanwhile. {call.message} Call again, from the start."
         )

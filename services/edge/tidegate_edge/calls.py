@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -21,7 +22,7 @@ from tidegate.events import (
     Stage,
 )
 from tidegate.ids import now_us, uuid7
-from tidegate.policy.approvals import Approval
+from tidegate.policy.approvals import ANYBODY, Approval
 from tidegate.policy.facts import NO_FACTS, Facts
 from tidegate_edge.abilities import NONE, Abilities
 from tidegate_edge.accept import Request
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tidegate.policy.budgeting import Plan
     from tidegate_edge.purses import Hold, Shortage
     from tidegate_edge.tainting import Tainting
+    from tidegate_edge.targets import Handle
 
 NULL: Final = msgspec.Raw(b"null")
 EMPTY_OBJECT: Final = b"{}"
@@ -67,6 +69,10 @@ class Approved(msgspec.Struct, frozen=True, omit_defaults=True):
     approval_id: str
     approver: str = ""
     rules: tuple[str, ...] = ()
+
+    def serves(self, approver: str, rules: Iterable[str]) -> bool:
+        """Whether who must be asked now was asked, and about every rule that asks now."""
+        return approver in (ANYBODY, self.approver) and set(rules) <= set(self.rules)
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -143,6 +149,7 @@ class Ongoing:
         "tainting",
         "target",
         "target_captured",
+        "task",
         "terms",
         "upstream_modern",
         "visit",
@@ -165,6 +172,7 @@ class Ongoing:
         self.terms = terms
         self.inputs: Inputs | None = None
         self.inputs_captured: bytes | None = None  # the client's answers without what the inspection found
+        self.task: Handle | None = None  # that the request is about: it is decided as the call which began that
         self.abilities: Abilities = NONE
         self.log_level = ""
         self.members: dict[str, msgspec.Raw] = {}  # of the params, byte for byte
@@ -294,6 +302,8 @@ def _approval_id(call: Ongoing) -> str:
 
 def _are_kept(call: Ongoing, arguments: msgspec.Raw) -> bool:
     """Whether the record has what the rules saw."""
+    if call.task is not None:
+        return False  # that is in the record of the call which began the task
     is_whole = arguments is not NULL and not call.target_captured and not call.arguments_masked
     return is_whole and call.arguments_captured == call.arguments
 

@@ -29,7 +29,7 @@ def matter(call: Ongoing) -> bool:
 async def gather(edge: Edge, call: Ongoing) -> None:
     """Fill in `call.facts`; refuse the call where a rule needs what cannot be known now."""
     ruling, item = call.ruling, call.item
-    if ruling is None or item is None:
+    if ruling is None or item is None or call.method == targets.CANCEL:  # to stop needs no permission
         return
     needs = ruling.needs(call.principal, item)
     looks = "taint" in needs
@@ -56,7 +56,7 @@ async def denied_since(edge: Edge, call: Ongoing) -> Verdict | None:
     a rule looks at it. Raises SessionsUnavailable.
     """
     ruling, item = call.ruling, call.item
-    if ruling is None or item is None or call.method in targets.TASKS:
+    if ruling is None or item is None:
         return None
     if "taint" not in ruling.needs(call.principal, item):
         return None

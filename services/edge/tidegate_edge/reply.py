@@ -104,6 +104,8 @@ def _answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
     assert call.ruling is not None
     if isinstance(given, Paused):
         return Reply(200, result_body(request.id, bridge.pause_result(edge, call, given)))
+    if call.method == targets.CANCEL:
+        return _cancelled(call, given)
     if given.error:
         return _upstream_error(edge, call, given.error)
     raw = given.result
@@ -120,6 +122,14 @@ def _answer(edge: Edge, call: Ongoing, given: Answer | Paused) -> Reply:
         raw = tasks.shown(edge, call, raw)
     raw = rewrite.result(call.ruling.catalog, call.visit.door, call.server, call.method, raw)
     return Reply(200, result_body(request.id, _in_its_own_name(raw)))
+
+
+def _cancelled(call: Ongoing, given: Answer) -> Reply:
+    """Whether the server has heard it, and nothing more: whoever may not call the tool any more may still stop it."""
+    assert call.request.id is not None
+    if given.error:
+        return error(call, RpcError(decode_error(given.error).code, f"{call.server} did not take the cancellation"))
+    return Reply(200, result_body(call.request.id, tasks.CANCELLED))
 
 
 def _not_asked(call: Ongoing, unfit: str | dict[str, Any]) -> Reply:

@@ -21,7 +21,7 @@ from tidegate_edge.catalog import Item
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import Reply, decode_error, decode_fields, decode_result_head, decode_text, encode
 from tidegate_edge.talk import Conversation
-from tidegate_edge.upstream.port import NO_ROUTING, Answer, Outgoing, Paused, Routing
+from tidegate_edge.upstream.port import NO_ROUTING, SILENCE, Answer, Outgoing, Paused, Routing
 from tidegate_edge.visit import Visit
 
 ERROR_CODE_MAX: Final = 2**31 - 1  # as an event keeps it: a column holds no number of any size
@@ -40,7 +40,7 @@ def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = No
     terms = edge.terms_of(visit.principal.tenant, item.server if item else visit.door, item)
     call = Ongoing(visit, request, item, found.target if found else named[:TARGET_CHARS_MAX], terms, now_us())
     call.ruling = ruling
-    call.members = decode_fields(request.raw_params)
+    call.members = decode_fields(request.raw_params) if request.method != targets.CANCEL else {}
     call.arguments = targets.arguments(call.members, request, found) if handle is None else tasks.arguments(handle)
     call.arguments_captured = call.arguments
     call.abilities = visit.abilities(request)
@@ -54,7 +54,7 @@ def begin(edge: Edge, visit: Visit, request: Request, inputs: Inputs | None = No
         if call.inputs.approval:
             call.members.pop("inputResponses", None)
     if handle is not None:
-        call.root = handle.root
+        call.task, call.root = handle, handle.root
     return call
 
 
@@ -121,13 +121,13 @@ def decide(edge: Edge, call: Ongoing) -> None:
     elif call.item is None:
         call.refuse("policy", f"unknown-{targets.kind(call.method)}", reply.unknown(call))
         call.hidden = True
+    elif call.method == targets.CANCEL:  # to stop is safe: nothing goes along, and nothing comes back
+        call.decision = "allow"
     elif ruling.held and (why := ruling.held.get((call.item.server, call.item.action))) is not None:
         call.refuse("policy", "definition-held", why)
         call.hidden = True
-    elif call.method in targets.TASKS:  # the call that made the task was permitted; is its tool still?
-        if not ruling.is_visible(call.principal, call.item):
-            call.refuse("policy", "tool-not-granted", reply.unknown(call))
-            call.hidden = True
+    elif call.task is not None:
+        tasks.decide(call, ruling, call.item, call.task)
     elif arguments is None:
         call.refuse("admission", "arguments-not-an-object", "arguments must be an object")
         call.hidden = not ruling.is_visible(call.principal, call.item)
@@ -196,7 +196,13 @@ def inspecting(edge: Edge, call: Ongoing) -> Turns[None]:
 def fingerprinting_arguments(edge: Edge, call: Ongoing) -> Turns[None]:
     """Of what leaves the house; for a call that is made."""
     if "egress" in call.labels:
-        call.fingerprints = yield from fingerprinting(call.arguments, edge.fingerprint_key(call.principal.tenant))
+        call.fingerprints = yield from fingerprinting(_leaving(call), edge.fingerprint_key(call.principal.tenant))
+
+
+def _leaving(call: Ongoing) -> bytes:
+    """The arguments, and what is answered to a server's questions."""
+    given = call.members.get("inputResponses")
+    return call.arguments if given is None else b"[%b,%b]" % (call.arguments, given)
 
 
 def _settling_findings(scanner: Scanner, call: Ongoing) -> Turns[None]:
@@ -276,6 +282,8 @@ async def forward(edge: Edge, call: Ongoing) -> Answer | Paused:
     if modern is None:
         modern = await upstream.era(request.modern, timeout_s)
     call.upstream_modern = modern
+    if call.method == targets.CANCEL:
+        return await upstream.request(tasks.cancelling(call, _routing(call, item), modern, timeout_s), SILENCE)
     talk = Conversation(edge, call)
     if call.inputs is not None and call.inputs.ticket:
         return await _go_on(edge, call, talk, timeout_s)

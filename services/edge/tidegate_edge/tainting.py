@@ -66,7 +66,7 @@ def of_server(edge: Edge, visit: Visit, server: str, send: Callable[[bytes], Non
 
 def _brought(edge: Edge, call: Ongoing) -> frozenset[str]:
     """Labels that the call's content brings to its session, and that are not known to be noted."""
-    if edge.taint_labels.isdisjoint(call.labels) or call.method in targets.SUBSCRIBING:
+    if edge.taint_labels.isdisjoint(call.labels) or call.method in targets.SILENT:
         return _NOTHING
     brought = edge.taint_labels.intersection(call.labels)
     return _NOTHING if _is_noted(edge, call.visit, brought) else brought

@@ -9,13 +9,18 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tidegate_edge.accept import Request
-from tidegate_edge.calls import EMPTY_OBJECT, NULL, Ongoing
+from tidegate_edge.calls import EMPTY_OBJECT, NULL, Approved, Ongoing
 from tidegate_edge.catalog import Catalog, Item
 from tidegate_edge.messages import decode_fields, encode
 
 SUBSCRIBING: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 GOVERNED: Final = frozenset({"tools/call", "prompts/get", "resources/read", "completion/complete"}) | SUBSCRIBING
-TASKS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+CANCEL: Final = "tasks/cancel"
+TASKS: Final = frozenset({"tasks/get", "tasks/update", CANCEL})
+SILENT: Final = SUBSCRIBING | {CANCEL}
+"""Whose answers tell a client nothing."""
+NOT_KEPT: Final = 10**40
+"""In the place of an argument that is not known any more: no rule can look at it, and `has` finds it."""
 _KINDS: Final = {"tools/call": "tool", "prompts/get": "prompt"}
 
 
@@ -50,6 +55,15 @@ class Handle(msgspec.Struct, frozen=True, omit_defaults=True):
     task: str  # the server's own id
     root: str  # the call that made it
     v: int = 1
+    arguments: dict[str, msgspec.Raw] | None = None  # of that call, as they were decided on; None: nothing is known
+    left_out: tuple[str, ...] = ()  # names of arguments that are too large to travel
+    approved: Approved | None = None  # that call went on by it
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """The arguments for rules to look at."""
+        kept = {name: msgspec.json.decode(raw) for name, raw in (self.arguments or {}).items()}
+        return {**kept, **dict.fromkeys(self.left_out, NOT_KEPT)}
 
 
 def find(catalog: Catalog, door: str, request: Request, handle: Handle | None = None) -> Found | None:
@@ -104,6 +118,8 @@ def _ref(request: Request, target: str) -> dict[str, Any]:
 
 def decided_on(call: Ongoing) -> dict[str, Any] | None:
     """The arguments that rules look at; None where they are no object."""
+    if call.task is not None:
+        return call.task.known
     if call.method in _KINDS:
         value = call.request.params.get("arguments", {})
         if call.item is not None and call.item.fixed and isinstance(value, dict):
