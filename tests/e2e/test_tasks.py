@@ -309,3 +309,39 @@ async def test_what_a_task_brings_marks_its_session(edge: RunningEdge, up: Scrip
     tainted = [one for one in await edge.place.events("sessions") if isinstance(one, SessionTainted)]
     assert [one.labels for one in tainted if one.agent == "reading"] == [("read-private",)]
     assert reason(await client.update(open_task, "PRIVATE-4711")) == "forbidden-by-rule"
+
+
+async def test_what_comes_by_tasks_counts_as_what_comes_by_calls_and_asking_again_is_no_call(edge: RunningEdge) -> None:
+    client = Client(edge, "searching")
+    ten = [{"id": next(_ROWS)} for _ in range(10)]
+    first, second = await client.begin("search", comes=ten), await client.begin("search", comes=ten[:2])
+    third = await client.begin("search", comes=[{"id": next(_ROWS)} for _ in range(10)])
+    assert reason(await client.call("search")) == "rate-limited"
+    for task in (first, second, first, third):
+        assert "items" in json.dumps((await client.get(task)).result), "twenty of twelve: what is left is known after"
+    for method in (client.get(third), client.update(third, "more")):
+        refused = await method
+        assert reason(refused) == "budget-exhausted"
+        assert refused.headers["retry-after"]
+    assert (await client.cancel(third)).result == {"resultType": "complete"}
+    _, done = await recorded(edge, "searching", "tasks/get")
+    assert [one.records for one in done] == [10, 2, 10, 10]
+
+
+async def test_bytes_that_go_and_come_by_tasks_count(edge: RunningEdge) -> None:
+    client = Client(edge, "moving")
+    task = await client.begin("search", comes=[])
+    for _ in range(2):
+        assert "error" not in (await client.update(task, "x" * 2_500)).json
+    assert reason(await client.update(task, "x")) == "budget-exhausted"
+
+
+async def test_a_task_costs_by_what_it_moves_and_its_call_once(edge: RunningEdge) -> None:
+    client = Client(edge, "rendering")
+    task = await client.begin("render", comes="x" * 3_000)
+    assert (await client.get(task)).result["status"] == "completed"
+    assert reason(await client.get(task)) == "budget-exhausted"
+    _, (begun,) = await recorded(edge, "rendering", "tools/call")
+    _, (got,) = await recorded(edge, "rendering", "tasks/get")
+    assert 4_000_000 < begun.cost_micros < 4_300_000
+    assert 3_000_000 < got.cost_micros < 3_300_000

@@ -20,6 +20,7 @@ from tidegate.sessions.port import Budgets as BudgetStore
 from tidegate.sessions.port import SessionsUnavailable
 from tidegate_edge import shortage, targets
 from tidegate_edge.calls import Ended, Ongoing
+from tidegate_edge.messages import decode_fields
 from tidegate_edge.purses import TICK_S, Clock, Hold, Purses, Shortage
 
 _COUNTED: Final = ("ok", "tool-error", "blocked")  # outcomes whose result was read by the gateway or the client
@@ -48,9 +49,11 @@ class Budgets:
     def plan(call: Ongoing) -> Plan | None:
         """What the call meets; None for the common call, which meets nothing."""
         ruling, item = call.ruling, call.item
-        if ruling is None or item is None or call.method in targets.TASKS:  # the call that made the task was counted
+        if ruling is None or item is None or call.method == targets.CANCEL:
             return None
         plan = ruling.budgeting.plan(call.principal, item.server, item.action, item.labels)
+        if call.task is not None:
+            plan = plan.of_task
         return plan if plan is not NO_PLAN and plan else None
 
     async def draw(self, call: Ongoing, plan: Plan) -> None:
@@ -95,9 +98,11 @@ class Budgets:
     async def count(self, call: Ongoing, ended: Ended) -> None:
         """Tell which records the answer holds, before it leaves."""
         plan = call.plan
-        if plan is None or plan.counted is None or ended.outcome not in _COUNTED or call.method != "tools/call":
+        if plan is None or plan.counted is None or ended.outcome not in _COUNTED:
             return
-        marks = await _marks(plan.counted, ended.result, self._mark_key(call.principal.tenant))
+        if call.method != "tools/call" and call.task is None:
+            return
+        marks = await _marks(plan.counted, _result_of(call, ended), self._mark_key(call.principal.tenant))
         call.records = len(marks)
         for hold in call.held:
             if marks and hold.meter.measure.of == "daily-records":
@@ -110,7 +115,7 @@ class Budgets:
         if plan is None or not call.forwarded_us:
             return
         held, call.held = call.held, []
-        size = len(call.arguments) + len(ended.result)
+        size = len(call.arguments) + len(call.members.get("inputResponses", b"")) + len(ended.result)
         call.cost_micros = plan.cost(size)
         for purse, meter, owner in held:
             if meter.measure.of == "daily-bytes":
@@ -137,6 +142,13 @@ class Budgets:
             "tidegate_limit_exchanges_failed": self._shared.failures,
             "tidegate_limit_uncounted": self.uncounted,
         }
+
+
+def _result_of(call: Ongoing, ended: Ended) -> bytes:
+    """The tool's result: that of a task stands within what is told of the task."""
+    if call.task is None and call.result_type != "task":
+        return ended.result
+    return bytes(decode_fields(ended.result).get("result", ended.result))
 
 
 async def _marks(counted: Counted, result: bytes, key: bytes) -> set[bytes]:

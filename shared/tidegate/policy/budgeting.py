@@ -4,7 +4,8 @@ Counterparts: `budgets.py` reads limits.yaml, `tidegate.sessions.budgets` says w
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,6 +20,7 @@ from tidegate.sessions.budgets import Counter, Kind, counter_name
 
 PLANS_MAX: Final = 200_000
 MB: Final = 1_000_000
+_OF_ANSWERS: Final[frozenset[Measured]] = frozenset({"daily-bytes", "daily-records", "daily-cost"})
 _KINDS: Final[Mapping[Measured, Kind]] = {"calls": "bucket", "concurrent": "places", "daily-records": "distinct"}
 
 
@@ -60,6 +62,12 @@ class Plan:
 
     def __bool__(self) -> bool:
         return bool(self.meters or self.per_call or self.per_mb or self.counted)
+
+    @cached_property
+    def of_task(self) -> "Plan":
+        """What a request about a task meets that such a call has begun: what it moves counts, the call is counted."""
+        meters = tuple(replace(meter, amount=0) for meter in self.meters if meter.measure.of in _OF_ANSWERS)
+        return Plan(meters, 0, self.per_mb, self.counted)
 
     def cost(self, size: int) -> int:
         """Millionths, of a call that moved so many bytes."""
