@@ -14,6 +14,7 @@ import msgspec
 from tidegate.claims import Principal
 from tidegate.errors import Fault
 from tidegate.ids import now_us
+from tidegate.policy.resource_uris import MalformedUri
 from tidegate_edge import facts, lists, rewrite, strict_json
 from tidegate_edge.announcements import Announcement, ChangeKind
 from tidegate_edge.edge import Edge
@@ -141,7 +142,10 @@ def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes)
 
 def may_read(edge: Edge, ruling: Ruling, visit: Visit, server: str, uri: str) -> bool:
     """As things are now: what was subscribed to may be forbidden since, or have been another server's elsewhere."""
-    item, _ = ruling.catalog.of_server(server, uri)
+    try:
+        item, _ = ruling.catalog.of_server(server, uri)
+    except MalformedUri:
+        return False
     found = facts.known(edge, visit, ruling.needs(visit.principal, item))
     return ruling.decide(visit.principal, item, {"uri": uri}, found).effect == "allow"
 

@@ -30,6 +30,7 @@ from tidegate_edge.messages import (
 from tidegate_edge.upstream.port import Answer, Paused
 
 HEADER_MISMATCH_REASON: Final = "header-mismatch"
+MALFORMED_URI_REASON: Final = "uri-malformed"
 DECISION_META: Final = "tidegate/decision"
 _DECISION_MARK: Final = DECISION_META.encode()
 BLOCKED_RESULT: Final = "The server answered, but its answer holds something that may not be passed on."
@@ -39,6 +40,8 @@ def refusal(call: Ongoing) -> Reply:
     """Not forwarded. What is unknown and what is hidden are told in the same words."""
     if call.hidden:
         return _unknown(call)
+    if call.reason == MALFORMED_URI_REASON:
+        return _malformed(call, call.message)
     if call.reason == HEADER_MISMATCH_REASON:
         return error(call, RpcError(HEADER_MISMATCH, call.message))
     if call.short is not None:
@@ -63,11 +66,17 @@ def unknown(call: Ongoing) -> str:
 
 def _unknown(call: Ongoing) -> Reply:
     """2026-07-28 server/resources: -32602 with the URI; -32002 in the revisions before."""
+    if wrong := targets.malformed(call.request):  # in the words for one that nobody has
+        return _malformed(call, wrong)
     sentence = unknown(call)
     if not call.request.method.startswith("resources/"):
         return error(call, RpcError(INVALID_PARAMS, sentence))
     code = INVALID_PARAMS if call.request.modern else RESOURCE_NOT_FOUND
     return error(call, RpcError(code, sentence, {"uri": call.request.params.get("uri")}))
+
+
+def _malformed(call: Ongoing, sentence: str) -> Reply:
+    return error(call, RpcError(INVALID_PARAMS, sentence, {"uri": targets.named(call.request)}))
 
 
 def unavailable(call: Ongoing, fault: Fault) -> Reply:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tidegate.policy.resource_uris import MalformedUri, normal, ruled
 from tidegate_edge.accept import Request
 from tidegate_edge.calls import EMPTY_OBJECT, NULL, Approved, Ongoing
 from tidegate_edge.catalog import Catalog, Item
@@ -80,12 +81,29 @@ def find(catalog: Catalog, door: str, request: Request, handle: Handle | None = 
     if request.method == "prompts/get" or _is_of_prompt(request):
         item = catalog.find_prompt(door, name)
         return Found(item, item.name) if item else None
-    found = catalog.find_resource(door, name) if name else None
+    listed = catalog.find_template(door, name) if request.method == "completion/complete" else None
+    found = listed or (catalog.find_resource(door, name) if name else None)
     return Found(*found) if found else None
 
 
 def _is_of_prompt(request: Request) -> bool:
     return request.method == "completion/complete" and _object(request.params.get("ref")).get("type") == "ref/prompt"
+
+
+def malformed(request: Request) -> str:
+    """Why the URI that a request names its target by is none; "" where it is one, or the target has a name."""
+    if request.method in _KINDS or request.method in TASKS or _is_of_prompt(request):
+        return ""
+    try:
+        normal(named(request))
+    except MalformedUri as told:
+        return f"The URI is malformed: {told}"
+    return ""
+
+
+def stopped_as(call: Ongoing) -> str:
+    """Under which name a quarantine of the target stands."""
+    return ruled(call.target) if is_by_uri(call) else call.target
 
 
 def is_by_uri(call: Ongoing) -> bool:

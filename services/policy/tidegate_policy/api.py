@@ -195,7 +195,8 @@ def _add_quarantines(
     async def post_quarantine(actor: Actor, wanted: Impose) -> Imposed:
         if wanted.scope == "tool" and "/" not in wanted.value:
             raise ApiFault(422, "request-malformed", "a tool is named 'server/tool', with the server's own name of it")
-        value = eraser.resolve(wanted.value) if wanted.scope == "subject" else wanted.value
+        given = eraser.resolve(wanted.value) if wanted.scope == "subject" else wanted.value
+        value = state.stopped_as(wanted.scope, given)
         event = await warden.impose(wanted.scope, value, wanted.reason, wanted.ttl_s, actor)
         return Imposed(**quarantine_view(event).model_dump(), known=state.knows(wanted.scope, value))
 

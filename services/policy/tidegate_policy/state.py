@@ -25,8 +25,9 @@ from tidegate.events import (
     ToolDefined,
     ToolWithdrawn,
 )
-from tidegate.policy.control import Quarantines
+from tidegate.policy.control import Quarantines, named
 from tidegate.policy.entities import ToolFacts
+from tidegate.policy.resource_uris import is_uri, ruled
 from tidegate.policy.signing import Release, SignedRelease
 from tidegate.policy.trusting import Trusting
 from tidegate_policy.observed import Observations
@@ -156,11 +157,18 @@ class ControlPlane:
         if scope != "tool":
             return None
         server, _, target = value.partition("/")
-        if (server, target) in self.tools or any(
-            (server, kind, target) in self.offers for kind in ("prompt", "resource")
-        ):
+        if (server, target) in self.tools or (server, "prompt", target) in self.offers:
             return True
-        return None if "://" in target else False  # a URI may be one that a template makes
+        if not is_uri(target):
+            return False
+        uri = ruled(target)
+        known = any(own == server and kind == "resource" and ruled(name) == uri for own, kind, name in self.offers)
+        return known or None  # it may be one that a template makes
+
+    def stopped_as(self, scope: str, value: str) -> str:
+        """What a quarantine of it says: a resource's URI as rules see it."""
+        server, _, target = value.partition("/")
+        return value if (server, target) in self.tools else named(scope, value)
 
     def _released(self, event: BundleReleased) -> None:
         self.releases.setdefault(event.ring, {}).setdefault(event.number, event)

@@ -5,6 +5,7 @@ Applying an event twice changes nothing the second time; a lift seen before its 
 """
 
 from tidegate.events import QuarantineImposed, QuarantineLifted
+from tidegate.policy.resource_uris import is_uri, ruled
 
 _Key = tuple[str, str]
 
@@ -78,7 +79,8 @@ class Quarantines:
         if event.quarantine_id in self._lifted or event.quarantine_id in self._imposed:
             return False
         self._imposed[event.quarantine_id] = event
-        self._by_key.setdefault((event.scope, event.value), {})[event.quarantine_id] = event
+        for key in _keys(event):
+            self._by_key.setdefault(key, {})[event.quarantine_id] = event
         return True
 
     def _lift(self, quarantine_id: str) -> bool:
@@ -91,10 +93,22 @@ class Quarantines:
 
     def _remove(self, event: QuarantineImposed) -> None:
         del self._imposed[event.quarantine_id]
-        held = self._by_key[event.scope, event.value]
-        del held[event.quarantine_id]
-        if not held:
-            del self._by_key[event.scope, event.value]
+        for key in _keys(event):
+            held = self._by_key[key]
+            del held[event.quarantine_id]
+            if not held:
+                del self._by_key[key]
+
+
+def named(scope: str, value: str) -> str:
+    """The name that calls are compared with: of a resource its server's, and its URI as rules see it."""
+    server, slash, target = value.partition("/")
+    return f"{server}/{ruled(target)}" if scope == "tool" and slash and is_uri(target) else value
+
+
+def _keys(event: QuarantineImposed) -> set[_Key]:
+    """Under which a quarantine is found: a resource's URI in any spelling is also the one that rules see."""
+    return {(event.scope, event.value), (event.scope, named(event.scope, event.value))}
 
 
 def has_expired(event: QuarantineImposed, now_us: int) -> bool:

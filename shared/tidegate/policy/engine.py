@@ -34,6 +34,7 @@ from tidegate.policy.preparing import (
     hopeless,
     prepare,
 )
+from tidegate.policy.resource_uris import RESOURCES_READ, ruled
 from tidegate.policy.rules import NOTHING, Rule, parse_rules
 from tidegate.policy.slices import RuleIndex
 from tidegate.policy.verdict import Verdict, unrepresentable, verdict_of
@@ -186,7 +187,7 @@ class Engine:
             verdict = self.evaluate(principal, server, tool, arguments)
             return verdict if verdict.effect == "deny" else None
         try:
-            args = _encode(encode_arguments(arguments, route.args)).decode()
+            args = _encode(encode_arguments(_seen(tool, arguments), route.args)).decode()
         except NotRepresentable as fault:
             return unrepresentable(fault, server, tool, [])
         return hopeless(principal, self._target(server, tool)[0], route, self._content.book, args)
@@ -205,6 +206,7 @@ class Engine:
         route = self._route(principal, server, tool)
         if route.standing is not None:
             return route.standing
+        arguments = _seen(tool, arguments)
         if route.circumstances:
             context = self._context(route, arguments, facts, server, tool)
             return _asked(route, context, server, tool) if isinstance(context, str) else context
@@ -230,7 +232,7 @@ class Engine:
         route = self._route(principal, server, tool)
         if route.standing is not None:
             return [route.standing] * len(calls)
-        contexts = [self._context(route, *call, server, tool) for call in calls]
+        contexts = [self._context(route, _seen(tool, args), facts, server, tool) for args, facts in calls]
         asked = list({context: None for context in contexts if isinstance(context, str)})
         found: dict[str | Verdict, Verdict] = {}
         for start in range(0, len(asked), BATCH_MAX):
@@ -272,6 +274,12 @@ class Engine:
         if (server, tool) in self._tools:  # only the catalogue bounds this cache
             self._targets[server, tool] = (target, candidates)
         return target, candidates
+
+
+def _seen(tool: str, arguments: Mapping[str, object]) -> Mapping[str, object]:
+    """The arguments as rules see them: a resource has one spelling."""
+    uri = arguments.get("uri") if tool == RESOURCES_READ else None
+    return {**arguments, "uri": ruled(uri)} if isinstance(uri, str) else arguments
 
 
 def _asked(route: Route, context: str, server: str, tool: str) -> Verdict:

@@ -11,15 +11,18 @@ from itertools import combinations
 from tidegate.errors import Problem
 from tidegate.policy.absences import passed_without, permitted_without
 from tidegate.policy.annotations import ANYBODY_ELSE, KNOWN
-from tidegate.policy.rules import Rule, Scope
+from tidegate.policy.comparisons import Comparison
+from tidegate.policy.resource_uris import RESOURCES_READ, inside, unlike_any
+from tidegate.policy.rules import NOTHING, Rule, Scope
 
 PAIRS_MAX = 20_000
+_ON_RESOURCES = frozenset({"call", "resource"})
 _EXAMPLES = {"network": "context.network.ip.isInRange(…)"}
 
 
 def hints_on(rules: Sequence[Rule]) -> list[Problem]:
     """None of them fatal."""
-    return [*_misspelt(rules), *_slips(rules), *_rivals(rules), *_open(rules)]
+    return [*_misspelt(rules), *_slips(rules), *_rivals(rules), *_open(rules), *_misspelt_uris(rules)]
 
 
 def _misspelt(rules: Iterable[Rule]) -> Iterator[Problem]:
@@ -58,6 +61,31 @@ def _open(rules: Iterable[Rule]) -> Iterator[Problem]:
                 f"}}` with what must hold or, where that is meant, `when {{ !(context has {name}) || … }}`"
             )
             yield Problem(rule.path, sentence, rule.line, rule.id, False)
+
+
+def _misspelt_uris(rules: Iterable[Rule]) -> Iterator[Problem]:
+    """What rules compare a resource's URI with, where no URI that they see is like it."""
+    for rule in rules:
+        named = [name for _, name in rule.action.entities]
+        if named and not any(name in _ON_RESOURCES or name.endswith(f"/{RESOURCES_READ}") for name in named):
+            continue
+        args = rule.needs.parts.get("args", NOTHING)
+        for compared in sorted(args.parts.get("uri", NOTHING).compared, key=repr):
+            for text, written in _unlike(compared):
+                sentence = (
+                    f"no resource's URI is like '{text}': rules see URIs in one spelling, scheme and host in small "
+                    f"letters; write '{written}'"
+                )
+                yield Problem(rule.path, sentence, rule.line, rule.id, False)
+
+
+def _unlike(compared: Comparison) -> Iterator[tuple[str, str]]:
+    """(what is written, how to write it)."""
+    texts = [value for value in compared.among if isinstance(value, str)]
+    found = [(text, unlike_any(text, is_whole=True)) for text in texts]
+    head, *others = compared.like or ("",)
+    found += [(head, unlike_any(head, is_whole=False)), *((text, inside(text)) for text in others)]
+    yield from ((text, written) for text, written in found if written)
 
 
 def _rivals(rules: Iterable[Rule]) -> Iterator[Problem]:
