@@ -56,6 +56,7 @@ bench: setup ## measure a governed call beside a direct one and a bare passthrou
 	$(DEV) python -m bench.decisions
 	$(DEV) python -m bench.limits --rounds 2
 	$(DEV) python -m bench.killswitch
+	$(DEV) python -m bench.stalls --calls 1
 
 conformance: setup ## run the MCP conformance suite directly and through two edges, and write docs/conformance.md (ARGS=--help)
 	$(DEV) python -m tests.conformance.run $(ARGS)
