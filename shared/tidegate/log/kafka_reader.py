@@ -189,7 +189,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         if generation != self._generation:
             return []
         self._check()
-        return [self._delivered(record) for batch in batches.values() for record in batch]
+        return [one for partition, batch in batches.items() for one in self._delivered(partition, batch)]
 
     async def _open_gate(self, timeout_s: float) -> bool:
         if not self._gate.is_set():
@@ -229,13 +229,9 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
     def _ours(self, partition: TopicPartition) -> Partition:
         return Partition(partition.topic.removeprefix(self._prefix), partition.partition)
 
-    def _delivered(self, record: Any) -> Delivered:
-        return Delivered(
-            record.topic.removeprefix(self._prefix),
-            record.partition,
-            record.offset,
-            record.key if record.key is not None else b"",
-            record.value,
-            tuple(record.headers),
-            record.timestamp * 1000,
-        )
+    def _delivered(self, partition: TopicPartition, batch: Sequence[Any]) -> list[Delivered]:
+        topic, number = self._ours(partition)
+        return [
+            Delivered(topic, number, one.offset, one.key or b"", one.value, one.headers, one.timestamp * 1000)
+            for one in batch
+        ]
