@@ -297,6 +297,27 @@ async def test_input_for_a_task_is_inspected_and_known_by_its_fingerprints(edge:
     assert SECRET not in msgspec.json.encode(sent.sealed).decode()
 
 
+async def test_what_comes_of_a_task_is_inspected_and_recorded_as_it_may_be_known(
+    edge: RunningEdge, up: Scripted
+) -> None:
+    client = Client(edge, "inspecting")
+    masked, blocked = await client.begin("query"), await client.begin("query")
+    for name, said in zip(
+        [one for one in up.behaviours if one.startswith("task-")][-2:], (SECRET, BLOCKED), strict=True
+    ):
+        up.behaviours[name] = _telling(name, f"it is {said}")
+    answer = await client.get(masked)
+    assert answer.result["taskId"] == masked
+    assert "it is" in json.dumps(answer.result)
+    assert SECRET not in answer.body.decode()
+    refused = await client.get(blocked)
+    assert reason(refused) == "result-blocked"
+    assert BLOCKED not in refused.body.decode()
+    _, (seen, hidden) = await recorded(edge, "inspecting", "tasks/get")
+    assert (seen.outcome, seen.masked, hidden.outcome) == ("ok", 1, "blocked")
+    assert SECRET not in msgspec.json.encode(seen.sealed).decode()
+
+
 async def test_what_a_task_brings_marks_its_session(edge: RunningEdge, up: Scripted) -> None:
     client = Client(edge, "reading")
     open_task = await client.begin("send")
