@@ -31,7 +31,7 @@ when { context.args has table && context.args.table == "payroll" };
 """
 LIMITS = """
 limits:
-  - {id: pace, per: user, tools: {up: [search]}, calls: 3/hour}
+  - {id: pace, per: user, tools: {up: [search]}, calls: 4/hour}
   - {id: few, per: user, tools: {up: [search]}, daily: {records: 12, bytes: 5000}}
   - {id: purse, per: user, tools: {up: [render]}, daily: {cost: 6}}
 prices: [{tools: {up: [render]}, per_call: 1, per_mb: 1000}]
@@ -337,24 +337,29 @@ async def test_what_comes_by_tasks_counts_as_what_comes_by_calls_and_asking_agai
     ten = [{"id": next(_ROWS)} for _ in range(10)]
     first, second = await client.begin("search", comes=ten), await client.begin("search", comes=ten[:2])
     third = await client.begin("search", comes=[{"id": next(_ROWS)} for _ in range(10)])
-    assert reason(await client.call("search")) == "rate-limited"
     for task in (first, second, first, third):
         assert "items" in json.dumps((await client.get(task)).result), "twenty of twelve: what is left is known after"
-    for method in (client.get(third), client.update(third, "more")):
-        refused = await method
-        assert reason(refused) == "budget-exhausted"
-        assert refused.headers["retry-after"]
+    refused = await client.get(third)
+    assert reason(refused) == "budget-exhausted"
+    assert refused.headers["retry-after"]
     assert (await client.cancel(third)).result == {"resultType": "complete"}
     _, done = await recorded(edge, "searching", "tasks/get")
     assert [one.records for one in done] == [10, 2, 10, 10]
 
 
-async def test_bytes_that_go_and_come_by_tasks_count(edge: RunningEdge) -> None:
+async def test_input_for_a_task_counts_as_a_round_of_a_call(edge: RunningEdge) -> None:
     client = Client(edge, "moving")
     task = await client.begin("search", comes=[])
-    for _ in range(2):
-        assert "error" not in (await client.update(task, "x" * 2_500)).json
-    assert reason(await client.update(task, "x")) == "budget-exhausted"
+    for said in ("x", "y" * 4_900):
+        assert "error" not in (await client.update(task, said)).json
+    assert reason(await client.update(task, "x")) == "budget-exhausted", "of bytes"
+    quick = Client(edge, "updating")
+    task = await quick.begin("search", comes=[])
+    for _ in range(3):
+        assert "error" not in (await quick.update(task, "x")).json
+    assert reason(await quick.update(task, "x")) == "rate-limited"
+    assert (await quick.get(task)).result["status"] == "completed"
+    assert (await quick.cancel(task)).result == {"resultType": "complete"}
 
 
 async def test_a_task_costs_by_what_it_moves_and_its_call_once(edge: RunningEdge) -> None:

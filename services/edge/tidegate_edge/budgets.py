@@ -52,7 +52,7 @@ class Budgets:
         if ruling is None or item is None or call.method == targets.CANCEL:
             return None
         plan = ruling.budgeting.plan(call.principal, item.server, item.action, item.labels)
-        if call.task is not None:
+        if call.method == targets.TASK_ASKED:
             plan = plan.of_task
         return plan if plan is not NO_PLAN and plan else None
 

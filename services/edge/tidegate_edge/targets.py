@@ -17,7 +17,8 @@ from tidegate_edge.messages import decode_fields, encode
 SUBSCRIBING: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 GOVERNED: Final = frozenset({"tools/call", "prompts/get", "resources/read", "completion/complete"}) | SUBSCRIBING
 CANCEL: Final = "tasks/cancel"
-TASKS: Final = frozenset({"tasks/get", "tasks/update", CANCEL})
+TASK_ASKED: Final = "tasks/get"
+TASKS: Final = frozenset({TASK_ASKED, "tasks/update", CANCEL})
 SILENT: Final = SUBSCRIBING | {CANCEL}
 """Whose answers tell a client nothing."""
 NOT_KEPT: Final = 10**40

@@ -65,7 +65,7 @@ class Plan:
 
     @cached_property
     def of_task(self) -> "Plan":
-        """What a request about a task meets that such a call has begun: what it moves counts, the call is counted."""
+        """What a question about a task meets that such a call has begun: what it moves counts, the call is counted."""
         meters = tuple(replace(meter, amount=0) for meter in self.meters if meter.measure.of in _OF_ANSWERS)
         return Plan(meters, 0, self.per_mb, self.counted)
 
