@@ -1,5 +1,6 @@
 """A recorded decision made again by the bundle that made it, for `tidegate why`: they must agree."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 from tidegate.chain import open_event
 from tidegate.errors import BundleFault
 from tidegate.events import CallRequested, Sealed
+from tidegate.policy.argument_types import Document
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.replaying import Replayer, differs, past_of
 from tidegate_cli.matching import Seen
@@ -19,8 +21,10 @@ _BLANK: Final = {
 }
 
 
-def decided_again(canonical: bytes | None, call: Seen) -> str:
-    """AGREES, how it differs, or why it cannot be told. `canonical`: the bundle's bytes, None where they are gone."""
+def decided_again(canonical: bytes | None, call: Seen, definitions: Mapping[str, Document]) -> str:
+    """AGREES, how it differs, or why it cannot be told. `canonical`: the bundle's bytes, None where they are gone;
+    `definitions`: of tools, by their digests.
+    """
     try:
         event = open_event(call.raw)
     except msgspec.DecodeError:
@@ -33,7 +37,7 @@ def decided_again(canonical: bytes | None, call: Seen) -> str:
     if canonical is None:
         return f"cannot be decided again: the log does not hold the bundle {past.bundle[:12]}"
     try:
-        verdict = Replayer(Bundle.from_bytes(canonical)).decide(past)
+        verdict = Replayer(Bundle.from_bytes(canonical), definitions).decide(past)
     except BundleFault as fault:
         return f"cannot be decided again: {fault.sentence}"
     if isinstance(verdict, str):

@@ -11,8 +11,10 @@ import msgspec
 
 from tidegate.errors import BundleFault, CallerFault
 from tidegate.log.port import EventLog
+from tidegate.policy.argument_types import Document
 from tidegate.settings import Settings
 from tidegate_cli.deciding_again import decided_again
+from tidegate_cli.defining import definitions
 from tidegate_cli.matching import Seen, open_seen, tell_skipped, tenants_of
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import print_document
@@ -74,13 +76,14 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
             raise CallerFault(f"the log holds no call {decision_id}; `tidegate log tail` shows the ids of the latest")
         canonical = await _bundle_of(log, first)
         approvals = await _opened(settings, log, await _approvals(log, first))
+        declared = await _definition_of(log, first)
     return Story(
         decision_id=decision_id,
         requested=first,
         ended=ended[-1] if ended else None,
         findings=tuple(findings),
         rules=_rule_texts(canonical, first),
-        again=decided_again(canonical, first),
+        again=decided_again(canonical, first, declared),
         approvals=tuple(approvals),
     )
 
@@ -168,6 +171,13 @@ async def _bundle_of(log: EventLog, call: Seen) -> bytes | None:
     """The bundle that decided; None where there was none, or the log has it no more."""
     digest = call.text("bundle")
     return await bundle_bytes(log, call.text("tenant"), digest) if digest else None
+
+
+async def _definition_of(log: EventLog, call: Seen) -> dict[str, Document]:
+    """What the tool declared of its arguments then, by the digest of its definition."""
+    inputs = call.fields.get("inputs")
+    digest = str(inputs.get("definition", "")) if isinstance(inputs, dict) else ""
+    return await definitions(log, call.text("tenant"), digest) if digest else {}
 
 
 def _named(settings: Settings, events: tuple[Seen, ...]) -> tuple[Seen, ...]:

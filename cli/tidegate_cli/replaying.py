@@ -12,10 +12,12 @@ from typing import Literal
 import msgspec
 
 from tidegate.errors import ConfigFault
+from tidegate.policy.bundle import Bundle
 from tidegate.policy.replaying import Replayer
 from tidegate.policy.tally import Change, Replayed, Tally
 from tidegate.settings import Settings
 from tidegate_cli.bundle_comparing import bundle_named
+from tidegate_cli.defining import definitions
 from tidegate_cli.opening_sealed import opener
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import console, plain, print_document, say
@@ -42,9 +44,7 @@ def show_replay(
     span = msgspec.structs.replace(span, tenant=settings.tenant).settled()
     if span.since_us >= span.until_us:
         raise ConfigFault("--until is not after --since: give an older --since, or a younger --until")
-    tally = Tally(Replayer(bundle_named(candidate, ring, config, token)))
-    unreadable = asyncio.run(_replay(settings, span, store, tally))
-    found = tally.replayed()
+    found, unreadable = asyncio.run(_replay(settings, span, store, bundle_named(candidate, ring, config, token)))
     if as_json:
         print_document(found)
     else:
@@ -52,15 +52,19 @@ def show_replay(
     return int(fail_on_change and found.changed > 0)
 
 
-async def _replay(settings: Settings, span: Span, store: Store, tally: Tally) -> int:
+async def _replay(settings: Settings, span: Span, store: Store, candidate: Bundle) -> tuple[Replayed, int]:
+    """And how many records could not be read."""
     unreadable = 0
+    async with reading(settings) as log:
+        declared = await definitions(log, span.tenant)
+    tally = Tally(Replayer(candidate, declared))
     async with _pages(settings, span, store) as pages:
         with _progress() as told, seldom_collecting():
             async for page in pages:
                 unreadable += page.unreadable
                 tally.add_all(page.calls)
                 told(tally, page.done)
-    return unreadable
+    return tally.replayed(), unreadable
 
 
 @contextlib.contextmanager

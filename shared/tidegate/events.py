@@ -79,6 +79,7 @@ class DecisionInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bundle: str = ""  # digest
     release: int = 0
     catalog: str = ""  # digest of the server's definitions
+    definition: str = ""  # of a tool: the digest of its own, which declares the types of its arguments
     groups: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     server_labels: tuple[str, ...] = ()  # those of `labels` that are the server's own
@@ -344,6 +345,7 @@ class ApprovalRequested(Event, frozen=True, kw_only=True, tag="approval.requeste
     approver: str = ""  # "": the requester may, too; "other": anybody else who may approve; else a group's name
     expires_us: int
     edge: str
+    masked: bool = False  # what is kept of the arguments is masked in places that are sent in full
     sealed: Sealed = Sealed()  # login, arguments
 
 

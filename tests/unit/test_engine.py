@@ -56,7 +56,7 @@ def bank() -> Engine:
         (ALICE, "fs", "read", {"path": "/home/x.pem"}, "deny", "forbidden-by-rule", ("no-keys",)),
         (ALICE, "fs", "read", {}, "deny", "evaluation-error", ("engineers-read-home",)),
         (ALICE, "fs", "read", {"path": None}, "deny", "evaluation-error", ("engineers-read-home",)),
-        (ALICE, "fs", "read", {"path": 7}, "deny", "evaluation-error", ("engineers-read-home", "no-keys")),
+        (ALICE, "fs", "read", {"path": 7}, "deny", "arguments-unlike-schema", ("engineers-read-home", "no-keys")),
         (
             ALICE,
             "fs",

@@ -257,6 +257,7 @@ def requested_event(call: Ongoing, place: Place, capture_bytes_max: int) -> Call
             bundle=call.bundle,
             release=call.release,
             catalog=call.catalog,
+            definition=call.item.digest if call.item is not None and call.item.kind == "tool" else "",
             groups=principal.groups,
             labels=call.labels,
             server_labels=call.server_labels,

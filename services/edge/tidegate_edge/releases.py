@@ -18,12 +18,13 @@ from tidegate.errors import BundleFault, Fault, LogUnavailable
 from tidegate.events import BundleActivated, BundleRejected, Role
 from tidegate.ids import now_us
 from tidegate.log.port import Delivered
+from tidegate.policy.argument_types import INPUT_SCHEMA, Document
 from tidegate.policy.engine import ToolFacts
 from tidegate.policy.release import ROLES, Activation, PolicyState, Rejection, Withdrawal, pointer_key
 from tidegate.policy.signing import Guard, Release, Trust
 from tidegate.policy.staging import is_here
 from tidegate_edge.announcements import Announcement, ChangeKind
-from tidegate_edge.catalog import Catalog
+from tidegate_edge.catalog import Catalog, Item
 from tidegate_edge.edge import Edge
 from tidegate_edge.kept import keep, kept_release
 from tidegate_edge.observing import LOOK_S, Make, Observer, Watched
@@ -419,4 +420,4 @@ def facts_of(catalog: Catalog) -> list[ToolFacts]:
 
 def _takes(item: Item) -> Document | None:
     schema = item.fields.get(INPUT_SCHEMA) if item.kind == "tool" else None
-    return None if schema is None else Document.of_json(bytes(schema))
+    return None if schema is None else Document.of_json(schema)

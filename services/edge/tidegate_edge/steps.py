@@ -25,6 +25,7 @@ from tidegate_edge.upstream.port import NO_ROUTING, SILENCE, Answer, Outgoing, P
 from tidegate_edge.visit import Visit
 
 ERROR_CODE_MAX: Final = 2**31 - 1  # as an event keeps it: a column holds no number of any size
+_TELLING_ARGUMENTS: Final = frozenset({"argument-not-representable", "arguments-unlike-schema"})
 _BESIDE_ARGUMENTS: Final = frozenset({"name", "arguments", "uri", "ref", "argument", "context"})
 
 
@@ -269,7 +270,7 @@ def _inspecting_refused(call: Ongoing) -> Turns[None]:
         call.target = ruling.told(call.target, "arguments")
     elif targets.is_by_uri(call):
         call.target_captured = ruling.told(call.target, "arguments")
-    if call.item is None or call.reason == "argument-not-representable":  # the caller's words are in the sentence
+    if call.item is None or call.reason in _TELLING_ARGUMENTS:  # the caller's words are in the sentence
         call.message = ruling.told(call.message, "arguments")
 
 

@@ -9,16 +9,18 @@ answers.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
 
 from tidegate.errors import BundleFault
 from tidegate.limits import POLICY_ROUTES_MAX
+from tidegate.policy.argument_types import PROMPTS, PROMPTS_GET, Document
 from tidegate.policy.arguments import NotRepresentable, encode_arguments
-from tidegate.policy.bundle import ENTITIES, Bundle
+from tidegate.policy.bundle import ENTITIES, SCHEMA, Bundle
+from tidegate.policy.cedar_types import argument_types
 from tidegate.policy.circumstances import encode_facts, looked_at
 from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.facts import NO_FACTS, Facts
@@ -37,7 +39,7 @@ from tidegate.policy.preparing import (
 from tidegate.policy.resource_uris import RESOURCES_READ, ruled
 from tidegate.policy.rules import NOTHING, Rule, parse_rules
 from tidegate.policy.slices import RuleIndex
-from tidegate.policy.verdict import Verdict, unrepresentable, verdict_of
+from tidegate.policy.verdict import Verdict, unlike_schema, unrepresentable, verdict_of
 from tidegate.policy.zones import Zone, zone_of
 
 __all__ = ["Engine", "PolicyPrincipal", "ToolFacts", "Verdict"]
@@ -59,6 +61,7 @@ class _Content:
     rules: tuple[Rule, ...]
     book: EntityBook
     zone: Zone
+    declared: Mapping[str, Document]  # by action: what the bundle's own schema says of arguments
 
     @cached_property
     def shadowing(self) -> bool:
@@ -92,7 +95,9 @@ class Engine:
         rules, problems = parse_rules(bundle.policies)
         if problems:
             raise BundleFault(str(problems[0]), problems=problems)
-        content = _Content(bundle.digest, tuple(rules), open_entities(bundle.text(ENTITIES)), zone_of(bundle))
+        book, declared = open_entities(bundle.text(ENTITIES)), argument_types(bundle.text(SCHEMA))
+        types = {action: Document(partial(dict, args), SCHEMA) for action, args in declared.items()}
+        content = _Content(bundle.digest, tuple(rules), book, zone_of(bundle), types)
         index = RuleIndex(rule for rule in content.rules if not rule.shadow)
         return Engine(content, index).with_tools(tools, servers)
 
@@ -190,6 +195,8 @@ class Engine:
             args = _encode(encode_arguments(_seen(tool, arguments), route.args)).decode()
         except NotRepresentable as fault:
             return unrepresentable(fault, server, tool, [])
+        if (unlike := _unlike(route, arguments, server, tool)) is not None:
+            return unlike
         return hopeless(principal, self._target(server, tool)[0], route, self._content.book, args)
 
     def evaluate(
@@ -214,6 +221,8 @@ class Engine:
             alike = route.alike.of(arguments)
         except NotRepresentable as fault:
             return _not_encoded(fault, route, server, tool)
+        if (unlike := _unlike(route, arguments, server, tool)) is not None:
+            return unlike
         answers = route.answers
         verdict = answers.get(alike)
         if verdict is None:
@@ -248,6 +257,8 @@ class Engine:
             args = _encode(encode_arguments(arguments, route.args)).decode()
         except NotRepresentable as fault:
             return _not_encoded(fault, route, server, tool)
+        if (unlike := _unlike(route, arguments, server, tool)) is not None:
+            return unlike
         around = encode_facts(route.circumstances, facts, self._content.zone) if route.circumstances else ""
         return f"{route.context_opening}{args}{around}}}"
 
@@ -258,11 +269,19 @@ class Engine:
             return route
         target, candidates = self._target(server, tool)
         route = prepare(principal, target, candidates, self._index, self._content.book)
+        if route.standing is None and route.args != NOTHING:
+            route = replace(route, declared=self._declared(server, tool))
         self._routes[key] = route
         self._reached += route.reach.size
         while len(self._routes) > POLICY_ROUTES_MAX or (self._reached > REACHED_MAX and len(self._routes) > ROUTES_MIN):
             self._reached -= self._routes.popitem(last=False)[1].reach.size
         return route
+
+    def _declared(self, server: str, tool: str) -> tuple[Document, ...]:
+        """The types of arguments, as the tool declares them and as the bundle does: both count."""
+        facts = self._tools.get((server, tool))
+        own = PROMPTS if tool == PROMPTS_GET else facts.takes if facts is not None else None
+        return tuple(filter(None, (own, self._content.declared.get(f"{server}/{tool}"))))
 
     def _target(self, server: str, tool: str) -> tuple[Target, tuple[Rule, ...]]:
         known = self._targets.get((server, tool))
@@ -280,6 +299,12 @@ def _seen(tool: str, arguments: Mapping[str, object]) -> Mapping[str, object]:
     """The arguments as rules see them: a resource has one spelling."""
     uri = arguments.get("uri") if tool == RESOURCES_READ else None
     return {**arguments, "uri": ruled(uri)} if isinstance(uri, str) else arguments
+
+
+def _unlike(route: Route, arguments: Mapping[str, object], server: str, tool: str) -> Verdict | None:
+    """The denial of what a rule would be told as another value than its server may take it for."""
+    odd = None if route.expected is None else route.expected.unlike(arguments)
+    return None if odd is None else unlike_schema(odd, server, tool, _looking_at(route, odd.path))
 
 
 def _asked(route: Route, context: str, server: str, tool: str) -> Verdict:
@@ -313,7 +338,11 @@ def _unless_denied(ask: Verdict, request: dict[str, Any], route: Route, server: 
 
 
 def _not_encoded(fault: NotRepresentable, route: Route, server: str, tool: str) -> Verdict:
-    return unrepresentable(fault, server, tool, [rule.id for rule in route.slice.rules if _looks_at(rule, fault.path)])
+    return unrepresentable(fault, server, tool, _looking_at(route, fault.path))
+
+
+def _looking_at(route: Route, path: str) -> list[str]:
+    return [rule.id for rule in route.slice.rules if _looks_at(rule, path)]
 
 
 def _looks_at(rule: Rule, path: str) -> bool:

@@ -12,6 +12,7 @@ import msgspec
 from cedarpy import _internal as cedar
 
 from tidegate.errors import BundleFault, ConfigFault, Problem
+from tidegate.policy.argument_types import Document
 from tidegate.policy.bundle import ENTITIES
 from tidegate.policy.rules import Uid, entities_in
 
@@ -21,11 +22,14 @@ CHECKED_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class ToolFacts:
-    """What rules may know of a tool: its server, the server's own name of it, and its labels."""
+    """What rules may know of a tool: its server, the server's own name of it, its labels, and the types of its
+    arguments (None: nobody says).
+    """
 
     server: str
     tool: str
     labels: tuple[str, ...] = ()
+    takes: Document | None = field(default=None, compare=False, repr=False)
 
 
 class _Entity(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from tidegate.events import (
     ToolDefined,
     ToolWithdrawn,
 )
+from tidegate.policy.argument_types import Document
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.control import Quarantines, scope_word
 from tidegate.policy.definition_rules import DEFINITIONS, DefinitionRules, load_definition_rules
@@ -162,7 +163,8 @@ class World:
             except msgspec.DecodeError:
                 definition = {}
             suggested = self._suggested[server, tool]
-            yield ToolFacts(server, tool, tool_labels(definition, own, given.get(tool, ()), suggested))
+            labels = tool_labels(definition, own, given.get(tool, ()), suggested)
+            yield ToolFacts(server, tool, labels, Document.of_definition(event.definition))
 
     def _other_facts(self) -> Iterator[ToolFacts]:
         labels = self.server_labels

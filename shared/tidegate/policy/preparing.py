@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 from cedarpy import _internal as cedar
 
+from tidegate.policy.argument_types import Document, Expected
 from tidegate.policy.arguments import Alike
 from tidegate.policy.circumstances import asked_after, looked_at, unknown_facts
 from tidegate.policy.entities import EntityBook, Reach, Target
@@ -70,12 +71,18 @@ class Route:
     args: Need = NOTHING
     circumstances: tuple[str, ...] = ()  # those that the rules look at
     context_opening: str = ""
+    declared: tuple[Document, ...] = ()  # what says of which types arguments are
     verdicts: dict[tuple[str, ...], Verdict] = field(default_factory=dict)  # by the rules that were satisfied
     answers: dict[tuple[object, ...], Verdict] = field(default_factory=dict)  # by what is `alike`
 
     @cached_property
     def alike(self) -> Alike:
         return Alike(self.args)
+
+    @cached_property
+    def expected(self) -> Expected | None:
+        """The types of what the rules look at."""
+        return Expected(self.declared, self.args) if self.declared else None
 
     @property
     def looked_at(self) -> frozenset[str]:

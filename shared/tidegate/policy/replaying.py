@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tidegate.events import CallRequested, Decided, DecisionInputs, Sealed
+from tidegate.policy.argument_types import Document
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.facts import NO_FACTS, Facts
@@ -77,6 +78,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["user", "service"] = "user"
     facts: Facts = NO_FACTS
     known: frozenset[str] = _ALWAYS_KNOWN
+    definition: str = ""  # digest of the tool's; "": the edge of then did not say
 
 
 def past_of(event: CallRequested, sealed: Sealed | None) -> Past:
@@ -98,6 +100,7 @@ def past_of(event: CallRequested, sealed: Sealed | None) -> Past:
         labels=event.labels,
         server_labels=inputs.server_labels,
         arguments=_decided_on(event, action, sealed),
+        definition=inputs.definition,
         decision="ask" if asked else event.decision,
         stage=event.stage,
         reason="approval-required" if asked else event.reason,
@@ -163,12 +166,17 @@ class _Person(msgspec.Struct, frozen=True):
 
 
 class Replayer:
-    """Decides by one bundle about tools as they were. One thread. Raises BundleFault where the bundle cannot decide."""
+    """Decides by one bundle about tools as they were. One thread. Raises BundleFault where the bundle cannot decide.
 
-    def __init__(self, bundle: Bundle) -> None:
+    `definitions`: what tools declared of their arguments, by the digests of their definitions; None: the types of
+    arguments are not looked at.
+    """
+
+    def __init__(self, bundle: Bundle, definitions: Mapping[str, Document] | None = None) -> None:
         self.digest = bundle.digest
+        self._definitions = definitions
         self._base = Engine.build(bundle, (), {})
-        self._engines: OrderedDict[tuple[str, str, tuple[str, ...], tuple[str, ...]], Engine] = OrderedDict()
+        self._engines: OrderedDict[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], Engine] = OrderedDict()
 
     def decide(self, past: Past) -> Verdict | Blank:
         """The verdict on that call, or why there is none."""
@@ -187,7 +195,8 @@ class Replayer:
                 told[place] = "erased"
                 continue
             who = (past.user, past.agent, past.groups, past.kind)
-            together.setdefault((past.server, past.action, past.labels, past.server_labels, who), []).append(place)
+            tool = (past.server, past.action, past.definition, past.labels, past.server_labels)
+            together.setdefault((*tool, who), []).append(place)
         for places in together.values():
             for place, verdict in zip(places, self._decide_alike([pasts[place] for place in places]), strict=True):
                 told[place] = verdict
@@ -202,16 +211,21 @@ class Replayer:
         if standing is not None:
             return [standing] * len(pasts)
         by_arguments, needed = engine.needs_arguments(*call), engine.needs_facts(*call)
+        if by_arguments and not self._knows(first.definition):
+            return ["not-kept"] * len(pasts)
         enough = [needed <= past.known and not (by_arguments and past.arguments is None) for past in pasts]
         asked = [(past.arguments or {}, past.facts) for past, has in zip(pasts, enough, strict=True) if has]
         verdicts = iter(engine.evaluate_many(*call, asked))
         return [next(verdicts) if has else "not-kept" for has in enough]
 
+    def _knows(self, definition: str) -> bool:
+        return not definition or self._definitions is None or definition in self._definitions
+
     def _engine(self, past: Past) -> Engine:
-        key = (past.server, past.action, past.labels, past.server_labels)
+        key = (past.server, past.action, past.definition, past.labels, past.server_labels)
         engine = self._engines.get(key)
         if engine is None:
-            facts = ToolFacts(past.server, past.action, past.labels)
+            facts = ToolFacts(past.server, past.action, past.labels, (self._definitions or {}).get(past.definition))
             engine = self._engines[key] = self._base.with_tools([facts], {past.server: past.server_labels})
             if len(self._engines) > ENGINES_MAX:
                 self._engines.popitem(last=False)

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from tidegate.policy.annotations import ANYBODY_ELSE
+from tidegate.policy.argument_types import Unlike
 from tidegate.policy.arguments import NotRepresentable
 from tidegate.policy.rules import Rule
 
@@ -18,6 +19,7 @@ Reason = Literal[
     "approval-required",
     "evaluation-error",
     "argument-not-representable",
+    "arguments-unlike-schema",
 ]
 
 _ERRED = re.compile(r"while evaluating policy `([^`]+)`: (.*)", re.DOTALL)
@@ -68,6 +70,18 @@ def unrepresentable(fault: NotRepresentable, server: str, tool: str, rules: Sequ
         f"The argument '{fault.path}' of {server}/{tool} {fault.why}, and a rule needs its value; the call is denied."
     )
     return Verdict("deny", "argument-not-representable", tuple(sorted(rules)), message)
+
+
+def unlike_schema(odd: Unlike, server: str, tool: str, rules: Sequence[str]) -> Verdict:
+    """The denial of a call with an argument that a rule looks at and that is of another type than was declared: to the
+    rule it is another value than its server may take it for.
+    """
+    declared = f"declared as {odd.declared}" if odd.declared else "declared in a way that cannot be compared with"
+    message = (
+        f"The argument '{odd.path}' of {server}/{tool} is {declared} ({odd.by}), and what came is {odd.came}; a rule "
+        "looks at it, so the call is denied. Send it as it is declared."
+    )
+    return Verdict("deny", "arguments-unlike-schema", tuple(sorted(rules)), message)
 
 
 def _worded(
