@@ -211,6 +211,9 @@ def _show(answer: bytes, settings: "Settings") -> None:
     if one["shut"]:
         say(f"  [yellow]login and arguments stay sealed: {plain(one['shut_message'])}[/]")
         return
+    if one.get("masked") and one["state"] == "pending":
+        say("  [yellow]what is masked here would be sent in full: it can be denied, and approved at no place but the")
+        say("  requester's own client[/]")
     say("  arguments")
     arguments = msgspec.json.decode(answer, type=_Arguments).arguments
     text = msgspec.json.format(bytes(arguments), indent=2).decode("utf-8", "replace")

@@ -245,6 +245,35 @@ async def test_what_is_masked_is_shown_to_nobody_and_bound_all_the_same(at: Hous
         assert SECRET.encode() not in await edge.place.shown()
 
 
+async def test_what_is_sent_in_full_and_kept_masked_is_shown_to_who_asked_as_it_is_sent(at: House) -> None:
+    mark, alice, address = nonce(), at.person(), "thief@watched.example"
+    question, state = asked(await alice.call("up__note", {"words": mark, "to": address}))
+    assert address in question["message"]
+    assert "[masked" not in question["message"]
+    assert (await alice.call("up__note", {"words": mark, "to": address}, state=state, responses=yes())).status == 200
+    (call,) = [one for one in at.up.calls("note") if mark.encode() in one.body]
+    assert call.params["arguments"] == {"words": mark, "to": address}
+    for edge in at.edges:
+        assert address.encode() not in await edge.place.shown()
+
+
+async def test_nobody_else_approves_what_is_kept_masked_and_sent_in_full(at: House) -> None:
+    mark, alice, address = nonce(), at.person(), "thief@watched.example"
+    told = refusal(await alice.call("up__pay", {"words": mark, "to": address}))
+    assert (told["reason"], "approval" in told) == ("approval-arguments-masked", False)
+    answer = await alice.call("up__note", {"words": mark, "to": address}, can=NONE)
+    known = at.known(refusal(answer)["approval"]["id"])
+    assert known is not None
+    assert known.masked
+    assert "Nobody else can approve it" in answer.text
+    assert "tidegate approvals approve" not in answer.text
+    masked_by_both = refusal(await alice.call("up__pay", {"words": f"{mark} {SECRET}"}))
+    shown = at.known(masked_by_both["approval"]["id"])
+    assert shown is not None
+    assert not shown.masked, "what is masked where it is sent is kept as it is sent"
+    assert at.sighted(mark) == 0
+
+
 async def test_an_approval_is_for_what_was_decided_on_fixed_arguments_and_masked_values_included(at: House) -> None:
     mark, alice = nonce(), at.person()
     fixed = "/mcp/sets/fixed"

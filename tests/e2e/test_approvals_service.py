@@ -219,6 +219,17 @@ async def test_the_requester_never_decides_where_the_rule_wants_another(service:
     ].state == "pending"
 
 
+async def test_what_is_kept_masked_and_sent_in_full_can_be_denied_alone(service: Running) -> None:
+    approval_id = await asked(service, "", masked=True)
+    path = f"/api/v1/approvals/{approval_id}"
+    assert (await service.ask("GET", path))[1]["masked"] is True
+    for token in (service.token("eng", user=ALICE), service.token("tidegate-admins")):
+        status, problem = await service.ask("POST", path, {"decision": "grant"}, token=token)
+        assert (status, problem["code"]) == (409, "approval-arguments-masked")
+    status, denied = await service.ask("POST", path, {"decision": "deny"})
+    assert (status, denied["state"]) == (200, "denied")
+
+
 async def test_the_requester_decides_where_the_rule_lets_them(service: Running) -> None:
     approval_id = await asked(service, "")
     status, granted = await service.ask(

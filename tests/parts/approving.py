@@ -50,6 +50,7 @@ forbid (principal, action in [Action::"up/resources/read", Action::"up/prompts/g
 INSPECTION = """
 patterns:
   - {id: key, pattern: 'AKIA[A-Z0-9]{16}', severity: high, arguments: mask, result: mask}
+  - {id: address, pattern: '[a-z]+@watched[.]example', severity: low, arguments: alert}
   - {id: word, pattern: 'forbidden-word-[0-9]{4}', severity: high, arguments: block, result: block}
 """
 BUNDLE = {

@@ -92,14 +92,14 @@ def _put_as(edge: Edge, call: Ongoing, approval: Approval) -> tuple[Channel, dic
 
 
 def _question(call: Ongoing, approval: Approval) -> Question:
-    """With the arguments as captured: what the inspection keeps out of records is not shown either."""
+    """With the arguments as they are sent on: they are the requester's own, whatever records keep of them."""
     return Question(
         agent=call.principal.agent,
         login=call.principal.login,
         method=call.method,
         server=call.server,
-        target=call.target_captured or call.target,
-        arguments=call.arguments_captured,
+        target=call.target,
+        arguments=call.arguments,
         why=approval.message,
         expires_us=approval.expires_us,
     )

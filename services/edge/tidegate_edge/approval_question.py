@@ -54,7 +54,7 @@ Meaning = Literal["grant", "deny", "opened", "nothing"]
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is told of a call that waits for approval. `arguments` are JSON, as captured."""
+    """What is told of a call that waits for approval. `arguments` are JSON, as they are sent."""
 
     agent: str
     login: str

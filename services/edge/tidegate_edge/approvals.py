@@ -36,6 +36,15 @@ ALONE: Final = (
 )
 LATE: Final = "Nobody decided in time, so the call was not made. Call again to ask anew."
 TOO_LONG: Final = "Your client was not asked: there is more to see than it can show, and nobody approves what was cut."
+UNSEEN: Final = (
+    "The call was not made: something in its arguments is kept masked, and would be sent in full, so whoever should "
+    "approve it cannot see it. Leave it out, or tell the operator: a pattern that says `arguments: mask` masks what is "
+    "sent, too, and one that says `record: keep` shows it."
+)
+MASKED: Final = (
+    "The call was not made: it waits for you, at your client, which was not asked. Nobody else can approve it, since "
+    "something in its arguments is kept masked, and would be sent in full."
+)
 DISMISSED: Final = "The question was put away without an answer, so the call was not made. Call again to be asked."
 
 
@@ -64,6 +73,9 @@ async def _look(edge: Edge, call: Ongoing) -> None:
     if (told := _too_large(edge, call)) is not None:
         call.refuse("policy", "approval-arguments-too-large", told)
         return
+    if call.approver != ANYBODY and _is_masked(call):
+        call.refuse("policy", "approval-arguments-masked", f"{call.message} {UNSEEN}")
+        return
     binding = _binding(edge, call)
     if call.inputs is not None and call.inputs.approval:
         await _take_answer(edge, call, call.inputs, binding)
@@ -84,6 +96,12 @@ def _too_large(edge: Edge, call: Ongoing) -> str | None:
             f"{TARGET_CHARS_MAX} at most. The call was not made."
         )
     return None
+
+
+def _is_masked(call: Ongoing) -> bool:
+    """Whether what is kept for others to judge by is masked where the call is sent in full."""
+    is_kept_masked = call.terms.capture == "masked" and call.arguments_captured != call.arguments
+    return bool(call.target_captured) or is_kept_masked
 
 
 def _binding(edge: Edge, call: Ongoing) -> str:
@@ -158,6 +176,7 @@ async def _open(edge: Edge, call: Ongoing, binding: str) -> Approval:
         approver=call.approver,
         expires_us=at_us + (call.asked_for_s or APPROVAL_TTL_S) * 1_000_000,
         edge=edge.place.edge,
+        masked=_is_masked(call),
         sealed=Sealed(
             issuer=principal.issuer,
             subject=principal.subject,
@@ -278,6 +297,8 @@ def refused(call: Ongoing, approval: Approval, sentence: str) -> Reply:
 
 
 def _how(call: Ongoing, approval: Approval) -> str:
+    if approval.masked:
+        return f"{call.message} {MASKED}"
     who = {ANYBODY: "you, or somebody who may approve", SOMEBODY_ELSE: "somebody else than you"}.get(
         approval.approver, f"a member of '{approval.approver}' other than you"
     )

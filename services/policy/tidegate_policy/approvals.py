@@ -45,6 +45,10 @@ AT_ONCE: Final = 500  # records of one append
 PRUNE_FROM: Final = 5_000  # while the history is read: from so many on, what is finished is forgotten between batches
 ASKED_BYTES_MAX: Final = 64 * 1024 * 1024  # of personal parts that are kept to be shown
 
+UNSEEN: Final = (
+    "what is kept of this call is masked in places that would be sent in full, so nobody approves it here: its "
+    "requester can, at a client that is asked; it can be denied"
+)
 LOOK_EVERY_US: Final = 250_000  # for what has expired, where nothing else is to be done
 
 Said = Literal["grant", "deny"]
@@ -96,6 +100,8 @@ class Approver:
                 raise ApiFault(403, "approver-quarantined", "you are quarantined: somebody else has to decide")
             if not approval.is_open(now_us) or approval.state != "pending":
                 raise ApiFault(409, f"approval-{state_at(approval, now_us)}", _standing(approval, now_us))
+            if said == "grant" and approval.masked:
+                raise ApiFault(409, "approval-arguments-masked", UNSEEN)
             event = self._event(approval, said, reason, who.subject_id, now_us)
             decided = _after(approval, event)
 

@@ -64,6 +64,9 @@ class ApprovalView(BaseModel):
     rules: tuple[str, ...] = Field(description="Ids of the rules that ask")
     message: str = Field(description="Their sentence")
     approver: str = Field(description="Who may decide: empty the requester, too; 'other' somebody else; else a group")
+    masked: bool = Field(
+        description="What is kept of it is masked in places that would be sent in full: here it can only be denied"
+    )
     may_decide: bool = Field(description="Whether you may")
     call_id: str = Field(description="The call that asked; `tidegate why` tells it")
     requested_us: int
@@ -220,6 +223,7 @@ def _told(shelf: Shelf, approval: Approval, who: Person, opened: Opened) -> dict
         "rules": approval.rules,
         "message": approval.message,
         "approver": approval.approver,
+        "masked": approval.masked,
         "may_decide": may_decide(approval, who),
         "call_id": approval.call_id,
         "requested_us": approval.requested_us,

@@ -69,6 +69,7 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bundle: str = ""
     approver: str = ANYBODY
     edge: str = ""
+    masked: bool = False  # what is kept of the call is not all that is sent: nobody can judge by it
     requested_us: int
     asked_until_us: int
     granted: Decision | None = None
@@ -352,6 +353,7 @@ def _requested(event: ApprovalRequested) -> Approval:
         bundle=event.bundle,
         approver=event.approver,
         edge=event.edge,
+        masked=event.masked,
         requested_us=event.time_us,
         asked_until_us=_bounded(event.expires_us, event.time_us),
     )
