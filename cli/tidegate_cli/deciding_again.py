@@ -19,6 +19,7 @@ _BLANK: Final = {
     "erased": "cannot be decided again: who asked was erased, or the key is not here",
     "not-kept": "cannot be decided again: it depends on arguments or circumstances that were not kept",
 }
+_BY_ITS_CALL: Final = frozenset({"tasks/get", "tasks/update"})
 
 
 def decided_again(canonical: bytes | None, call: Seen, definitions: Mapping[str, Document]) -> str:
@@ -34,6 +35,8 @@ def decided_again(canonical: bytes | None, call: Seen, definitions: Mapping[str,
     past = past_of(event, _sealed(call))
     if not past.bundle or past.stage != "policy":
         return _BLANK["elsewhere"]
+    if past.method in _BY_ITS_CALL:
+        return f"cannot be decided again by itself: as the call that began the task was, {event.root_call_id}"
     if canonical is None:
         return f"cannot be decided again: the log does not hold the bundle {past.bundle[:12]}"
     try:
