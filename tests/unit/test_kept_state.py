@@ -100,7 +100,7 @@ def cut(path: Path) -> None:
 
 
 def another_version(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(MAGIC, MAGIC.replace(b"1", b"2")))
+    path.write_bytes(path.read_bytes().replace(MAGIC, MAGIC.replace(b"2", b"3")))
 
 
 def swapped(path: Path) -> None:

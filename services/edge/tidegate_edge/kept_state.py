@@ -23,7 +23,7 @@ from tidegate.policy.trusting import Snapshot
 from tidegate.settings import Settings
 from tidegate_edge.offers import Key
 
-MAGIC: Final = b"tidegate kept state 1\n"  # another format, or another meaning of it, has another number
+MAGIC: Final = b"tidegate kept state 2\n"  # another format, or another meaning of it, has another number
 STATE: Final = "state.kept"
 _SEAL_BYTES: Final = 32
 _T = TypeVar("_T")
