@@ -82,7 +82,7 @@ def test_a_record_of_any_content_is_shown_or_passed_over(record: dict[str, Any])
         return
     ended = None if seen.name == "call.requested" else seen
     story = Story(decision_id=CALL_ID, requested=seen, ended=ended, findings=(), rules={})
-    assert decided_again(None, seen) is not None
+    assert decided_again(None, seen, {}) is not None
     assert msgspec.json.encode(story.document())
     with redirect_stdout(io.StringIO()):
         show(story)
