@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-from tests.parts.approving import FORM, NONE, PAGE, House, asked, house, nonce, refusal, yes
+from tests.parts.approving import FORM, NONE, PAGE, House, Person, asked, house, nonce, refusal, yes
 from tests.parts.edge import Answer
+from tests.parts.scripted import Scripted, Seen, http, result
 
 from tidegate.ids import now_us, uuid7
 from tidegate.limits import APPROVALS_PENDING_MAX, APPROVALS_PER_SUBJECT_MAX
@@ -106,22 +107,26 @@ async def test_what_nobody_sees_is_written_out(at: House) -> None:
     assert r"AC\u3164\ufe0f\ue0100\u034f\u115f\uffa0\u17b4\u180b\u2800ME" in question["message"]
 
 
+async def paying(who: Person, mark: str, digits: str, **beside: Any) -> Answer:
+    """The amount as it is written; the client would write the nearest number."""
+    speaker = who.speakers[0]
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+        "io.modelcontextprotocol/clientInfo": {"name": "tests", "version": "1"},
+    }
+    params = {"_meta": meta, "name": "up__pay", "arguments": {"words": mark, "amount": 77777}, **beside}
+    head, _, body = speaker.modern("tools/call", params).partition(b"\r\n\r\n")
+    body = body.replace(b"77777", digits.encode())
+    head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: %d" % len(body), head)
+    return await speaker.ask(head + b"\r\n\r\n" + body, 30)
+
+
 async def test_a_yes_is_for_every_digit(at: House) -> None:
     mark, alice = nonce(), at.person()
 
     async def pays(digits: str) -> Answer:
-        """As it is written; the client would write the nearest number."""
-        speaker = alice.speakers[0]
-        meta = {
-            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-            "io.modelcontextprotocol/clientCapabilities": {},
-            "io.modelcontextprotocol/clientInfo": {"name": "tests", "version": "1"},
-        }
-        params = {"_meta": meta, "name": "up__pay", "arguments": {"words": mark, "amount": 77777}}
-        head, _, body = speaker.modern("tools/call", params).partition(b"\r\n\r\n")
-        body = body.replace(b"77777", digits.encode())
-        head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: %d" % len(body), head)
-        return await speaker.ask(head + b"\r\n\r\n" + body, 30)
+        return await paying(alice, mark, digits)
 
     told = refusal(await pays("0.1"))
     await at.decide(told["approval"]["id"], grant=True)
@@ -130,6 +135,58 @@ async def test_a_yes_is_for_every_digit(at: House) -> None:
     assert at.sighted(mark) == 0
     assert not (await pays("0.1")).result.get("isError")
     assert at.sighted(mark) == 1
+
+
+async def asking(server: Scripted, seen: Seen, writer: Any) -> None:
+    """Asks one thing, and does the work when it comes again."""
+    question = {"method": "elicitation/create", "params": {"message": "Which account?", "requestedSchema": SCHEMA}}
+    if "requestState" in seen.params:
+        writer.write(http(result(seen, {"content": [{"type": "text", "text": "paid"}]})))
+    else:
+        needed = {"resultType": "input_required", "inputRequests": {"q": question}, "requestState": "s"}
+        writer.write(http(result(seen, needed)))
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+ACCOUNT = {"q": {"action": "accept", "content": {"a": "x"}}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("0.1", "0.1000000000000000000000000000000000000000000001"),
+        ("9007199254740992.0", "9007199254740993.0"),
+        ("1.0", "1.00000000000000001"),
+        ("100", "100.0"),
+        ("5", "6"),
+    ],
+)
+async def test_a_further_round_brings_the_digits_that_were_approved(at: House, first: str, second: str) -> None:
+    mark, alice = nonce(), at.person()
+    at.up.behaviours["pay"] = asking
+    try:
+        told = refusal(await paying(alice, mark, first))
+        await at.decide(told["approval"]["id"], grant=True)
+        state = (await paying(alice, mark, first)).result["requestState"]
+        sighted = at.sighted(mark)
+        other = await paying(alice, mark, second, requestState=state, inputResponses=ACCOUNT)
+        assert other.error["data"] == {"reason": "invalid_request_state"}
+        assert at.sighted(mark) == sighted
+        same = await paying(alice, mark, first, requestState=state, inputResponses=ACCOUNT)
+        assert same.result["content"][0]["text"] == "paid"
+    finally:
+        del at.up.behaviours["pay"]
+
+
+async def test_nothing_goes_along_with_an_approved_call_that_its_approver_did_not_see(at: House) -> None:
+    mark, alice = nonce(), at.person()
+    beside = {"overrides": {"amount": 1_000_000}, "inputResponses": {"confirm": {"action": "accept"}}}
+    told = refusal(await paying(alice, mark, "1"))
+    await at.decide(told["approval"]["id"], grant=True)
+    assert not (await paying(alice, mark, "1", **beside)).result.get("isError")
+    sent = at.up.calls("pay")[-1].params
+    assert set(sent) <= {"name", "arguments", "_meta"}
+    assert sent["arguments"]["words"] == mark
 
 
 def past(subject_id: str, number: int) -> Approval:

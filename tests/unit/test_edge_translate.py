@@ -65,7 +65,8 @@ def test_params_arrive_in_the_upstream_s_era_with_the_arguments_as_decided(moder
     meta = {**(META if modern else {}), "traceparent": "00-1", "x": [1.50]}
     call = ongoing("tools/call", {"name": "up__echo", "arguments": {"a": 1}, "_meta": meta, "vendor": {"k": 1}}, modern)
     got = sent(call, upstream_modern)
-    assert (got["name"], got["arguments"], got["vendor"]) == ("echo", {"as": "decided"}, {"k": 1})
+    assert (got["name"], got["arguments"]) == ("echo", {"as": "decided"})
+    assert "vendor" not in got, "neither rules nor whoever approves a call have seen it"
     assert (got["_meta"]["traceparent"], got["_meta"]["x"]) == ("00-1", [1.5])
     assert (PREFIX + "protocolVersion" in got["_meta"]) == upstream_modern
     assert (PREFIX + "clientCapabilities" in got["_meta"]) == upstream_modern
@@ -196,6 +197,7 @@ def test_a_paused_server_s_questions_come_back_with_the_client_s_answers() -> No
     "changes",
     [
         {"arguments": {"a": 2}},
+        {"arguments": {"a": 1.0}},
         {"name": "other"},
         {"requestState": "forged"},
         {"requestState": 7},
@@ -212,6 +214,38 @@ def test_a_state_holds_for_the_request_that_it_was_made_for_alone(changes: dict[
     again = retried(call, result, **changes)
     with pytest.raises(bridge.StateRefused):
         bridge.inputs_of(edge, again.visit, again)
+
+
+def test_a_state_holds_for_every_digit() -> None:
+    edge: Any = SealingEdge()
+    call = ongoing("tools/call", {"name": "n", "arguments": {"b": 0.5, "a": 77777}, "_meta": META}, True)
+    call.request, plain = written(call.request, "9007199254740992.0"), call.request
+    told = json.loads(bridge.seal_state(edge, call, b'{"resultType":"input_required","requestState":"own"}'))
+    call.request.params["requestState"] = told["requestState"]
+    call.members["requestState"] = msgspec.Raw(b'"..."')
+    assert bridge.inputs_of(edge, call.visit, call) is not None
+    for other in ("9007199254740993.0", "9007199254740992.00", "9007199254740992"):
+        call.request = written(plain, other)
+        with pytest.raises(bridge.StateRefused):
+            bridge.inputs_of(edge, call.visit, call)
+
+
+def written(request: Request, digits: str) -> Request:
+    """With that number as it is written; what was read of it stays."""
+    return msgspec.structs.replace(request, raw_params=request.raw_params.replace(b"77777", digits.encode()))
+
+
+def test_answers_to_what_was_not_asked_go_nowhere() -> None:
+    edge: Any = SealingEdge()
+    call = ongoing("tools/call", {"name": "n", "_meta": META}, True)
+    questions = b'{"q":{"method":"elicitation/create","params":{}}}'
+    result = bridge.seal_state(edge, call, b'{"resultType":"input_required","inputRequests":' + questions + b"}")
+    again = retried(call, result, inputResponses={"q": {"action": "decline"}, "confirm": {"action": "accept"}})
+    inputs = bridge.inputs_of(edge, again.visit, again)
+    assert inputs is not None
+    assert list(inputs.responses) == ["q"]
+    assert json.loads(bytes(again.members["inputResponses"])) == {"q": {"action": "decline"}}
+    assert not inputs.is_unasked
 
 
 def test_a_state_serves_its_principal_at_its_door_alone() -> None:

@@ -60,6 +60,9 @@ async def settle(edge: Edge, call: Ongoing) -> None:
     if not edge.approvals.is_current:
         call.refuse("policy", "approvals-unknown", "Which approvals were used is not known yet. Try again shortly.")
         return
+    if call.inputs is not None and call.inputs.is_unasked:  # whoever approves the call does not see them
+        call.inputs = None
+        call.members.pop("inputResponses", None)
     if call.inputs is not None and call.inputs.approved is not None:
         await _continue(edge, call, call.inputs.approved)
     else:
@@ -126,6 +129,10 @@ async def _continue(edge: Edge, call: Ongoing, approved: Approved) -> None:
         call.refuse(
             "policy", "approval-required", f"The rules changed meanwhile. {call.message} Call again, from the start."
         )
+        return
+    if approved.binding and approved.binding != _binding(edge, call):
+        told = f"What was approved was another call. {call.message} Call again, from the start."
+        call.refuse("policy", "approval-required", told)
         return
     name = f"{call.principal.tenant}|approval|{approved.approval_id}|{call.inputs.rounds}"
     if await _takes(edge, call, name, LEASED_BEYOND_S):
@@ -227,7 +234,7 @@ async def consume(edge: Edge, call: Ongoing) -> None:
         edge=edge.place.edge,
     )
     await say(edge, event, mode_of(call), approval)
-    call.approved = Approved(approval.approval_id, approval.approver, approval.rules)
+    call.approved = Approved(approval.approval_id, approval.approver, approval.rules, approval.binding)
 
 
 def _stands(approval: Approval | None, call_id: str) -> bool:

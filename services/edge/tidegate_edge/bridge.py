@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.events import Channel
-from tidegate.policy.approvals import Approval
+from tidegate.policy.approvals import Approval, as_sent
 from tidegate_edge import approval_question
 from tidegate_edge.abilities import ASKED_WITH, missing
 from tidegate_edge.accept import Request
@@ -53,6 +53,8 @@ class _State(msgspec.Struct, frozen=True, omit_defaults=True):
     approval: str = ""  # the gateway's own question
     asked_by: Channel = "form"
     approved: Approved | None = None
+    said: str = ""  # digest of what was called, to the last digit; "": of a version before
+    questions: tuple[str, ...] = ()  # keys of what was asked otherwise than by `asked`
 
 
 class InputRequest(msgspec.Struct, frozen=True):
@@ -96,6 +98,12 @@ def inputs_of(edge: Edge, visit: Visit, call: Ongoing) -> Inputs | None:
     state = _decode_state(opened)
     if state.expires_s < time.time() or (state.server, state.target) != (call.server, call.target):
         raise StateRefused
+    if state.said not in ("", _said(call.request)):
+        raise StateRefused
+    if state.said:
+        responses = {key: value for key, value in responses.items() if key in state.asked or key in state.questions}
+        if "inputResponses" in members:
+            members["inputResponses"] = msgspec.Raw(encode(responses))
     if state.approval:
         answer = responses.get(approval_question.KEY)
         return Inputs(state.root, state.rounds, approval=state.approval, asked_by=state.asked_by, answer=answer)
@@ -130,6 +138,13 @@ def binding(visit: Visit, request: Request) -> bytes:
     ).encode()
 
 
+def _said(request: Request) -> str:
+    """`binding` reads numbers as a program does, to which many that differ are the same."""
+    members = decode_fields(request.raw_params)
+    asked = {key: as_sent(bytes(value)) for key, value in members.items() if key not in _BESIDE}
+    return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()
+
+
 def _sealed(edge: Edge, call: Ongoing, *, expires_s: int = 0, **parts: Any) -> str:
     state = _State(
         expires_s=expires_s or int(time.time()) + STATE_TTL_S,
@@ -138,6 +153,7 @@ def _sealed(edge: Edge, call: Ongoing, *, expires_s: int = 0, **parts: Any) -> s
         server=call.server,
         target=call.target,
         approved=call.approval_held,
+        said=_said(call.request),
         **parts,
     )
     return edge.sealer.seal(PURPOSE, encode(state), binding(call.visit, call.request))
@@ -146,7 +162,8 @@ def _sealed(edge: Edge, call: Ongoing, *, expires_s: int = 0, **parts: Any) -> s
 def approval_result(edge: Edge, call: Ongoing, approval: Approval, way: Channel, params: msgspec.Raw) -> bytes:
     """The gateway's own question as `input_required`. Raises ValueError: too large."""
     expires_s = -(-approval.expires_us // 1_000_000)
-    state = _sealed(edge, call, expires_s=expires_s, approval=approval.approval_id, asked_by=way)
+    asked = (approval_question.KEY,)
+    state = _sealed(edge, call, expires_s=expires_s, approval=approval.approval_id, asked_by=way, questions=asked)
     requests = {approval_question.KEY: InputRequest("elicitation/create", params)}
     return encode({"resultType": "input_required", "inputRequests": requests, "requestState": state})
 
@@ -155,7 +172,8 @@ def seal_state(edge: Edge, call: Ongoing, result: bytes) -> bytes:
     """A modern upstream's `input_required` for a modern client: its state inside ours. Raises ValueError: too large."""
     fields = decode_fields(result)
     required = _decode_input_required(result)
-    fields["requestState"] = msgspec.Raw(encode(_sealed(edge, call, state=required.requestState)))
+    sealed = _sealed(edge, call, state=required.requestState, questions=tuple(required.inputRequests))
+    fields["requestState"] = msgspec.Raw(encode(sealed))
     return encode(fields)
 
 

@@ -69,6 +69,7 @@ class Approved(msgspec.Struct, frozen=True, omit_defaults=True):
     approval_id: str
     approver: str = ""
     rules: tuple[str, ...] = ()
+    binding: str = ""  # what it was for, to the last digit; "": an edge of a version before has sealed it
 
     def serves(self, approver: str, rules: Iterable[str]) -> bool:
         """Whether who must be asked now was asked, and about every rule that asks now."""
@@ -89,6 +90,11 @@ class Inputs(msgspec.Struct, frozen=True):
     asked_by: Channel = "form"
     answer: msgspec.Raw | None = None  # to that question: for the gateway alone, no server sees it
     approved: Approved | None = None  # the rounds before went on by this approval
+
+    @property
+    def is_unasked(self) -> bool:
+        """The client brings answers along and no state that came with questions."""
+        return not self.rounds and not self.approval
 
 
 class Ongoing:

@@ -29,10 +29,6 @@ CLIENT_INFO: Final = {"name": "tidegate", "version": __version__}
 MODERN: Final = MODERN_PROTOCOL_VERSIONS[-1]
 NAMED: Final = frozenset({"tools/call", "prompts/get"})
 """Methods with `name` and `arguments`; of all others `Ongoing.arguments` holds the params themselves."""
-_OWN: Final = frozenset(
-    {"_meta", "name", "arguments", "uri", "ref", "argument", "context", "inputResponses", "requestState", "task"}
-)
-"""Params that are written anew. `task` (2025-11-25) asks for what is not offered."""
 _MODERN_RESULT: Final = ("resultType", "ttlMs", "cacheScope")
 COMPLETE: Final = b'"complete"'
 _UNCACHED: Final = b'{"resultType":"complete","ttlMs":0,"cacheScope":"private"'
@@ -40,7 +36,10 @@ _RESERVED_CODES: Final = range(-32099, -32019)  # of the modern revisions alone
 
 
 def params_for_upstream(call: Ongoing, upstream_modern: bool) -> bytes:
-    """The params, as decided and inspected, under the upstream's own name and in its era."""
+    """The params, as decided and inspected, under the upstream's own name and in its era. What the protocol does not
+    have beside them stays here: neither rules nor whoever approves a call have seen it. So does `task` (2025-11-25),
+    which asks for what is not offered.
+    """
     members, item = call.members, call.item
     assert item is not None
     fields: dict[str, msgspec.Raw]
@@ -50,8 +49,6 @@ def params_for_upstream(call: Ongoing, upstream_modern: bool) -> bytes:
             fields["arguments"] = msgspec.Raw(call.arguments)
     else:
         fields = decode_fields(call.arguments)
-    for key in members.keys() - _OWN - fields.keys():  # never over what was decided on
-        fields[key] = members[key]
     inputs = call.inputs
     if inputs is not None and upstream_modern:
         if inputs.responses:

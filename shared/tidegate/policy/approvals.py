@@ -13,7 +13,7 @@ import hmac
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -298,9 +298,13 @@ def binding_of(
     object's members, white space and the spelling of texts make no difference; every digit of a number does, for which
     number it is depends on who reads it. Raises ValueError: no JSON.
     """
-    read = json.loads(arguments, parse_int=_as_written, parse_float=_as_written, parse_constant=_refuse_constant)
-    said = msgspec.json.encode([tenant, subject_id, agent, method, server, target, read], order="sorted")
+    said = msgspec.json.encode([tenant, subject_id, agent, method, server, target, as_sent(arguments)], order="sorted")
     return hmac.digest(key, _PURPOSE + said, hashlib.sha256).hex()
+
+
+def as_sent(arguments: bytes) -> Any:
+    """JSON, read; its numbers as they are written. Raises ValueError: no JSON."""
+    return json.loads(arguments, parse_int=_as_written, parse_float=_as_written, parse_constant=_refuse_constant)
 
 
 def _as_written(number: str) -> msgspec.Raw:
