@@ -19,7 +19,7 @@ from tidegate.errors import ConfigFault, OurFault
 from tidegate.ids import now_us
 from tidegate_cli.management import Management, ManagementRefused, open_management, segment
 from tidegate_cli.options import live_settings, names_of
-from tidegate_cli.output import console, plain, print_document, print_line, say
+from tidegate_cli.output import console, plain, print_document, print_line, say, seen
 from tidegate_cli.people import logins, person, with_logins
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _polled(asker: Asker, state: str) -> Iterator[list[dict[str, Any]]]:
             if refused.status < 500:
                 raise
         except OurFault as fault:
-            typer.echo(f"tidegate: {fault.sentence}", err=True)
+            typer.echo(f"tidegate: {seen(fault.sentence)}", err=True)
         time.sleep(WATCH_EVERY_S)
 
 
@@ -217,7 +217,7 @@ def _show(answer: bytes, settings: "Settings") -> None:
     say("  arguments")
     arguments = msgspec.json.decode(answer, type=_Arguments).arguments
     text = msgspec.json.format(bytes(arguments), indent=2).decode("utf-8", "replace")
-    say("\n".join(f"    {plain(line)}" for line in text.splitlines()))
+    say("\n".join(f"    {plain(line)}" for line in text.split("\n")))
 
 
 class _Arguments(msgspec.Struct):

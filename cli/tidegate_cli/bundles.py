@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tidegate.errors import BundleFault, CallerFault, Problem
 from tidegate_cli.management import Management, open_management, segment
 from tidegate_cli.options import live_settings
-from tidegate_cli.output import plain, print_document, say
+from tidegate_cli.output import lines, plain, print_document, say
 
 if TYPE_CHECKING:
     from tidegate.policy.differences import Differences
@@ -44,7 +44,7 @@ def show_check(
         print_document({"releasable": not fatal, "digest": digest, "cases": cases, "problems": listed, **shown})
         return int(fatal)
     if show_cedar:
-        say(plain(cedar) if cedar else "There is no grants.yaml that compiles: the rules are in policies/*.cedar.\n")
+        say(lines(cedar) if cedar else "There is no grants.yaml that compiles: the rules are in policies/*.cedar.\n")
     say_problems(listed, directory)
     if not fatal:
         passed = f", {cases} case{'s' if cases != 1 else ''} passed" if cases else ""
@@ -76,7 +76,7 @@ def show_bundle(digest: str, ring: str, config: Path, token: str, as_json: bool)
     for release in found["releases"]:
         say(f"  {release_line(release)}{'  [green]rules[/]' if release['current'] else ''}")
     for path, text in found["files"].items():
-        say(f"\n[bold cyan]── {plain(path)}[/]\n{plain(text.rstrip())}")
+        say(f"\n[bold cyan]── {plain(path)}[/]\n{lines(text.rstrip())}")
 
 
 def _management(config: Path, token: str) -> Management:

@@ -11,7 +11,7 @@ import msgspec
 from tidegate.errors import ConfigFault
 from tidegate_cli.gateway import Gateway, NotServed
 from tidegate_cli.options import live_settings, names_of
-from tidegate_cli.output import plain, print_document, say
+from tidegate_cli.output import lines, plain, print_document, say
 from tidegate_cli.trust_commands import mint
 
 TOKEN_TTL_S = 300
@@ -155,7 +155,7 @@ def show_result(result: dict[str, Any]) -> None:
     if result.get("isError"):
         say("[yellow]the tool failed[/]")
     for text in texts:
-        say(plain(text))
+        say(lines(text))
     if not texts and "structuredContent" in result:
         print_document(result["structuredContent"])
     if masks := MASK.findall("\n".join(texts)):

@@ -20,7 +20,7 @@ from tidegate.errors import Fault, OurFault
 from tidegate.ids import now_us
 from tidegate.settings import Settings
 from tidegate_cli.calling import DECISION_META, MASK
-from tidegate_cli.output import SEVERITY_STYLES, console, plain, say
+from tidegate_cli.output import SEVERITY_STYLES, console, lines, plain, say
 from tidegate_cli.trust_commands import mint
 
 STORY_TIMEOUT_S = 120.0
@@ -151,7 +151,7 @@ def show_answer(result: CallToolResult) -> str:
     """The text; "" of a refusal."""
     text = "\n".join(part.text for part in result.content if isinstance(part, TextContent))
     if decision := decision_of(result):
-        say(f"  [red]refused[/]  {plain(text)}")
+        say(f"  [red]refused[/]  {lines(text)}")
         say(f"           {plain(facts_of(decision))}")
         return ""
     word, style = ("failed", "yellow") if result.is_error else ("allowed", "green")
@@ -202,6 +202,6 @@ def _marked(text: str) -> str:
     parts: list[str] = []
     at = 0
     for mask in MASK.finditer(text):
-        parts += [plain(text[at : mask.start()]), f"[bold magenta]{plain(mask[0])}[/]"]
+        parts += [lines(text[at : mask.start()]), f"[bold magenta]{plain(mask[0])}[/]"]
         at = mask.end()
-    return "".join([*parts, plain(text[at:])])
+    return "".join([*parts, lines(text[at:])])

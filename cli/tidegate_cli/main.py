@@ -28,6 +28,7 @@ from tidegate_cli import (
     verify_commands,
 )
 from tidegate_cli.faults import fault_in
+from tidegate_cli.output import seen
 
 GUIDE = """
 One MCP endpoint for all your agents: every tool call authenticated, decided by policy, inspected and recorded.
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def _told(fault: Fault) -> int:
-    typer.secho(f"tidegate: {fault.sentence}", fg=typer.colors.RED, err=True)
+    typer.secho(f"tidegate: {seen(fault.sentence)}", fg=typer.colors.RED, err=True)
     return 2 if isinstance(fault, ConfigFault) else 1
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 FILE_COLUMNS = 160
 DECISION_STYLES = {"allow": "green", "deny": "red", "ask": "yellow", "limited": "magenta"}
+_LINE_ENDS = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 SEVERITY_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
 
 
@@ -42,13 +43,24 @@ def say(text: str) -> None:
 
 
 def plain(text: object) -> str:
-    """Foreign text, safe inside markup and on a terminal: no markup, no control characters, nothing that is unseen."""
+    """Foreign text, safe inside markup and on a terminal, and on one line: no markup, no control characters, nothing
+    that is unseen; what would begin a line of its own is written as an escape.
+    """
+    return lines(str(text).translate(_LINE_ENDS))
+
+
+def lines(text: str) -> str:
+    """The same of a text that has lines by right: a file, what a tool answers."""
     from rich.markup import escape
 
-    told = str(text)
-    if not (told.isascii() and told.isprintable()):
-        told = "".join(char if char in "\n\t" or _is_seen(char) else "\N{REPLACEMENT CHARACTER}" for char in told)
-    return escape(told)
+    return escape(seen(text))
+
+
+def seen(text: str) -> str:
+    """Without what steers a terminal or hides; the lines stay, and so does what looks like markup."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if char in "\n\t" or _is_seen(char) else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 @lru_cache(4_096)

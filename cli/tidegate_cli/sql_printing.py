@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tidegate.analytics.port import Answer
-from tidegate_cli.output import console, plain, print_line
+from tidegate_cli.output import console, lines, plain, print_line
 
 CELL_CHARS_MAX = 200
 FOLDED_MIN = 40  # a UUID is 36 characters, a subject id 32
@@ -27,7 +27,7 @@ def print_table(answer: Answer) -> None:
     if not answer.rows:
         console().print("[dim]no rows[/]")
         return
-    rows = [[plain(_cut(_text(value))) for value in row] for row in answer.rows]
+    rows = [[lines(_cut(_text(value))) for value in row] for row in answer.rows]
     if not _fits(answer.names, rows, console().width):
         _print_blocks(answer.names, rows)
         return

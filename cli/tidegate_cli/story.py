@@ -8,7 +8,7 @@ import msgspec
 from tidegate_cli.deciding_again import AGREES
 from tidegate_cli.explaining import Story
 from tidegate_cli.matching import Seen
-from tidegate_cli.output import DECISION_STYLES, plain, say, soon
+from tidegate_cli.output import DECISION_STYLES, lines, plain, say, soon
 from tidegate_cli.telling import line_of
 
 LABEL_WIDTH = 11
@@ -27,7 +27,7 @@ def show(story: Story) -> None:
         told = f"{plain(seen.text('title'))}: {plain(seen.text('message'))}"
         _say("finding", f"[red]{plain(seen.text('severity'))}[/] {told}")
     for name, text in story.rules.items():
-        say(f"\n[bold]rule {plain(name)}[/] in bundle {plain(call.text('bundle')[:12])}\n[cyan]{plain(text)}[/]")
+        say(f"\n[bold]rule {plain(name)}[/] in bundle {plain(call.text('bundle')[:12])}\n[cyan]{lines(text)}[/]")
 
 
 def _say(label: str, value: str) -> None:

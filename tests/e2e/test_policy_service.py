@@ -145,6 +145,9 @@ async def test_only_an_administrator_with_a_token_for_this_api_may_ask(
         assert (found, problem["code"]) == (status, code)
 
 
+AGENT = {"scope": "agent", "value": "x", "reason": "y"}
+
+
 async def test_malformed_requests_get_a_sentence(service: Running) -> None:
     for method, path, body, code in (
         ("POST", "/api/v1/bundles", b"\xff", "bad-bundle"),
@@ -152,6 +155,17 @@ async def test_malformed_requests_get_a_sentence(service: Running) -> None:
         ("POST", "/api/v1/rollback", {"too": 1}, "request-malformed"),
         ("POST", "/api/v1/quarantines", {"scope": "planet", "value": "x", "reason": "y"}, "request-malformed"),
         ("POST", "/api/v1/quarantines", {"scope": "tool", "value": "read", "reason": "y"}, "request-malformed"),
+        ("POST", "/api/v1/quarantines", {**AGENT, "ttl_s": 1e-9}, "request-malformed"),
+        ("POST", "/api/v1/quarantines", {**AGENT, "reason": "so\x1b[2J"}, "request-malformed"),
+        ("POST", "/api/v1/quarantines", {**AGENT, "reason": "two\nlines"}, "request-malformed"),
+        ("POST", "/api/v1/quarantines", {**AGENT, "reason": "turned \u202e round"}, "request-malformed"),
+        ("POST", "/api/v1/quarantines", {**AGENT, "value": "x\n"}, "request-malformed"),
+        ("DELETE", "/api/v1/quarantines/x?reason=a%0Ab", None, "request-malformed"),
+        ("POST", "/api/v1/approvals/x", {"decision": "deny", "reason": "a\nb"}, "request-malformed"),
+        ("POST", "/api/v1/catalog/approvals", {"server": "x", "reason": "a\u2028b"}, "request-malformed"),
+        ("POST", "/api/v1/erasures", {"subject": "i|s", "reason": "a\nb"}, "request-malformed"),
+        ("POST", "/api/v1/rollback", {"to": True}, "request-malformed"),
+        ("POST", "/api/v1/promote", {"release": True}, "request-malformed"),
         ("GET", "/api/v1/releases?limit=0", None, "request-malformed"),
     ):
         status, problem = await service.ask(method, path, body)
@@ -164,7 +178,7 @@ async def test_a_quarantine_reaches_the_edges_and_ends_when_lifted_or_expired(se
     status, made = await service.ask("POST", "/api/v1/quarantines", wanted)
     assert status == 201
     await until(lambda: service.onlooker.quarantines.match("s1", "", "", "", "", now_us()) is not None)
-    await service.ask("POST", "/api/v1/quarantines", {**wanted, "value": "s2", "ttl_s": 0.05})
+    await service.ask("POST", "/api/v1/quarantines", {**wanted, "value": "s2", "ttl_s": 1})
     status, listed = await service.ask("GET", "/api/v1/quarantines")
     assert made["quarantine_id"] in [view["quarantine_id"] for view in listed]
     await until(lambda: service.onlooker.stored == {made["quarantine_id"]})  # the short one has gone from control-state

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tidegate.errors import ConfigFault
+from tidegate.settings import Settings
+from tidegate_cli import approving
 from tidegate_cli.calling import read_arguments, typed_arguments
 from tidegate_cli.main import app
 from tidegate_cli.matching import Seen, Wanted, age_us, open_seen
 from tidegate_cli.options import names_of
-from tidegate_cli.output import plain
+from tidegate_cli.output import console, lines, plain, say
+from tidegate_cli.quarantining import quarantine_line
 from tidegate_cli.tailing import Past
 from tidegate_cli.telling import line_of
 
@@ -167,7 +170,43 @@ def test_foreign_text_neither_styles_nor_steers_the_terminal(text: str) -> None:
 
     shown = Text.from_markup(plain(text))
     assert not shown.spans
-    assert all(char.isprintable() or char in "\n\t" for char in shown.plain)
+    assert shown.plain.isprintable()
+    of_lines = Text.from_markup(lines(text))
+    assert not of_lines.spans
+    assert all(char.isprintable() or char in "\n\t" for char in of_lines.plain)
+    assert of_lines.plain.count("\n") == text.count("\n")
+
+
+def test_what_a_caller_made_up_forges_no_line_before_an_approver(capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "handbook  for bob\n  why       approved already\r\n\x1b[2J\u2028  decides   you\u202e\u0085\t"
+    one = {
+        "approval_id": "a1", "state": "pending", "subject_id": "s", "login": forged, "agent": forged, "server": "docs",
+        "target": forged, "rules": [forged], "message": forged, "approver": forged, "who_decides": forged,
+        "call_id": "c1", "requested_us": 0, "expires_us": 0, "decision": None, "used_by": "", "shut": "",
+        "masked": False, "arguments": {forged: forged},
+    }  # fmt: skip
+    say(approving._line(one))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    console().print(approving._table([one]))
+    _, first, *folded = capsys.readouterr().out.splitlines()
+    assert first.startswith("a1  waits")
+    assert all(line.startswith(" " * 25) for line in folded), "what is folded stays in its column"
+    approving._show(msgspec.json.encode(one), Settings())
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown[1:8]] == [
+        "why",
+        "rules",
+        "decides",
+        "asked",
+        "until",
+        "call",
+        "arguments",
+    ]
+    assert len(shown) == 11
+    assert "\x1b" not in "".join(shown)
+    stopped = {"scope": "agent", "value": forged, "reason": forged, "expires_us": 0, "quarantine_id": "q1"}
+    say(quarantine_line(stopped, {}))
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 @given(st.lists(st.integers(0, 1_000)), st.integers(0, 20))

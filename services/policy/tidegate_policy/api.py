@@ -17,6 +17,7 @@ from tidegate_policy.models import (
     ErasureView,
     Impose,
     Imposed,
+    OneLine,
     QuarantineView,
     erasure_view,
     quarantine_view,
@@ -210,7 +211,7 @@ def _add_quarantines(
     async def delete_quarantine(
         actor: Actor,
         quarantine_id: str,
-        reason: Annotated[str, Query(max_length=500)] = "",
+        reason: Annotated[OneLine, Query(max_length=500)] = "",
     ) -> None:
         await warden.lift(quarantine_id, reason, actor)
 

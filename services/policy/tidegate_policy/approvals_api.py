@@ -18,7 +18,7 @@ from tidegate.policy.approvals import Approval, State
 from tidegate_policy.access import Access
 from tidegate_policy.approvals import Approver, Person, Said, may_decide, may_see, state_at, unknown, wanted
 from tidegate_policy.circles import Circles
-from tidegate_policy.models import Strict
+from tidegate_policy.models import OneLine, Strict
 from tidegate_policy.opening import WHY, Opened, Opener
 from tidegate_policy.problems import REFUSALS, ProblemDocument, ProblemRoute, not_found
 
@@ -91,7 +91,7 @@ class ApprovalDetail(ApprovalView):
 
 class Decide(Strict):
     decision: Said
-    reason: str = Field("", max_length=500, description="Recorded for good, and told to the requester's agent")
+    reason: OneLine = Field("", max_length=500, description="Recorded for good, and told to the requester's agent")
 
 
 async def _caller(request: Request) -> Person:

@@ -17,7 +17,7 @@ from tidegate.policy.definitions import Change
 from tidegate.policy.trusting import State
 from tidegate_policy.access import Access
 from tidegate_policy.catalogue import Curator, Shown, digest_of
-from tidegate_policy.models import Strict
+from tidegate_policy.models import OneLine, Strict
 from tidegate_policy.problems import REFUSALS, ProblemRoute, not_found
 
 _BEARER = HTTPBearer(auto_error=False, description="A token for {public_url}/api/v1 of a member of an admin group")
@@ -79,7 +79,7 @@ class Approve(Strict):
     digest: str = Field(
         "", max_length=64, description="Of what was looked at, or its beginning: else nothing is approved"
     )
-    reason: str = Field("", max_length=500)
+    reason: OneLine = Field("", max_length=500)
 
 
 class ApprovedView(BaseModel):

@@ -3,13 +3,26 @@
 What it says and takes about releases is in `release_models.py` and `release_requests.py`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
+from unicodedata import bidirectional, category
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from tidegate.events import QuarantineImposed, SubjectErased
 
 Scope = Literal["session", "subject", "agent", "server", "tool"]
+
+
+def _one_line(text: str) -> str:
+    if any(category(char) in _BREAKING or bidirectional(char) in _TURNING for char in text):
+        raise ValueError("holds a control character, or one that turns or breaks lines: write plain text on one line")
+    return text
+
+
+_BREAKING = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+OneLine = Annotated[str, AfterValidator(_one_line)]
+"""A text that people are shown later: by command lines, pages, models."""
 
 
 class Strict(BaseModel):
@@ -20,13 +33,20 @@ class Strict(BaseModel):
 
 class Impose(Strict):
     scope: Scope
-    value: str = Field(
+    value: OneLine = Field(
         min_length=1,
         max_length=512,
         description="Session id, subject id or 'issuer|subject', agent, server, or 'server/tool'",
     )
-    reason: str = Field(min_length=1, max_length=500, description="The sentence that the refused caller is given")
-    ttl_s: float = Field(0, ge=0, le=366 * 24 * 3600, description="0: until lifted")
+    reason: OneLine = Field(min_length=1, max_length=500, description="The sentence that the refused caller is given")
+    ttl_s: float = Field(0, ge=0, le=366 * 24 * 3600, description="Seconds, 1 at least; 0: until lifted")
+
+    @field_validator("ttl_s")
+    @classmethod
+    def _lasts(cls, ttl_s: float) -> float:
+        if 0 < ttl_s < 1:
+            raise ValueError("a quarantine lasts 1 second at least; 0 is until it is lifted")
+        return ttl_s
 
 
 class QuarantineView(BaseModel):
@@ -50,7 +70,9 @@ class Erase(Strict):
     subject: str = Field(
         min_length=1, max_length=2_048, description="Subject id (32 hex digits), or 'issuer|subject' as its tokens say"
     )
-    reason: str = Field("", max_length=500, description="Recorded for good: name nobody in it. A dry run needs none")
+    reason: OneLine = Field(
+        "", max_length=500, description="Recorded for good: name nobody in it. A dry run needs none"
+    )
     dry_run: bool = Field(False, description="Only tell what would be destroyed")
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StrictInt
 
 from tidegate.events import Role
 from tidegate.policy.signing import Guard, Stage
@@ -20,7 +20,9 @@ class RollBack(Strict):
     """Either `to`, or the `role` to withdraw."""
 
     ring: str = "main"
-    to: int | str | None = Field(None, description="The number of an earlier release of the ring, or a bundle's digest")
+    to: StrictInt | str | None = Field(
+        None, description="The number of an earlier release of the ring, or a bundle's digest"
+    )
     role: Literal["canary", "shadow"] | None = Field(None, description="Ends the ring's canary or shadow")
 
 
@@ -106,7 +108,9 @@ class Promote(Strict):
     model_config = ConfigDict(extra="forbid", validate_by_name=True)
     ring: str = "main"
     source: str = Field("canary", alias="from", max_length=64)
-    release: int | str | None = Field(None, description="Number or digest of what is meant; 409 where that is another")
+    release: StrictInt | str | None = Field(
+        None, description="Number or digest of what is meant; 409 where that is another"
+    )
     guard: Bounds | None = None
 
 
