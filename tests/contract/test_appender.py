@@ -1,7 +1,10 @@
-"""What every blocking appender promises (SQLite, the spool, Kafka), and what the two Kafka clients owe each other."""
+"""What every blocking appender promises (SQLite, the spool, Kafka), what the two Kafka clients owe each other, and what
+an outage of Kafka leaves of both.
+"""
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -248,6 +251,44 @@ async def test_an_outage_is_refused_in_time_and_nothing_refused_is_sent_later(mo
     assert [each.value for each in await delivered(log, "control")] == [b"1", b"4"]
     appender.close()
     await log.close()
+
+
+class Heard(logging.Handler):
+    """Whether a logger has said something, as an event."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+        self.event = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._words in record.getMessage():
+            self.event.set()
+
+
+@pytest.mark.kafka
+async def test_a_subscription_closed_in_an_outage_leaves_nothing_and_cancels_nobody(mortal_kafka: Kafka) -> None:
+    log = KafkaLog(settings_on(mortal_kafka))
+    await log.prepare()
+    before = asyncio.all_tasks()
+    subscription = await log.follow(("control",), group="outage")
+    await subscription.poll(10, 0.2)
+    fetcher, heard = logging.getLogger("aiokafka.consumer.fetcher"), Heard("Failed fetch messages")
+    fetcher.addHandler(heard)
+    try:
+        mortal_kafka.kill()
+        async with asyncio.timeout(20):
+            await heard.event.wait()  # now the fetch waits to be tried again
+        closing = asyncio.create_task(subscription.close())
+        await asyncio.wait((closing,))
+        assert not closing.cancelled()
+        async with asyncio.timeout(20):
+            while left := asyncio.all_tasks() - before - {closing}:
+                await asyncio.wait(left, timeout=1)
+    finally:
+        fetcher.removeHandler(heard)
+        mortal_kafka.start()
+        await log.close()
 
 
 @pytest.mark.kafka

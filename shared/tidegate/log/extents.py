@@ -117,8 +117,9 @@ class _KafkaExtents:
 
     async def close(self) -> None:
         if self._consumer is not None:
-            with contextlib.suppress(Exception):  # it holds nothing
-                await self._consumer.stop()
+            from tidegate.log.kafka_stopping import stopped
+
+            await stopped(self._consumer, TIMEOUT_S)
 
     @contextlib.asynccontextmanager
     async def _asking(self) -> AsyncIterator[Any]:

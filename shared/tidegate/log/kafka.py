@@ -24,6 +24,7 @@ from tidegate.log.kafka_appender import KafkaAppender
 from tidegate.log.kafka_connection import for_aiokafka
 from tidegate.log.kafka_diagnosis import why
 from tidegate.log.kafka_reader import KafkaSubscription
+from tidegate.log.kafka_stopping import stopped
 from tidegate.log.kafka_topics import TopicFound, TopicSpec, differences, specs
 from tidegate.log.port import STATE_TOPICS, TOPICS, Assigned, Record, Revoked, Subscription
 from tidegate.settings import Settings
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 _KNOWN = frozenset((*TOPICS, *STATE_TOPICS))
 _TOPIC_EXISTS = 36  # Kafka's error code: another process created it in the same moment
 _TRANSACTION_MS = 15_000  # what a writer that died mid-append can hold up its readers
+_LEAVING_S = 2.0
 _RETRY_MS = 20  # Kafka still ends a transaction when the next one begins, and says so: a release waits for that
 _T = TypeVar("_T")
 
@@ -239,9 +241,7 @@ class KafkaLog:
 
     async def _drop(self, producer: AIOKafkaProducer | None) -> None:
         if producer is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(2):
-                    await producer.stop()
+            await stopped(producer, _LEAVING_S)
 
     async def _within(self, work: Awaitable[_T], what: str) -> _T:
         """The work's result before the deadline; Kafka's errors in our words."""

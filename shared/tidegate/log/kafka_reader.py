@@ -17,11 +17,13 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, Un
 from tidegate.errors import LogUnavailable
 from tidegate.log.kafka_connection import for_aiokafka
 from tidegate.log.kafka_diagnosis import why
+from tidegate.log.kafka_stopping import stopped
 from tidegate.log.port import Assigned, Delivered, Partition, Revoked
 from tidegate.settings import Settings
 
 _CATCHING_UP_S = 0.05  # how often the position is compared with the end until it has been reached
 _FETCH_BYTES = 8 * 1024 * 1024
+_LEAVING_S = 5.0
 
 
 class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -140,9 +142,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             await self.on_partitions_revoked(self._consumer.assignment())
         self._closed = True
         self._gate.set()
-        with contextlib.suppress(Exception):  # leaving is a courtesy: the group notices anyway
-            async with asyncio.timeout(5):
-                await self._consumer.stop()
+        await stopped(self._consumer, _LEAVING_S)
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """aiokafka's: before the group rebalances. The old share can still be settled in `on_revoked`."""
