@@ -14,6 +14,7 @@ from tidegate.analytics.chdb_server import EmbeddedEngine
 from tidegate.analytics.clickhouse import open_server
 from tidegate.analytics.port import Analytics
 from tidegate.errors import AnalyticsRefused, AnalyticsUnavailable
+from tidegate.lifecycle import owned
 from tidegate.log.port import EventLog
 from tidegate.privacy.master import open_wrapping
 from tidegate.settings import Settings
@@ -116,7 +117,7 @@ async def create_audit_consumer(
         try:
             async with asyncio.TaskGroup() as group:
                 names = ("audit-consumer", "subject-keys", "ocsf")
-                tasks = [group.create_task(one.run(), name=name) for one, name in zip(runners, names, strict=False)]
+                tasks = [owned(group, one.run(), name) for one, name in zip(runners, names, strict=False)]
                 try:
                     yield consumer
                 finally:

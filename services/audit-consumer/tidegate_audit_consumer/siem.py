@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from tidegate import __version__
 from tidegate.errors import LogUnavailable
 from tidegate.events import CallAbandoned, CallCompleted, CallRequested, RequestRefused
+from tidegate.lifecycle import owned
 from tidegate.limits import EVENT_BYTES_MAX
 from tidegate.log.port import Delivered, EventLog, Record, Subscription
 from tidegate.ocsf.activity import activity_of
@@ -87,7 +88,7 @@ class Siem:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for subscription in self._followed.subscriptions:
-                group.create_task(self._follow(subscription))
+                owned(group, self._follow(subscription), "ocsf: follow")
 
     async def _follow(self, subscription: Subscription) -> None:
         while not self._stopping.is_set():

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from prometheus_client import CollectorRegistry
 
+from tidegate.lifecycle import owned
 from tidegate.log.port import EventLog
 from tidegate.settings import Settings
 from tidegate_detector.metrics import Metrics
@@ -50,7 +51,7 @@ async def create_detector(
     parts = Parts(settings, log, clock, Metrics(registry))
     try:
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(detect(parts), name="detector")
+            task = owned(group, detect(parts), "detector")
             try:
                 yield Detector(parts)
             finally:
