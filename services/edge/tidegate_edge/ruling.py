@@ -22,6 +22,7 @@ from tidegate_edge.cursors import Pages
 from tidegate_edge.tallies import Shadow, Tally
 
 STANDING_MAX: Final = 200_000
+BY_ARGUMENTS: Final = frozenset({"evaluation-error", "argument-not-representable", "arguments-unlike-schema"})
 NOTHING_LOOKED_AT: Final = frozenset[str]()
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -129,6 +130,19 @@ class Ruling:
     def takes_away(self, principal: Principal, item: Item) -> bool:
         """Of what is not visible here: whether the release that this one is compared with shows it."""
         return self.compared_with is not None and self.compared_with.is_visible(principal, item)
+
+    def says_nothing_of_it(
+        self, principal: Principal, item: Item, arguments: dict[str, Any], facts: Facts, verdict: Verdict
+    ) -> bool:
+        """Whether these arguments are refused for what they are, and would be by the release that this one is compared
+        with, too: then the caller has brought it about, and neither is better.
+        """
+        other = self.compared_with
+        if other is None or verdict.reason not in BY_ARGUMENTS:
+            return False
+        if not other.needs(principal, item) <= self.needs(principal, item):  # it would lack what was not looked up
+            return False
+        return other.decide(principal, item, arguments, facts).effect == "deny"
 
     def holding(self, held: Mapping[tuple[str, str], str]) -> "Ruling":
         """The same, with other tools held back. Decisions that are kept stay, lists are made anew."""

@@ -138,7 +138,8 @@ def decide(edge: Edge, call: Ongoing) -> None:
         took_us = (time.perf_counter_ns() - began_ns) / 1_000
         call.hidden = verdict.effect == "deny" and not ruling.is_visible(call.principal, call.item)
         unknown = call.hidden and not ruling.takes_away(call.principal, call.item)
-        ruling.tally.add_share(call.principal.subject_id, call.requested_us, verdict, took_us, hidden=unknown)
+        if not ruling.says_nothing_of_it(call.principal, call.item, arguments, call.facts, verdict):
+            ruling.tally.add_share(call.principal.subject_id, call.requested_us, verdict, took_us, hidden=unknown)
         if ruling.shadows:
             shadows.ask(edge, call, arguments, verdict)
         call.decision, call.rules = verdict.effect, verdict.rules
