@@ -5,7 +5,6 @@ what does not agree. Counterparts: `upstream.py`, `load.py`; `report.py` prints 
 """
 
 import contextlib
-import hashlib
 import json
 import subprocess
 import time
@@ -22,7 +21,9 @@ from tests.parts.asking import until
 from tests.parts.books import HISTORIES, read_topic
 from tests.parts.cluster import ROOT, TIDEGATE
 
-from tidegate.chain import open_event, open_head
+from tidegate.audit.links import link_of
+from tidegate.audit.runs import Link
+from tidegate.chain import open_event
 from tidegate.events import key_of
 
 HEALED_DEADLINE_S: Final = 120.0
@@ -206,24 +207,31 @@ def compare_calls(books: Books, seen: dict[str, int], rows: list[Row], tally: Ta
 
 
 def compare_records(books: Books, found: list[Logged]) -> None:
-    """Kafka's: chains whole, order kept. Shipped again is no fault, shipped differently is."""
-    writers: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
+    """Kafka's: chains whole, order kept. Shipped again is no fault, shipped differently is.
+
+    What a sealer finds stands on another topic than its roots, and in the same chain.
+    """
+    writers: defaultdict[str, dict[int, Link]] = defaultdict(dict)
     highest: dict[tuple[str, str, bytes], int] = {}
-    forks, disorder, again = [], [], 0
+    unchained, forks, disorder, again = [], [], [], 0
     for topic, value in found:
-        if topic == "detections":
+        link = link_of(value)
+        if link is None:
+            unchained.append(f"{value[:200]!r}, on {topic}")
             continue
-        head = open_head(value)
-        if head.seq in writers[head.writer]:
+        if link.seq in writers[link.writer]:
             again += 1
-            if writers[head.writer][head.seq] != value:
-                forks.append(f"{head.writer} {head.seq}")
+            if writers[link.writer][link.seq] != link:
+                forks.append(f"{link.writer} {link.seq}")
             continue
-        writers[head.writer][head.seq] = value
-        key = (topic, head.writer, key_of(open_event(value)))
-        if head.seq < highest.get(key, 0):
-            disorder.append(f"{head.writer} {head.seq} after {highest[key]}")
-        highest[key] = max(head.seq, highest.get(key, 0))
+        writers[link.writer][link.seq] = link
+        if topic == "detections":  # OCSF: its key is not in it
+            continue
+        key = (topic, link.writer, key_of(open_event(value)))
+        if link.seq < highest.get(key, 0):
+            disorder.append(f"{link.writer} {link.seq} after {highest[key]}")
+        highest[key] = max(link.seq, highest.get(key, 0))
+    books.check("records of no chain", unchained)
     books.check("out of order for its writer and key", disorder)
     books.check("two records with one number", forks)
     books.check(
@@ -232,16 +240,16 @@ def compare_records(books: Books, found: list[Logged]) -> None:
     books.told |= {"writers": len(writers), "records on Kafka": sum(map(len, writers.values())), "shipped again": again}
 
 
-def _breaks(writer: str, chain: dict[int, bytes]) -> Iterable[str]:
+def _breaks(writer: str, chain: dict[int, Link]) -> Iterable[str]:
     prev = ""
     for seq in range(1, max(chain) + 1):
         if seq not in chain:
             yield f"{writer} has no {seq} of {max(chain)}"
             prev = "?"
             continue
-        if prev not in ("?", open_head(chain[seq]).prev):
+        if prev not in ("?", chain[seq].prev):
             yield f"{writer} {seq} does not name the one before"
-        prev = hashlib.sha256(chain[seq]).hexdigest()
+        prev = chain[seq].hash
 
 
 def _tables(books: Books, stage: Stage) -> None:

@@ -26,6 +26,13 @@ from tests.chaos.stage import Stage, running_stage
 from tests.parts.asking import exchange
 from tests.parts.audit_events import calls
 
+from tidegate.audit.holdings import Wrong
+from tidegate.events import RootChecked
+from tidegate.ids import now_us
+from tidegate.log.sqlite import SqliteLog
+from tidegate.settings import Settings
+from tidegate_audit_consumer.journal import Journal
+
 SEED = 7
 RATE = 20.0
 PACE = 0.3
@@ -99,19 +106,35 @@ def test_books_that_do_not_balance_are_told_by_what_is_wrong(
     assert wrong(books_of(seen, rows, told)) == what
 
 
+def breaks_of(records: list[Logged]) -> set[str]:
+    books = Books()
+    compare_records(books, records)
+    return wrong(books)
+
+
 def test_gaps_forks_and_disorder_on_the_log_are_told() -> None:
     records = [Logged("calls", record.value) for record in calls(3) if record.value is not None]
-
-    def found(some: list[Logged]) -> set[str]:
-        books = Books()
-        compare_records(books, some)
-        return wrong(books)
-
-    assert found(records) == found([*records, *records]) == set()
-    assert found([*records[:2], *records[3:]]) == {"gaps and broken links in chains"}
-    assert found([records[1], records[0], *records[2:]]) == {"out of order for its writer and key"}
+    assert breaks_of(records) == breaks_of([*records, *records]) == set()
+    assert breaks_of([*records[:2], *records[3:]]) == {"gaps and broken links in chains"}
+    assert breaks_of([records[1], records[0], *records[2:]]) == {"out of order for its writer and key"}
     forged = records[3]._replace(value=records[3].value.replace(b"acme", b"evil"))
-    assert "two records with one number" in found([*records, forged])
+    assert "two records with one number" in breaks_of([*records, forged])
+    assert breaks_of([*records, Logged("calls", b"{}")]) == {"records of no chain"}
+
+
+async def test_what_a_sealer_found_stands_in_the_chain_of_its_roots(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db")
+    await log.prepare()
+    journal = Journal(Settings(), log, "local", now_us)
+    await journal.report([Wrong("gap", "edge-0.spool.1", 3, "", "the log never held it")])
+    verdict = RootChecked(**journal.common(), sealer="local", number=1, digest="", verdict="broken", events=0, wrong=1)
+    await journal.add(verdict)
+    subscription = await log.follow(("integrity", "detections"))
+    records = [Logged(one.topic, one.value or b"") for one in await subscription.poll(10, 1.0)]
+    await log.close()
+    assert sorted(one.topic for one in records) == ["detections", "integrity"]
+    assert breaks_of(records) == set()
+    assert breaks_of([one for one in records if one.topic == "integrity"]) == {"gaps and broken links in chains"}
 
 
 def test_an_order_follows_from_its_seed_and_every_round_has_every_fault_once() -> None:
