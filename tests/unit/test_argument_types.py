@@ -11,6 +11,7 @@ from tidegate.policy.argument_types import Document, Expected, Unlike
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.cases import run_cases
 from tidegate.policy.cedar_types import argument_types
+from tidegate.policy.check import check_bundle
 from tidegate.policy.engine import Engine, ToolFacts, Verdict
 from tidegate.policy.facts import NO_FACTS
 from tidegate.policy.rules import Need
@@ -318,3 +319,48 @@ CASES = """
 def test_cases_are_decided_by_the_types_of_the_bundle_s_schema() -> None:
     results = run_cases(bundle(FORBIDDEN, schema=SCHEMA, cases=CASES))
     assert [(result.passed, result.verdict.reason) for result in results] == [(True, UNLIKE), (True, "granted")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ('forbid (principal, action == Action::"up/deploy", resource) when { context.args.free == true };', "free"),
+        ("forbid (principal, action, resource) when { context.args has free && true == context.args.free };", "free"),
+        ("forbid (principal, action, resource) when { [1, 2].contains(context.args.free) };", "free"),
+        ("forbid (principal, action, resource) when { !(context.args.free != true) };", "free"),
+        ("forbid (principal, action, resource) unless { context.args.free != true };", "free"),
+        ("permit (principal, action, resource) unless { context.args.free == true };", "free"),
+        ("permit (principal, action, resource) when { context.args.free != true };", "free"),
+        ("forbid (principal, action, resource) when { context.args.free.inner == 1 };", "free.inner"),
+        ("permit (principal, action, resource) when { context.args.free == true };", ""),
+        ("forbid (principal, action, resource) unless { context.args.free == true };", ""),
+        ("forbid (principal, action, resource) when { context.args.free > 5 };", ""),
+        ("forbid (principal, action, resource) when { context.args.force == true };", ""),
+        ("forbid (principal, action, resource) when { context.args.elsewhere == true };", ""),
+        ('forbid (principal, action == Action::"up/deploy", resource) when { context.args.more == true };', "more"),
+        ('forbid (principal, action, resource == Server::"other") when { context.args.free == true };', ""),
+        ("forbid (principal, action, resource) when { context.args.many == true };", ""),
+    ],
+)
+def test_the_check_tells_of_equality_with_what_has_no_declared_type(rule: str, told: str) -> None:
+    properties = {**BOOLEAN, "free": {}, "many": {"anyOf": [{"type": "boolean"}, {"type": "string"}]}}
+    takes = Document.of_json(json.dumps({"type": "object", "properties": properties}).encode())
+    made = bundle(f'@id("all") permit (principal, action, resource); @id("r") {rule}')
+    found = check_bundle(made, [ToolFacts("up", "deploy", (), takes), ToolFacts("up", "plain")])
+    assert [problem.sentence.split()[0] for problem in found] == ([f"'{told}'"] if told else [])
+    assert not any(problem.fatal for problem in found)
+    assert check_bundle(made) == []
+
+
+def test_a_type_that_the_bundle_declares_and_a_grant_that_asks_are_told_as_they_are() -> None:
+    takes = Document.of_json(b'{"type": "object"}')
+    found = check_bundle(bundle(grants=GRANTS), [ToolFacts("up", "deploy", (), takes)])
+    assert [(problem.path, problem.sentence.split()[0]) for problem in found] == [
+        ("grants.yaml", "'force'"),
+        ("grants.yaml", "'mode'"),
+    ]
+    typed = bundle(FORBIDDEN.replace("action,", 'action == Action::"up/deploy",'), schema=SCHEMA)
+    hinted = [
+        one for one in check_bundle(typed, [ToolFacts("up", "deploy", (), takes)]) if "declared type" in one.sentence
+    ]
+    assert hinted == []

@@ -25,6 +25,7 @@ from tidegate.events import (
     ToolDefined,
     ToolWithdrawn,
 )
+from tidegate.policy.argument_types import Document
 from tidegate.policy.control import Quarantines, named
 from tidegate.policy.entities import ToolFacts
 from tidegate.policy.resource_uris import is_uri, ruled
@@ -148,7 +149,12 @@ class ControlPlane:
 
     def tool_facts(self) -> list[ToolFacts] | None:
         """The tools seen so far; None while none was, so that nothing is said to be unknown."""
-        return [ToolFacts(server, tool) for server, tool in self.tools] or None
+        return [self._facts(*name) for name in self.tools] or None
+
+    def _facts(self, server: str, tool: str) -> ToolFacts:
+        known = self.trust.of(server, tool)
+        raw = known.definitions.get(known.current) if known is not None else None
+        return ToolFacts(server, tool, (), None if raw is None else Document.of_definition(raw))
 
     def knows(self, scope: str, value: str) -> bool | None:
         """Whether something bears the name that a quarantine gives; None where the histories cannot tell."""

@@ -7,7 +7,7 @@ whether a value is a good one is the server's to say. What declares no type admi
 `engine.py` asks, `cedar_types.py` reads the types of a bundle's own schema.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import NoneType
 from typing import Any, Final, NamedTuple
@@ -93,6 +93,19 @@ class Document:
         if self._root is None:
             self._root = self._read()
         return self._root
+
+    def declares(self, path: Sequence[str]) -> bool:
+        """Whether the type of this argument is said, in whatever way."""
+        node = self.node(self.root)
+        for name in path:
+            if node.groups:
+                return True
+            node = node.part(name)
+        return not node.is_silent
+
+    def names(self, argument: str) -> bool:
+        properties = self.root.get("properties")
+        return isinstance(properties, dict) and argument in properties
 
     def node(self, schema: object) -> "_Node":
         """What a schema of this document admits."""

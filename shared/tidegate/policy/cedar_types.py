@@ -7,7 +7,11 @@ file, `argument_types.py` compares.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final
+
+from tidegate.policy.argument_types import Document
+from tidegate.policy.bundle import SCHEMA
 
 _TOKEN: Final = re.compile(r'"((?:\\.|[^"\\])*)"|//[^\n]*|([A-Za-z_]\w*(?:::[A-Za-z_]\w*)*)|(\S)', re.DOTALL)
 _ESCAPE: Final = re.compile(r"\\(?:u\{([0-9A-Fa-f]{1,6})\}|(.))", re.DOTALL)
@@ -27,6 +31,11 @@ def argument_types(schema_text: str) -> Mapping[str, Mapping[str, Any]]:
         return _Reading(schema_text).actions() if schema_text else {}
     except _NotRead:
         return {}
+
+
+def declared_types(schema_text: str) -> dict[str, Document]:
+    """The same, to be compared with."""
+    return {action: Document(partial(dict, args), SCHEMA) for action, args in argument_types(schema_text).items()}
 
 
 class _Reading:

@@ -15,6 +15,7 @@ from tidegate.inspection.rules import load_inspection
 from tidegate.policy.budgeting import check_limits
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA, Bundle, Manifest
 from tidegate.policy.cases import run_cases
+from tidegate.policy.cedar_types import declared_types
 from tidegate.policy.circumstances import CIRCUMSTANCES
 from tidegate.policy.definition_rules import DEFINITIONS, read_definition_rules, strange_servers
 from tidegate.policy.entities import ToolFacts, open_entities
@@ -24,6 +25,7 @@ from tidegate.policy.grants_schema import declared_actions, unknown_arguments, u
 from tidegate.policy.limit_hints import strange_teams
 from tidegate.policy.rule_hints import hints_on
 from tidegate.policy.rules import Rule, check_depth, parse_rules
+from tidegate.policy.type_hints import untyped_comparisons
 from tidegate.policy.zones import named_zone
 
 _POLICY_PREFIX = re.compile(r"^for policy `[^`]*`, ")
@@ -56,7 +58,10 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
     problems += [] if broken else strange_teams(bundle, rules)
     problems += _definitions(bundle)
     problems += [] if broken else _schema(bundle, texts, rules)
-    problems += [] if tools is None else _unknown_tools(rules, tools)
+    if tools is not None:
+        known = list(tools)
+        problems += _unknown_tools(rules, known)
+        problems += [] if broken else untyped_comparisons(rules, known, declared_types(bundle.text(SCHEMA)))
     if not any(problem.fatal for problem in problems):
         problems += _cases(bundle)
     placed = dict.fromkeys(_at_source(problem, bundle) for problem in problems)

@@ -10,7 +10,7 @@ answers.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from tidegate.limits import POLICY_ROUTES_MAX
 from tidegate.policy.argument_types import PROMPTS, PROMPTS_GET, Document
 from tidegate.policy.arguments import NotRepresentable, encode_arguments
 from tidegate.policy.bundle import ENTITIES, SCHEMA, Bundle
-from tidegate.policy.cedar_types import argument_types
+from tidegate.policy.cedar_types import declared_types
 from tidegate.policy.circumstances import encode_facts, looked_at
 from tidegate.policy.entities import EntityBook, Target, ToolFacts, check_label, open_entities
 from tidegate.policy.facts import NO_FACTS, Facts
@@ -95,9 +95,8 @@ class Engine:
         rules, problems = parse_rules(bundle.policies)
         if problems:
             raise BundleFault(str(problems[0]), problems=problems)
-        book, declared = open_entities(bundle.text(ENTITIES)), argument_types(bundle.text(SCHEMA))
-        types = {action: Document(partial(dict, args), SCHEMA) for action, args in declared.items()}
-        content = _Content(bundle.digest, tuple(rules), book, zone_of(bundle), types)
+        book, declared = open_entities(bundle.text(ENTITIES)), declared_types(bundle.text(SCHEMA))
+        content = _Content(bundle.digest, tuple(rules), book, zone_of(bundle), declared)
         index = RuleIndex(rule for rule in content.rules if not rule.shadow)
         return Engine(content, index).with_tools(tools, servers)
 
