@@ -74,10 +74,7 @@ def make_call(caller: Caller, tool: str, values: list[str], args: str, as_json: 
     gateway = caller.gateway()
     arguments = read_arguments(args) if args else {}
     if values:
-        schema: dict[str, Any] = next(
-            (found.get("inputSchema", {}) for found in gateway.tools() if found["name"] == tool), {}
-        )
-        arguments |= typed_arguments(values, schema)
+        arguments |= typed_arguments(values, _schema(gateway, tool))
     try:
         result = gateway.call(tool, arguments)
     except NotServed as refused:
@@ -93,6 +90,14 @@ def make_call(caller: Caller, tool: str, values: list[str], args: str, as_json: 
     else:
         show_result(result)
     return 1 if result.get("isError") else 0
+
+
+def _schema(gateway: Gateway, tool: str) -> dict[str, Any]:
+    """{} where it is not listed: what is said of the call tells why."""
+    try:
+        return next((found.get("inputSchema", {}) for found in gateway.tools() if found["name"] == tool), {})
+    except NotServed:
+        return {}
 
 
 def _show_known(gateway: Gateway, tool: str) -> None:

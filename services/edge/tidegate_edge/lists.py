@@ -19,6 +19,8 @@ from tidegate.limits import (
     LIST_PAGE_BYTES_MAX,
     LISTS_KEPT_BYTES_MAX,
 )
+from tidegate.policy.control import NOTHING
+from tidegate.policy.resource_uris import ruled
 from tidegate_edge import rewrite
 from tidegate_edge.accept import LEGACY_VERSIONS
 from tidegate_edge.catalog import Catalog, Door, Item, Kind, Shelf
@@ -52,16 +54,24 @@ _OWN_META: Final = encode({SERVER_INFO_META: SERVER_INFO})
 
 
 def listed(
-    edge: "Edge", ruling: Ruling, principal: Principal, door: str, kind: Kind, modern: bool, cursor: str | None
+    edge: "Edge",
+    ruling: Ruling,
+    principal: Principal,
+    door: str,
+    kind: Kind,
+    modern: bool,
+    cursor: str | None,
+    stopped: frozenset[str] = NOTHING,
 ) -> bytes:
     """The result of tools/list, prompts/list, resources/list or resources/templates/list: one page of what this
-    principal may see. Raises BadCursor.
+    principal may see. `stopped`: what is in quarantine, as `Quarantines.stopped` has it. Raises BadCursor.
     """
     troubled = bool(edge.discovery.troubles) and _is_troubled(edge.discovery.troubles.keys(), door, ruling.catalog)
-    key = (principal.key, door, kind, modern, troubled)
+    key = (principal.key, door, kind, modern, troubled, stopped)
     pages = ruling.lists.get(key)
     if pages is None:
-        pages = _rendered(edge, ruling, principal, door, kind, modern, DEGRADED_TTL_MS if troubled else LIST_TTL_MS)
+        ttl_ms = DEGRADED_TTL_MS if troubled else LIST_TTL_MS
+        pages = _rendered(edge, ruling, principal, door, kind, modern, ttl_ms, stopped)
         _keep(ruling.lists, key, pages)
     if cursor is None:
         return pages.bodies[0]
@@ -78,14 +88,21 @@ def _is_troubled(troubles: Set[str], door: str, catalog: Catalog) -> bool:
 
 
 def _rendered(
-    edge: "Edge", ruling: Ruling, principal: Principal, door: str, kind: Kind, modern: bool, ttl_ms: int
+    edge: "Edge",
+    ruling: Ruling,
+    principal: Principal,
+    door: str,
+    kind: Kind,
+    modern: bool,
+    ttl_ms: int,
+    stopped: frozenset[str],
 ) -> Pages:
     catalog = ruling.catalog
     shown = _shown(catalog.door(door), kind)
     entries = [
         definition(catalog, door, item, name, modern)
         for name, item in shown.items()
-        if is_visible(ruling, principal, item)
+        if not (stopped and _is_stopped(stopped, item)) and is_visible(ruling, principal, item)
     ]
     chunks = list(_chunks(entries, edge.limits.list_page_size))
     digest = hashlib.sha256(b"".join(hashlib.sha256(entry).digest() for entry in entries)).hexdigest()
@@ -149,6 +166,11 @@ def _describes_object(fields: Mapping[str, msgspec.Raw]) -> bool:
     schema = fields.get("outputSchema")
     read = None if schema is None else msgspec.json.decode(schema)
     return schema is None or (isinstance(read, dict) and read.get("type") == "object")
+
+
+def _is_stopped(stopped: frozenset[str], item: Item) -> bool:
+    name = ruled(item.name) if item.kind in ("resource", "template") else item.name
+    return item.server in stopped or f"{item.server}/{name}" in stopped
 
 
 def is_visible(ruling: Ruling, principal: Principal, item: Item) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from tidegate.claims import Principal
-from tidegate_edge import listen, lists, notices, sessions, spine, targets
+from tidegate.ids import now_us
+from tidegate_edge import listen, lists, notices, reply, sessions, spine, targets
 from tidegate_edge.accept import Request, refuse
 from tidegate_edge.edge import Edge
 from tidegate_edge.exchange import Exchange
@@ -92,9 +93,15 @@ async def _list(edge: Edge, visit: Visit, request: Request, kind: Any) -> Reply:
     cursor = request.params.get("cursor")
     if cursor is not None and not isinstance(cursor, str):
         return _invalid(request, "params.cursor must be a string")
-    await look_ahead(ruling, visit.principal, visit.door)
+    principal = visit.principal
+    quarantines, at_us = edge.quarantines_of(principal.tenant), now_us()
+    standing = quarantines.match(visit.session_id, principal.subject_id, principal.agent, "", "", at_us)
+    if standing is not None:
+        return reply.quarantined(request, standing)
+    await look_ahead(ruling, principal, visit.door)
+    stopped = quarantines.stopped(at_us)
     try:
-        result = lists.listed(edge, ruling, visit.principal, visit.door, kind, request.modern, cursor)
+        result = lists.listed(edge, ruling, principal, visit.door, kind, request.modern, cursor, stopped)
     except lists.BadCursor as bad:
         return _invalid(request, str(bad))
     return Reply(200, result_body(request.id, result))

@@ -8,7 +8,10 @@ import msgspec
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 
 from tidegate.errors import Fault, UpstreamFault
+from tidegate.events import QuarantineImposed
+from tidegate.policy.control import scope_word
 from tidegate_edge import bridge, rewrite, shortage, targets, tasks, translate
+from tidegate_edge.accept import Request, refuse
 from tidegate_edge.calls import Ongoing
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import (
@@ -77,6 +80,18 @@ def _unknown(call: Ongoing) -> Reply:
 
 def _malformed(call: Ongoing, sentence: str) -> Reply:
     return error(call, RpcError(INVALID_PARAMS, sentence, {"uri": targets.named(call.request)}))
+
+
+def quarantined(request: Request, standing: QuarantineImposed) -> Reply:
+    """To whom nothing is listed while they may call nothing."""
+    about = {"decision": "deny", "stage": "quarantine", "reason": "quarantined", "rules": [standing.quarantine_id]}
+    told = in_quarantine(standing)
+    status = ERROR_CODE_HTTP_STATUS.get(NOT_PERMITTED, 200) if request.modern else 200
+    return refuse(status, NOT_PERMITTED, told, request.id, {DECISION_META: about})
+
+
+def in_quarantine(standing: QuarantineImposed) -> str:
+    return f"This {scope_word(standing.scope)} is in quarantine: {standing.reason}"
 
 
 def unavailable(call: Ongoing, fault: Fault) -> Reply:

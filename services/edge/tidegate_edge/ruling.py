@@ -61,8 +61,8 @@ class Ruling:
         self._standing: dict[tuple[str, str, str], Verdict | None] = {}
         self._needs: dict[tuple[str, str, str], frozenset[str]] = {}
         self._offers: dict[tuple[str, str, str, str], Verdict | None] = {}
-        # Rendered lists, by principal facts, door, kind, era and whether a server of theirs is in trouble.
-        self.lists: dict[tuple[str, str, str, bool, bool], Pages] = {}
+        # Rendered lists, by principal facts, door, kind, era, whether a server is in trouble, and quarantines.
+        self.lists: dict[tuple[str, str, str, bool, bool, frozenset[str]], Pages] = {}
         self.servers: dict[tuple[str, str], frozenset[str]] = {}  # those of use to a principal, by its facts and door
         self.looked: set[tuple[str, str]] = set()  # principals' facts and doors that all is known of
 

@@ -12,7 +12,6 @@ from tidegate.ids import now_us
 from tidegate.inspection.fingerprints import fingerprinting
 from tidegate.inspection.scanner import EMPTY, Scan, Scanner
 from tidegate.limits import FINDINGS_PER_CALL_MAX, LARGE_BYTES
-from tidegate.policy.control import scope_word
 from tidegate.turns import Turns, at_once
 from tidegate_edge import bridge, reply, shadows, strict_json, targets, tasks, translate
 from tidegate_edge.accept import PARAM_HEADER, Request
@@ -92,7 +91,7 @@ def _is_in_quarantine(edge: Edge, call: Ongoing) -> bool:
     )
     if standing is None:
         return False
-    call.refuse("quarantine", "quarantined", f"This {scope_word(standing.scope)} is in quarantine: {standing.reason}")
+    call.refuse("quarantine", "quarantined", reply.in_quarantine(standing))
     call.rules = (standing.quarantine_id,)
     call.hidden = standing.scope in ("server", "tool") and not _is_known_to(edge, call)
     return True

@@ -24,8 +24,10 @@ from tidegate.events import (
 from tidegate.ids import now_us
 from tidegate.log.port import Delivered, EventLog, Subscription
 from tidegate.policy.approvals import ApprovalEvent, approval_in
+from tidegate.policy.control import ON_OFFERS
 from tidegate.policy.signing import Trust
 from tidegate.privacy.erasure import is_erasure, read_erasure
+from tidegate_edge.announcements import Announcement
 from tidegate_edge.edge import Edge
 from tidegate_edge.kept_state import Definitions, Recalled
 from tidegate_edge.offers import Key
@@ -237,15 +239,25 @@ class Watch:
         tenant, _, quarantine_id = key.decode(errors="replace").partition("|")
         quarantines = self._edge.quarantines_of(tenant)
         if value is None:
+            ended = quarantines.get(quarantine_id)
             quarantines.drop(quarantine_id)
+            if ended is not None:
+                self._announce(ended)
             return
         try:
             event = open_event(value)
         except msgspec.DecodeError as error:
             _log.error("a quarantine cannot be read: %s", error)
             return
-        if isinstance(event, QuarantineImposed):
-            quarantines.apply(event)
+        if isinstance(event, QuarantineImposed) and quarantines.apply(event):
+            self._announce(event)
+
+    def _announce(self, quarantine: QuarantineImposed) -> None:
+        """What a server offers is listed no more, or again."""
+        if quarantine.scope in ON_OFFERS:
+            server = quarantine.value.partition("/")[0]
+            for kind in ("tools", "prompts", "resources"):
+                self._edge.announcements.tell(Announcement(quarantine.tenant, server, kind))
 
     def _apply_approval(self, record: Delivered) -> None:
         try:

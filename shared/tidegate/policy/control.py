@@ -4,10 +4,16 @@ Applying an event twice changes nothing the second time; a lift seen before its 
 `control-state` the key is `tenant|quarantine_id` and the value the imposing event as stored, None once it is lifted.
 """
 
+from typing import Final
+
 from tidegate.events import QuarantineImposed, QuarantineLifted
 from tidegate.policy.resource_uris import is_uri, ruled
 
 _Key = tuple[str, str]
+NOTHING: Final = frozenset[str]()
+ON_OFFERS: Final = frozenset({"server", "tool"})
+"""The scopes of what servers offer; the others are of those who call."""
+_NEVER_US: Final = 2**63
 
 
 def scope_word(scope: str) -> str:
@@ -23,6 +29,7 @@ class Quarantines:
         self._imposed: dict[str, QuarantineImposed] = {}
         self._lifted: set[str] = set()
         self._by_key: dict[_Key, dict[str, QuarantineImposed]] = {}
+        self._stopped: tuple[int, int, frozenset[str]] = (0, 0, NOTHING)  # as of which epoch, until when, what
 
     def apply(self, event: QuarantineImposed | QuarantineLifted) -> bool:
         """Fold one event in; True, and a new `epoch`, where it changed anything."""
@@ -53,6 +60,20 @@ class Quarantines:
             if held and (found := [event for event in held.values() if not has_expired(event, now_us)]):
                 return min(found, key=lambda event: (event.time_us, event.quarantine_id))
         return None
+
+    def stopped(self, now_us: int) -> frozenset[str]:
+        """What nobody may use: servers, and `server/target` of tools, prompts and resources. The same object as long as
+        it is the same.
+        """
+        if not self._by_key:
+            return NOTHING
+        epoch, until_us, found = self._stopped
+        if epoch != self.epoch or now_us >= until_us:
+            held = [one for one in self._imposed.values() if one.scope in ON_OFFERS and not has_expired(one, now_us)]
+            found = frozenset(value for one in held for _, value in _keys(one))
+            until_us = min((one.expires_us for one in held if one.expires_us), default=_NEVER_US)
+            self._stopped = (self.epoch, until_us, found)
+        return found
 
     def current(self, now_us: int) -> list[QuarantineImposed]:
         """All in force, oldest first."""
