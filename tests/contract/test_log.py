@@ -16,6 +16,7 @@ from tidegate.errors import LogUnavailable
 from tidegate.limits import EVENT_BYTES_MAX, LETTER_BYTES_MAX
 from tidegate.log.commit import bytes_of
 from tidegate.log.kafka import KafkaLog
+from tidegate.log.kafka_reader import KafkaSubscription
 from tidegate.log.port import Delivered, EventLog, Partition, Record, Subscription
 from tidegate.log.sqlite import SqliteLog
 from tidegate.settings import Kafka as KafkaSettings
@@ -337,6 +338,28 @@ class TestOnKafkaOnly:
         await subscription.close()
         await first.close()
         await second.close()
+
+    async def test_a_group_that_lets_a_member_in_no_more_says_so_and_is_joined_once_it_does(self, kafka: Kafka) -> None:
+        log = KafkaLog(kafka_settings(kafka))
+        await log.prepare()
+        subscription = await log.follow(("calls",), group="g")
+        assert isinstance(subscription, KafkaSubscription)
+        await log.append(calls(1))
+        assert values(await take(subscription, 1)) == [b"1"]
+        coordinator = subscription._consumer._coordinator
+        usual, coordinator._session_timeout_ms = coordinator._session_timeout_ms, 1  # no broker takes that
+        coordinator.request_rejoin()
+        with pytest.raises(LogUnavailable, match="InvalidSessionTimeout"):
+            await take(subscription, 1)
+        coordinator._session_timeout_ms = usual
+        await log.append(calls(2))
+        taken: list[Delivered] = []
+        async with asyncio.timeout(30):
+            while len(taken) < 2:  # nothing was settled: the first comes again
+                with suppress(LogUnavailable):  # told again, until it is joined
+                    taken += await subscription.poll(10, 0.2)
+        assert values(taken) == [b"1", b"2"]
+        await log.close()
 
     async def test_a_broker_that_is_not_there_is_named(self) -> None:
         log = KafkaLog(Settings(log="kafka://127.0.0.1:1"))

@@ -197,7 +197,16 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                 async with asyncio.timeout(timeout_s):
                     await self._gate.wait()
         self._check()
+        if not self._gate.is_set():
+            self._check_group()
         return self._gate.is_set()
+
+    def _check_group(self) -> None:
+        """aiokafka stays out of a group until somebody asks why, and nobody fetches while the gate is shut."""
+        try:
+            self._consumer._coordinator.check_errors()
+        except KafkaError as error:
+            raise LogUnavailable(f"the group {self._group} could not be joined again ({error})") from error
 
     async def _compare(self) -> None:
         """Whether every partition of the share is past where it ended when it was assigned (markers included)."""
