@@ -38,8 +38,8 @@ _NAMES: Final = {
     dict: "an object",
 }
 PROMPTS_GET: Final = "prompts/get"
-_EVERY_TYPE: Final = frozenset(_NAMES)
-_HOLDING: Final = frozenset({dict, list})
+_NOTHING: Final = frozenset({object})
+_PLAIN: Final = frozenset(_NAMES) - {dict, list} | _NOTHING
 _STEPS_MAX: Final = 4 * POLICY_VALUES_MAX
 _REFS_MAX: Final = 16
 _ABSENT: Final = object()
@@ -271,7 +271,7 @@ class Expected:
         roots = [(document.node(document.root), document.name) for document in documents]
         if not (need.whole or need.compared or any(root.groups for root, _ in roots)):
             self._listed = tuple(
-                _Looked(name, node.types or _EVERY_TYPE, part, node, by)
+                _Looked(name, _PLAIN if node.types is None else node.types & _PLAIN | _NOTHING, part, node, by)
                 for name, part in need.parts.items()
                 for root, by in roots
                 if not (node := root.part(name)).is_silent
@@ -282,10 +282,9 @@ class Expected:
         listed = self._listed
         if listed is None:
             return self._unlike_whole(arguments)
-        for name, types, need, node, by in listed:
+        for name, fine, need, node, by in listed:
             value = arguments.get(name, _ABSENT)
-            kind = type(value)
-            if (kind in types and kind not in _HOLDING) or value is _ABSENT:
+            if type(value) in fine:
                 continue
             found = _Comparing().compare(node, value, need, (name,))
             if found is not None:
@@ -305,7 +304,7 @@ class _Looked(NamedTuple):
     """An argument that rules look at, and of which something is declared."""
 
     name: str
-    types: frozenset[type]
+    fine: frozenset[type]  # at a glance; that of `_ABSENT` among them
     need: Need
     node: _Node
     by: str
