@@ -16,6 +16,8 @@ from tidegate.policy.check import check_bundle
 from tidegate.policy.engine import Engine, ToolFacts, Verdict
 from tidegate.policy.facts import Facts
 from tidegate.policy.history import World, what_can_be_called
+from tidegate.policy.labels import TAINTING
+from tidegate.settings import Settings
 
 LANGUAGE = Path(__file__).parent.parent / "cases" / "language"
 TOOLS = [ToolFacts("fs", "read", ("read",)), ToolFacts("fs", "write", ())]
@@ -200,6 +202,34 @@ def test_every_circumstance_that_may_be_absent_is_pointed_out_once_in_a_rule() -
         "protocol",
         "time",
     }
+
+
+@pytest.mark.parametrize(
+    ("condition", "schema", "told"),
+    [
+        ('context.taint.contains("sensitve")', "", "'sensitve', which is no label that is known; did you mean 'sens"),
+        ('context.taint.containsAny(["sensitive",\n "read-privat"])', "", "did you mean 'read-private'?"),
+        ('!context.taint.containsAll(["pci-cards"])', 'action "pci-card" in ["call"];', "did you mean 'pci-card'?"),
+        ('context.taint.contains("other")', 'action "pci" in ["call"];', "known are pci, read-private, returns-"),
+    ],
+)
+def test_a_taint_that_no_session_takes_on_is_pointed_out_in_its_line(condition: str, schema: str, told: str) -> None:
+    declared = f'action "call"; {schema}' if schema else ""
+    found = check_bundle(bundle(forbid(f"true\n && {condition}", '\n@mode("shadow")'), schema_dot_cedarschema=declared))
+    [problem] = [one for one in found if not one.fatal]
+    assert told in problem.sentence
+    assert (problem.rule, problem.line) == ("no", 5 if "\n" in condition else 4)
+
+
+@pytest.mark.parametrize("mark", ["sensitive", "read-private", "returns-untrusted", "pci", "quite-another"])
+def test_a_taint_that_a_session_may_take_on_is_let_be(mark: str) -> None:
+    schema = "" if mark == "quite-another" else 'action "call"; action "pci" in ["call"];'
+    found = check_bundle(bundle(forbid(f'context.taint.contains("{mark}")'), schema_dot_cedarschema=schema))
+    assert not [problem for problem in found if not problem.fatal]
+
+
+def test_the_usual_taints_are_those_that_a_gateway_marks_sessions_with() -> None:
+    assert Settings().taint_labels == TAINTING
 
 
 def test_a_long_condition_is_looked_into() -> None:

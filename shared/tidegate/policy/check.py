@@ -37,6 +37,7 @@ _NUMBERS = {
 _UNSAFE = re.compile(r"safety of access to optional attribute `([\w.]+)`")
 _UNKNOWN = re.compile(r"attribute `(\w+)` in context for .* not found")
 _NEWER_TYPE = re.compile(r"unrecognized entity type `(?:ServiceAccount|Agent|AgentClass)`")
+_NO_LABELS = frozenset({"call", "prompt", "resource", "question"})
 _ANGLES = str.maketrans("<>", "()")  # Set<Set<…>> nests as brackets do
 
 
@@ -50,7 +51,7 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
     rules, problems = parse_rules(texts)
     problems += bundle.grants.problems
     broken = bool(problems)
-    problems += hints_on(rules)
+    problems += hints_on(rules, _labels(bundle))
     problems += _manifest(bundle)
     problems += _entities(bundle)
     problems += _inspection(bundle)
@@ -66,6 +67,10 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
         problems += _cases(bundle)
     placed = dict.fromkeys(_at_source(problem, bundle) for problem in problems)
     return sorted(placed, key=lambda problem: (problem.path, problem.line))
+
+
+def _labels(bundle: Bundle) -> list[str]:
+    return [name for name in declared_actions(bundle.text(SCHEMA)) if "/" not in name and name not in _NO_LABELS]
 
 
 def _at_source(problem: Problem, bundle: Bundle) -> Problem:

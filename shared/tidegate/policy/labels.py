@@ -13,6 +13,12 @@ OPEN_WORLD: Final = "open-world"  # it deals with more than its own server's dat
 RETURNS_UNTRUSTED: Final = "returns-untrusted"  # what it answers may be written by strangers
 EGRESS: Final = "egress"  # what it is given may leave the house
 READ_PRIVATE: Final = "read-private"  # it reads what is not public; the operator's word only
+SENSITIVE: Final = "sensitive"  # what it answers must not be passed on; the operator's word only
+TAINTING: Final = (
+    SENSITIVE,
+    READ_PRIVATE,
+    RETURNS_UNTRUSTED,
+)  # what a session takes on by itself
 SUGGESTED: Final = (DESTRUCTIVE, OPEN_WORLD, RETURNS_UNTRUSTED, EGRESS)
 TAKEN_AWAY: Final = "-"
 

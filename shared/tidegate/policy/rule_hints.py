@@ -1,28 +1,36 @@
 """What is allowed in rules and seldom meant: annotations that mean nothing, questions whose approvers differ, forbids
-that do not hold where something is not known, and permits that do. Pure.
+that do not hold where something is not known, permits that do, and marks that no session takes on. Pure.
 
 Counterpart: `check.py` tells them beside what is wrong; none of them keeps a bundle from ruling.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import combinations
+from typing import Any
+
+import msgspec
+from cedarpy import _internal as cedar
 
 from tidegate.errors import Problem
 from tidegate.policy.absences import passed_without, permitted_without
 from tidegate.policy.annotations import ANYBODY_ELSE, KNOWN
 from tidegate.policy.comparisons import Comparison
+from tidegate.policy.labels import TAINTING
 from tidegate.policy.resource_uris import RESOURCES_READ, inside, unlike_any
 from tidegate.policy.rules import NOTHING, Rule, Scope
 
 PAIRS_MAX = 20_000
 _ON_RESOURCES = frozenset({"call", "resource"})
+_CONTAINS = frozenset({"contains", "containsAll", "containsAny"})
+_TAINT = {".": {"left": {"Var": "context"}, "attr": "taint"}}
 _EXAMPLES = {"network": "context.network.ip.isInRange(…)"}
 
 
-def hints_on(rules: Sequence[Rule]) -> list[Problem]:
-    """None of them fatal."""
-    return [*_misspelt(rules), *_slips(rules), *_rivals(rules), *_open(rules), *_misspelt_uris(rules)]
+def hints_on(rules: Sequence[Rule], labels: Collection[str] = ()) -> list[Problem]:
+    """None of them fatal. `labels`: those that the bundle's schema declares."""
+    found = [*_misspelt(rules), *_slips(rules), *_rivals(rules), *_open(rules), *_misspelt_uris(rules)]
+    return [*found, *_unknown_marks(rules, labels)]
 
 
 def _misspelt(rules: Iterable[Rule]) -> Iterator[Problem]:
@@ -61,6 +69,41 @@ def _open(rules: Iterable[Rule]) -> Iterator[Problem]:
                 f"}}` with what must hold or, where that is meant, `when {{ !(context has {name}) || … }}`"
             )
             yield Problem(rule.path, sentence, rule.line, rule.id, False)
+
+
+def _unknown_marks(rules: Iterable[Rule], labels: Collection[str]) -> Iterator[Problem]:
+    """Marks of a session that are no label. Where no label is declared, only what is nearly a usual one is told."""
+    known = sorted({*TAINTING, *labels})
+    for rule in rules:
+        for mark in dict.fromkeys(_marks(rule)):
+            close = difflib.get_close_matches(mark, known, 1, 0.7)
+            if mark in known or not (close or labels):
+                continue
+            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)[:200]}"
+            sentence = f"'{rule.id}' asks for the taint '{mark}', which is no label that is known; {meant}"
+            yield Problem(rule.path, sentence, rule.line_at(rule.text.find(f'"{mark}"')), rule.id, False)
+
+
+def _marks(rule: Rule) -> Iterator[str]:
+    """What it looks for in `context.taint`."""
+    if "taint" not in rule.needs.parts:
+        return
+    (parsed,) = msgspec.json.decode(cedar.policies_to_json_str(rule.text))["staticPolicies"].values()
+    waiting: list[Any] = [parsed["conditions"]]
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, list):
+            waiting += node
+        elif isinstance(node, dict):
+            for op, operand in node.items():
+                if op in _CONTAINS and operand["left"] == _TAINT:
+                    right = operand["right"]
+                    yield from (part["Value"] for part in right.get("Set", [right]) if _is_text(part))
+            waiting += node.values()
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("Value"), str)
 
 
 def _misspelt_uris(rules: Iterable[Rule]) -> Iterator[Problem]:

@@ -98,6 +98,11 @@ class Rule:
     needs: Need  # of the context
     mentions: frozenset[Uid]  # entities that the conditions name
     text: str = field(repr=False)  # Cedar, without annotations
+    text_line: int  # in which it begins
+
+    def line_at(self, offset: int) -> int:
+        """The line of this place in `text`."""
+        return self.text_line + self.text.count("\n", 0, max(0, offset))
 
 
 def parse_rules(texts: Mapping[str, str]) -> tuple[list[Rule], list[Problem]]:
@@ -158,6 +163,7 @@ def check_operators(text: str) -> None:
 
 def _rule(path: str, line: int, statement: str, est: dict[str, Any]) -> Rule | Problem:
     notes = {name: value or "" for name, value in est.get("annotations", {}).items()}
+    begin = _ANNOTATIONS.match(statement).end()  # type: ignore[union-attr]  # it matches the empty text
     effect: Literal["permit", "forbid"] = est["effect"]
     try:
         said = read_notes(notes, effect, compiled=path == COMPILED)
@@ -181,7 +187,8 @@ def _rule(path: str, line: int, statement: str, est: dict[str, Any]) -> Rule | P
         resource=_scope(est["resource"]),
         needs=needs_of(condition["body"] for condition in est["conditions"]),
         mentions=frozenset(entities_in(est["conditions"])),
-        text=statement[_ANNOTATIONS.match(statement).end() :],  # type: ignore[union-attr]  # it matches the empty text
+        text=statement[begin:],
+        text_line=line + statement.count("\n", 0, begin),
     )
 
 
