@@ -52,7 +52,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a child that the kernel kills when the calling thread ends; its output goes to `log` (appended)."""
     with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: PLW1509 - one prctl call, prepared before the fork
+        return subprocess.Popen(
             command,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
