@@ -58,11 +58,15 @@ def approve(
         str, typer.Option("--digest", help="Approve only what was looked at: the digest that `diff` showed.")
     ] = "",
     reason: Annotated[str, typer.Option("--reason", help="Why; kept in the log.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Approve whatever is offered now, without asking.")] = False,
     token: TokenOption = "",
     config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,
 ) -> None:
-    """Trust what a server offers now: one tool, or all of its tools. What was held is offered again within a second."""
+    """Trust what a server offers now: one tool, or all of its tools. What was held is offered again within a second.
+
+    Shows what changed and asks; where nobody can be asked, --digest or --yes is needed.
+    """
     from tidegate_cli.cataloguing import approve_offered
 
-    approve_offered(target, digest, reason, config, token, as_json)
+    approve_offered(target, digest, reason, yes, config, token, as_json)

@@ -1,9 +1,11 @@
 """The work of `tidegate catalog`: which definitions are trusted, what changed in them, approving what is offered now.
 
-Definitions come from outside: all that is shown of them has its hidden characters made visible. Counterpart:
+Nothing is approved unseen: somebody is shown it and asked, or names its digest, or says `--yes`. Definitions come from
+outside: all that is shown of them has its hidden characters made visible. Counterpart:
 services/policy/tidegate_policy/catalogue_api.py.
 """
 
+import sys
 from collections.abc import Iterable
 from datetime import datetime
 from difflib import SequenceMatcher
@@ -11,8 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import typer
 from rich.markup import escape
 
+from tidegate.errors import CallerFault, ConfigFault
 from tidegate.policy.instructing import visible
 from tidegate_cli.management import Management, open_management
 from tidegate_cli.options import live_settings
@@ -73,11 +77,19 @@ def show_differences(target: str, ring: str, config: Path, token: str, as_json: 
         say(f"[dim]all that {_clean(server)} offers now is approved by[/] {command}")
 
 
-def approve_offered(target: str, digest: str, reason: str, config: Path, token: str, as_json: bool) -> None:
-    """Raises Fault: nothing was approved then."""
+def approve_offered(target: str, digest: str, reason: str, yes: bool, config: Path, token: str, as_json: bool) -> None:
+    """After a look at what changed. Raises Fault, typer.Abort: nothing was approved then."""
     server, _, tool = target.partition("/")
+    management = open_management(live_settings(config), token)
+    if not digest and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise ConfigFault(
+                f"nobody can be asked here: give --digest, which `tidegate catalog diff {_plainly(target)}` ends with, "
+                "to approve what it shows, or --yes to approve whatever is offered; nothing was approved"
+            )
+        digest = _looked_at(management, server, tool)
     wanted = {"server": server, "tool": tool or "*", "digest": digest, "reason": reason}
-    done = open_management(live_settings(config), token).post("/catalog/approvals", msgspec.json.encode(wanted))
+    done = management.post("/catalog/approvals", msgspec.json.encode(wanted))
     if as_json:
         print_document(done)
         return
@@ -86,6 +98,33 @@ def approve_offered(target: str, digest: str, reason: str, config: Path, token: 
         say(f"[green]approved[/]  [bold]{name}[/]  [dim]{one['digest'][:DIGEST_CHARS]}[/]")
     if not done:
         say(f"What {_clean(target)} offers now was approved before.")
+
+
+def _looked_at(management: Management, server: str, tool: str) -> str:
+    """The digest of what a person was shown, and agreed to. Raises Fault, typer.Abort."""
+    if tool:
+        shown = [management.get("/catalog/definition", server=server, tool=tool, ring="main")]
+        whole, rest = shown[0]["digest"], 0
+    else:
+        found = _servers(management, server, "main")
+        if not found:
+            raise CallerFault(f"no server '{_plainly(server)}' offers tools; `tidegate catalog list` shows all")
+        whole, tools = found[0]["digest"], found[0]["tools"]
+        pending = {one["tool"]: one["digest"] for one in tools if one["state"] != "trusted"}
+        shown = [management.get("/catalog/definition", server=server, tool=name, ring="main") for name in pending]
+        if [one["digest"] for one in shown] != list(pending.values()):
+            raise CallerFault(f"what {_plainly(server)} offers changed meanwhile: look at it again")
+        rest = sum(not one["approved_by"] for one in tools if one["state"] == "trusted")
+    for one in shown:
+        _show_definition(one, advise=False)
+    if rest:
+        say(f"[dim]{rest} more, trusted since first seen[/]")
+    grave = sorted({one["rank"] for one in shown if one["rank"] in ("instructing", "widened")})
+    which = f" ({' and '.join(grave)})" if grave else ""
+    typer.confirm(
+        f"Trust what {_plainly(server)}{f'/{_plainly(tool)}' if tool else ''} offers now{which}?", abort=True, err=True
+    )
+    return str(whole)
 
 
 def _servers(management: Management, server: str, ring: str) -> list[dict[str, Any]]:
@@ -116,7 +155,7 @@ def _trusted_by(tool: dict[str, Any]) -> str:
     return "trusted since it was first seen" if tool["state"] == "trusted" else ""
 
 
-def _show_definition(tool: dict[str, Any]) -> None:
+def _show_definition(tool: dict[str, Any], *, advise: bool = True) -> None:
     name, rank = _clean(f"{tool['server']}/{tool['tool']}"), tool["rank"] or ""
     style = RANK_STYLES.get(rank, "dim")
     say(f"[bold]{name}[/]  [{STATE_STYLES[tool['state']]}]{tool['state']}[/]  [{style}]{rank}[/]")
@@ -131,7 +170,7 @@ def _show_definition(tool: dict[str, Any]) -> None:
             say(f"               {line}")
     if not tool["differences"]:
         say("  [dim]nothing differs[/]" if tool["trusted"] else "  [dim]it is the first definition of this tool[/]")
-    if tool["state"] != "trusted" or not tool["approved_by"]:
+    if advise and (tool["state"] != "trusted" or not tool["approved_by"]):
         say(f"  [dim]approve it with[/] tidegate catalog approve {name} --digest {tool['digest'][:DIGEST_CHARS]}")
     say("")
 
@@ -162,7 +201,12 @@ def _marked(words: list[str], kind: str, style: str) -> str:
 
 
 def _clean(text: str) -> str:
-    return escape(visible(text, VALUE_CHARS_MAX))
+    return escape(_plainly(text))
+
+
+def _plainly(text: str) -> str:
+    """Where no markup is read."""
+    return visible(text, VALUE_CHARS_MAX)
 
 
 def _when(time_us: int) -> str:
