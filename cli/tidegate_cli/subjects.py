@@ -9,6 +9,7 @@ from tidegate.settings import Settings
 from tidegate_cli.reaching import reaching
 
 SUBJECT_ID: Final = re.compile(r"[0-9a-f]{32}")
+ISSUERS_SHOWN_MAX: Final = 3
 _WHO: Final = (
     "SELECT subject_id, max(issuer), count() FROM tidegate.calls WHERE tenant = {tenant:String} "
     "AND (login = {name:String} OR subject = {name:String}) GROUP BY subject_id ORDER BY subject_id LIMIT 20"
@@ -22,8 +23,9 @@ def subject_named(settings: Settings, subject: str) -> str:
     rows = asyncio.run(_people(settings, subject))
     if not rows:
         raise CallerFault(
-            f"no recorded call shows the login '{subject:.200}': it may be erased already, or misspelt; give the "
-            "subject id, or 'issuer|subject' as the tokens say",
+            f"no recorded call shows the login '{subject:.200}': it may be erased already, or misspelt, or never have "
+            f"called; name the person as ISSUER|SUBJECT, the `iss` and `sub` of their tokens{_for_example(settings)}, "
+            "or give the subject id",
             code="subject-unknown",
         )
     if len(rows) > 1:
@@ -33,6 +35,16 @@ def subject_named(settings: Settings, subject: str) -> str:
             code="subject-ambiguous",
         )
     return str(rows[0][0])
+
+
+def _for_example(settings: Settings) -> str:
+    """The beginnings that are possible here."""
+    from tidegate.local_issuer import issuer_name
+
+    issuers = [one.issuer for one in settings.identity.issuers][:ISSUERS_SHOWN_MAX]
+    if settings.local_issuer:
+        issuers.append(issuer_name(settings.url))
+    return f" (here {' or '.join(repr(f'{issuer}|…') for issuer in issuers)})" if issuers else ""
 
 
 async def _people(settings: Settings, name: str) -> list[tuple[Any, ...]]:

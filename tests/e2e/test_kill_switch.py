@@ -1,6 +1,7 @@
 """`tidegate quarantine` against a real `up`: what is stopped is refused with its reason, until it is lifted or over."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -102,6 +103,21 @@ def found(house: House, login: str) -> Any:
 def test_it_ends_by_itself_when_its_time_is_over(house: House) -> None:
     imposed(house, "agent", "brief", "--for", "2s")
     until(lambda: called(house, "--agent", "brief")[0])
+
+
+def test_who_never_called_is_stopped_by_issuer_and_subject_and_not_by_login(house: House) -> None:
+    login = "newguy@example.com"
+    unknown = house.run("quarantine", "impose", "user", login, "--reason", "left us")
+    assert unknown.returncode == 1
+    told = " ".join(unknown.stderr.split())
+    assert "name the person as ISSUER|SUBJECT" in told
+    (beginning,) = re.findall(r"\(here '(\S+)\|…'\)", told)
+    made = imposed(house, "user", f"{beginning}|{login}")
+    until(lambda: not called(house, "--user", login)[0])
+    assert "This person is in quarantine: stop user" in called(house, "--user", login)[1]
+    assert called(house)[0]
+    assert house.run("quarantine", "lift", made["quarantine_id"]).returncode == 0
+    until(lambda: called(house, "--user", login)[0])
 
 
 @pytest.mark.parametrize(
