@@ -416,6 +416,39 @@ def test_a_case_about_a_tool_that_the_schema_does_not_have_proves_nothing_and_is
     assert problems(rules, cases_dot_yaml=case) == []
 
 
+LABELLED = """
+entity Group; entity User in [Group]; entity Server { labels: Set<String> };
+action call; action inner in [call]; action egress in [call];
+action "mail/send", "mail/\\u{6f}wn" in [call, "inner", Action::"egress"]
+  appliesTo { principal: [User], resource: [Server], context: {} };
+action "mail/read" in ["call", "inner"] appliesTo { principal: [User], resource: [Server], context: {} };
+"""
+BY_LABEL = f"""{ALL}
+@id("kept") forbid (principal, action in Action::"egress", resource);
+@id("outside") forbid (principal, action, resource) unless {{ resource.labels.contains("inner") }};"""
+
+
+@pytest.mark.parametrize(
+    ("case", "schema", "told"),
+    [
+        ("tool: send, expect: deny, rules: [kept]", LABELLED, ""),
+        ("tool: own, expect: deny, rules: [kept]", LABELLED, ""),
+        ("tool: read, expect: allow", LABELLED, ""),
+        ("tool: send, labels: [inner], expect: allow", LABELLED, ""),
+        ("tool: send, labels: [], expect: deny, rules: [outside]", LABELLED, ""),
+        ("tool: send, expect: deny, rules: [kept]", "", "no label of mail/send is known, and rules go by labels: say"),
+        ("tool: send, expect: deny, rules: [outside]", "", ""),
+        ("tool: send, labels: [], expect: deny, rules: [kept]", "", "deny by outside (forbidden-by-rule), expected"),
+    ],
+)
+def test_a_case_is_about_the_tool_with_the_labels_that_the_schema_declares(case: str, schema: str, told: str) -> None:
+    case = f"- {{note: n, user: u, server: mail, {case}}}"
+    [result] = run_cases(bundle(BY_LABEL, cases_dot_yaml=case, schema_dot_cedarschema=schema))
+    assert result.passed is not bool(told), result.sentence
+    assert told in result.sentence
+    assert ("labels: […]" in result.sentence) is ("labels: […]" in told or told.startswith("no label"))
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [

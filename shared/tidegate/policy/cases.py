@@ -1,9 +1,9 @@
 """cases.yaml: calls that policy writers expect to be allowed, denied or asked about; run before each release.
 
 A list of {note, user or service, groups, agent, server, tool, labels, arguments, at, address, taint, protocol, expect,
-rules, approver, shadow}; `labels` count for the tool and its server; `rules`, where given, are exactly the rules that
-must determine the answer; `shadow` is what it would be if the rules in shadow mode ruled. A case about a tool that the
-schema does not have is refused.
+rules, approver, shadow}; `labels` count for the tool and its server, and without them those that the schema declares;
+`rules`, where given, are exactly the rules that must determine the answer; `shadow` is what it would be if the rules in
+shadow mode ruled. A case about a tool that the schema does not have is refused.
 """
 
 import re
@@ -19,9 +19,11 @@ import yaml
 from tidegate.errors import BundleFault, Problem
 from tidegate.plain_yaml import NotPlain, PlainLoader, UsesAlias, check_plain
 from tidegate.policy.bundle import CASES, SCHEMA, Bundle
+from tidegate.policy.cedar_types import declared_labels
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.facts import Facts
 from tidegate.policy.grants_schema import declared_actions, unknown_server, unknown_tool
+from tidegate.policy.rules import Rule
 from tidegate.policy.verdict import Effect, Verdict
 from tidegate.policy.yaml_reading import hint, line_of
 from tidegate.policy.zones import zone_of
@@ -42,7 +44,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     agent: str = ""
     server: str
     tool: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
     arguments: dict[str, Any] = {}
     at: datetime | None = None  # without an offset: in the zone of the bundle
     address: str = ""
@@ -94,6 +96,7 @@ class CaseResult:
     verdict: Verdict
     line: int
     unshadowed: Verdict | None = None  # where the case says what it would be
+    unlabelled: bool = False  # rules go by labels, and nobody says which the tool has
 
     @property
     def passed(self) -> bool:
@@ -112,6 +115,13 @@ class CaseResult:
     @property
     def sentence(self) -> str:
         """What differs, for a reader of the file."""
+        if self.passed or not self.unlabelled:
+            return self._told
+        named = f"{self.case.server}/{self.case.tool}"
+        return f"{self._told}; no label of {named} is known, and rules go by labels: say `labels: […]` in the case"
+
+    @property
+    def _told(self) -> str:
         found = self.verdict
         if found.effect == self.case.expect and not self._shadow_passed and self.unshadowed is not None:
             by = _by(self.unshadowed.rules)
@@ -191,7 +201,7 @@ def _malformed(item: Any, written: yaml.Node, error: msgspec.ValidationError) ->
     return Problem(CASES, f"is not a case: {error}", line_of(keys.get(field[1] if field else "", written)))
 
 
-_LABEL_OF = {"prompts/get": "prompt", "resources/read": "resource", "questions/ask": "question"}
+_LABEL_OF = {"prompts/get": ("prompt",), "resources/read": ("resource",), "questions/ask": ("question",)}
 
 
 def run_cases(bundle: Bundle) -> list[CaseResult]:
@@ -201,14 +211,52 @@ def run_cases(bundle: Bundle) -> list[CaseResult]:
         return []
     if strangers := _strangers(cases, bundle.text(SCHEMA)):
         raise _fault(strangers)
-    ruling, zone = Engine.build(bundle, (), {}), zone_of(bundle)
-    shadow = ruling.unshadowed()
+    ruling, zone, labels = Engine.build(bundle, (), {}), zone_of(bundle), _Labels.of(bundle)
+    shadow, by_label = ruling.unshadowed(), any(map(_goes_by_labels, ruling.rules))
     return [
         CaseResult(
-            case, _decide(ruling, case, zone), line, None if case.shadow is None else _decide(shadow, case, zone)
+            case,
+            _decide(ruling, case, labels, zone),
+            line,
+            None if case.shadow is None else _decide(shadow, case, labels, zone),
+            by_label and not labels.knows(case),
         )
         for case, line in cases
     ]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What the schema declares: labels by action, and by server those that all of its actions have."""
+
+    of_action: Mapping[str, tuple[str, ...]]
+    of_server: Mapping[str, frozenset[str]]
+
+    @staticmethod
+    def of(bundle: Bundle) -> "_Labels":
+        of_action = declared_labels(bundle.text(SCHEMA))
+        of_server: dict[str, frozenset[str]] = {}
+        for name, labels in of_action.items():
+            server, slash, _ = name.partition("/")
+            if slash:
+                of_server[server] = of_server.get(server, frozenset(labels)).intersection(labels)
+        return _Labels(of_action, of_server)
+
+    def knows(self, case: Case) -> bool:
+        return case.labels is not None or f"{case.server}/{case.tool}" in self.of_action
+
+    def tool(self, case: Case) -> tuple[str, ...]:
+        """With what an edge's catalogue gives to prompts, resources and questions by itself."""
+        given = self.of_action.get(f"{case.server}/{case.tool}", ()) if case.labels is None else case.labels
+        return tuple(dict.fromkeys([*given, *_LABEL_OF.get(case.tool, ())]))
+
+    def server(self, case: Case) -> tuple[str, ...]:
+        return tuple(sorted(self.of_server.get(case.server, ()))) if case.labels is None else case.labels
+
+
+def _goes_by_labels(rule: Rule) -> bool:
+    by_action = any("/" not in name and name != "call" for _, name in rule.action.entities)
+    return by_action or "resource.labels" in rule.text
 
 
 def _strangers(cases: Sequence[tuple[Case, int]], schema_text: str) -> list[Problem]:
@@ -224,12 +272,9 @@ def _unknown_tool(case: Case, actions: Mapping[str, tuple[str, ...]]) -> str:
     return "" if case.tool in _LABEL_OF else unknown_tool(case.server, case.tool, actions)
 
 
-def _decide(engine: Engine, case: Case, zone: tzinfo) -> Verdict:
-    labels = case.labels
-    if (label := _LABEL_OF.get(case.tool)) is not None and label not in labels:  # as an edge's catalogue gives it
-        labels = (*labels, label)
-    tools = [ToolFacts(case.server, case.tool, labels)]
-    about = engine.with_tools(tools, {case.server: case.labels})
+def _decide(engine: Engine, case: Case, labels: _Labels, zone: tzinfo) -> Verdict:
+    tools = [ToolFacts(case.server, case.tool, labels.tool(case))]
+    about = engine.with_tools(tools, {case.server: labels.server(case)})
     return about.evaluate(case.person, case.server, case.tool, case.arguments, case.facts(zone))
 
 

@@ -1,4 +1,4 @@
-"""The types that a bundle's schema.cedarschema declares for arguments, as a JSON Schema says them. Pure.
+"""What a bundle's schema.cedarschema declares: the types of arguments, as a JSON Schema says them, and labels. Pure.
 
 So that what the rules were checked against holds for what they are asked about. Cedar's own parser has read the text
 before a bundle rules; what is not understood here declares nothing. Counterparts: `schema_writing.py` writes such a
@@ -38,6 +38,15 @@ def declared_types(schema_text: str) -> dict[str, Document]:
     return {action: Document(partial(dict, args), SCHEMA) for action, args in argument_types(schema_text).items()}
 
 
+def declared_labels(schema_text: str) -> dict[str, tuple[str, ...]]:
+    """Action → the groups that its declaration puts it in, `call` apart; {} where the text is not understood."""
+    try:
+        groups = _Reading(schema_text).groups() if schema_text else {}
+    except _NotRead:
+        return {}
+    return {action: tuple(name for name in found if name != "call") for action, found in groups.items()}
+
+
 class _Reading:
     """One text, read from left to right. A token is a literal (True, text) or a word or sign (False, text)."""
 
@@ -46,6 +55,12 @@ class _Reading:
         self._at = 0
         self._types: dict[str, Mapping[str, Any]] = {}
         self._actions: dict[str, Mapping[str, Any]] = {}
+        self._groups: dict[str, tuple[str, ...]] = {}
+
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        while self._at < len(self._tokens):
+            self._declaration()
+        return self._groups
 
     def actions(self) -> Mapping[str, Mapping[str, Any]]:
         while self._at < len(self._tokens):
@@ -92,13 +107,32 @@ class _Reading:
         names = [self._next()[1]]
         while self._takes(","):
             names.append(self._next()[1])
+        self._groups.update(dict.fromkeys(names, ()))
         while not self._takes(";"):
-            if self._takes("context"):
+            if self._takes("in"):
+                self._groups.update(dict.fromkeys(names, tuple(self._parents())))
+            elif self._takes("context"):
                 self._expect(":")
                 context = self._type(0)
                 self._actions.update(dict.fromkeys(names, context))
             else:
                 self._next()
+
+    def _parents(self) -> Iterator[str]:
+        if not self._takes("["):
+            yield self._parent()
+            return
+        while not self._takes("]"):
+            yield self._parent()
+            self._takes(",")
+
+    def _parent(self) -> str:
+        """`egress`, or `Action::"egress"`."""
+        _, name = self._next()
+        if self._takes(":"):
+            self._expect(":")
+            _, name = self._next()
+        return name
 
     def _type(self, depth: int) -> Mapping[str, Any]:
         if depth > _DEPTH_MAX:

@@ -125,7 +125,7 @@ def _mentioned(bundle: Bundle, found: _Mentions) -> None:
         who = case.person
         found.people[Person(who.user, who.groups, who.agent, who.kind)] = None
         found.occasions.setdefault((case.server, case.tool), {})[case.facts(found.zone)] = None
-        shapes = found.cases.setdefault(ToolFacts(case.server, case.tool, case.labels), [])
+        shapes = found.cases.setdefault(ToolFacts(case.server, case.tool, case.labels or ()), [])
         if case.arguments not in shapes:
             shapes.append(case.arguments)
 
