@@ -8,6 +8,7 @@ thread; it ends with it, and what it forked ends with it as well. ClickHouse's e
 """
 
 import array
+import atexit
 import contextlib
 import functools
 import importlib
@@ -17,6 +18,7 @@ import pkgutil
 import runpy
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,6 +115,7 @@ def prelude() -> str:
 def _address() -> Path:
     """Of the warm process, started when it is first needed."""
     directory = Path(tempfile.mkdtemp(prefix="tidegate-warm-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     path, log = directory / "socket", directory / "log"
     process = spawn([sys.executable, "-m", "tests.parts.warm", str(path)], cwd=ROOT, log=log)
     wait_ready(path.exists, process, log, deadline_s=120)
