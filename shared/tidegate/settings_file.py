@@ -6,7 +6,7 @@ what types cannot say.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,16 @@ from tidegate.settings import Settings
 from tidegate.settings_checks import check_settings, closest
 
 _STEPS: Final = re.compile(r"\.[\w-]+|\[(?:\d+|\.\.\.)\]")
+_TYPES: Final = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "keys and values",
+    "null": "nothing",
+}
+_EXAMPLES: Final = {"array": "[one, two]", "object": "{key: value}", "bool": "true", "int": "10"}
 
 
 def load_settings(path: str | Path, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -52,45 +62,95 @@ def _convert(raw: dict[str, Any], file: Path) -> Settings:
 
 def _sentence(message: str, raw: dict[str, Any]) -> str:
     """msgspec says "Object contains unknown field `x` - at `$.y`"; say the path first and suggest the nearest key."""
-    what, _, where = message.partition(" - at ")
-    path = where.strip("`") or "$"
+    what, _, told = message.partition(" - at ")
+    path = told.removeprefix("`key` in ").strip("`") or "$"
+    if told.startswith("`key`"):
+        return f"{path}: keys are text; put the one that is {_TYPES.get(what.split('`')[-2], 'none')} in quotes"
+    where = _located(message, path, raw)
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
-    if unknown is None:
-        return _value_sentence(path, what, raw)
-    known = _fields_at(path)
-    return f"{path}.{unknown[1]}: unknown key{closest(unknown[1], known)}; known here: {', '.join(sorted(known))}"
+    if unknown is not None:
+        known = _fields_at(path)
+        return f"{where}.{unknown[1]}: unknown key{closest(unknown[1], known)}; known here: {', '.join(sorted(known))}"
+    wrong = re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", what)
+    if wrong is not None:
+        return f"{where}: {_type_sentence(path, wrong[1].split(' | '), wrong[2])}"
+    return f"{where}: {_value_sentence(path, what)}"
 
 
-def _value_sentence(path: str, what: str, raw: dict[str, Any]) -> str:
-    """Of a value that is none of those that can be: which there are, and under which key it stands."""
+def _type_sentence(path: str, wanted: list[str], got: str) -> str:
+    """The value itself is not told: it may be a secret."""
+    expected = " or ".join(_TYPES.get(one, one) for one in wanted if one != "null" or len(wanted) == 1)
+    example = _default_at(path) or _EXAMPLES.get(wanted[0], "")
+    if not example and wanted[0] == "str" and got in ("int", "float", "bool"):
+        return f"expected {expected}, got {_TYPES[got]}; put it in quotes"
+    key = (_STEPS.findall(path) or [""])[-1]
+    such = f"; for example {key.lstrip('.')}: {example}" if example and key.startswith(".") else ""
+    return f"expected {expected}, got {_TYPES.get(got, got)}{such}"
+
+
+def _value_sentence(path: str, what: str) -> str:
+    """Of a value that is none of those that can be: which there are."""
     wrong = re.fullmatch(r"Invalid enum value (?:'(.*)'|(.*))", what)
     allowed = _literals(_node_at(path)) if wrong else ()
     if wrong is None or not allowed:
-        return f"{path}: {what}"
+        return what
     value = wrong[1] if wrong[1] is not None else wrong[2]
     near = closest(value, [str(one) for one in allowed])
-    found = next(_paths(raw, _STEPS.findall(path), value), None)
-    where = path if found is None else f"${found}"
-    return f"{where}: '{value}' is none of {', '.join(str(one) for one in allowed)}{near}"
+    return f"'{value}' is none of {', '.join(str(one) for one in allowed)}{near}"
 
 
-def _paths(node: Any, steps: list[str], value: str, at: str = "") -> Iterator[str]:
-    """Where in the file the value stands: msgspec does not say under which of several keys."""
-    if not steps:
-        if str(node) == value:
-            yield at
-        return
-    step, rest = steps[0], steps[1:]
-    if not step.startswith("["):
-        if isinstance(node, dict) and step[1:] in node:
-            yield from _paths(node[step[1:]], rest, value, at + step)
-    elif isinstance(node, dict):
-        for key, one in node.items():
-            yield from _paths(one, rest, value, f"{at}.{key}")
-    elif isinstance(node, list):
-        for index, one in enumerate(node):
-            if step in ("[...]", f"[{index}]"):
-                yield from _paths(one, rest, value, f"{at}[{index}]")
+def _located(message: str, path: str, raw: dict[str, Any]) -> str:
+    """The path with the file's keys, where msgspec writes `[...]` for whichever key of a mapping it was."""
+    keys: list[Any] = []
+    where = "$"
+    for step in _STEPS.findall(path):
+        if step == "[...]":
+            members = _at(raw, keys)
+            found = [key for key in members if _fault(_alone(raw, keys, key)) == message] if members else []
+            if not found:
+                return path
+            raw = _alone(raw, keys, found[0])
+            step = f".{found[0]}"
+            keys.append(found[0])
+        else:
+            keys.append(step[1:] if step.startswith(".") else int(step[1:-1]))
+        where += step
+    return where if keys else path
+
+
+def _at(node: Any, keys: list[Any]) -> dict[str, Any]:
+    """The mapping at these keys; empty where there is none."""
+    for key in keys:
+        node = node[key]
+    return node if isinstance(node, dict) else {}
+
+
+def _alone(node: Any, keys: list[Any], key: str) -> Any:
+    """A copy in which the mapping at `keys` has this key alone."""
+    if not keys:
+        return {key: node[key]}
+    inner = _alone(node[keys[0]], keys[1:], key)
+    if isinstance(node, list):
+        return [*node[: keys[0]], inner, *node[keys[0] + 1 :]]
+    return {**node, keys[0]: inner}
+
+
+def _fault(raw: dict[str, Any]) -> str:
+    try:
+        msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _default_at(path: str) -> str:
+    """The default of the key at a path, as an example; "" where there is none to show."""
+    before, _, key = path.rpartition(".")
+    info = _struct(_node_at(before)) if before else None
+    for field in info.fields if info else ():
+        if field.encode_name == key and isinstance(field.default, str | int | float) and field.default != "":
+            return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return ""
 
 
 def _fields_at(path: str) -> list[str]:
@@ -125,14 +185,17 @@ def _child(node: Any, step: str) -> Any:
 
 
 def _names(node: Any) -> list[str]:
+    info = _struct(node)
+    return [field.encode_name for field in info.fields if field.encode_name != "root"] if info else []
+
+
+def _struct(node: Any) -> msgspec.inspect.StructType | None:
     info = msgspec.inspect.type_info(node) if not isinstance(node, msgspec.inspect.Type) else node
     if isinstance(info, msgspec.inspect.UnionType):
         info = next(part for part in info.types if not isinstance(part, msgspec.inspect.NoneType))
     if isinstance(info, msgspec.inspect.VarTupleType | msgspec.inspect.DictType):
         info = info.item_type if isinstance(info, msgspec.inspect.VarTupleType) else info.value_type
-    if isinstance(info, msgspec.inspect.StructType):
-        return [field.encode_name for field in info.fields if field.encode_name != "root"]
-    return []
+    return info if isinstance(info, msgspec.inspect.StructType) else None
 
 
 def _expand(node: Any, environment: Mapping[str, str], path: str) -> Any:

@@ -96,6 +96,21 @@ def test_wrong_sets_are_refused_with_the_place_and_the_way_out(tmp_path: Path, s
             "servers: {a: {command: [x]}}\nrules: [{server: a}, {server: a, durability: spol}]",
             "$.rules[1].durability: 'spol' is none of async, spool, strict, strict-or-spool; did you mean 'spool'?",
         ),
+        ("listen: 8192", "$.listen: expected text, got a whole number; for example listen: 127.0.0.1:8080"),
+        (
+            "servers: {a: {command: [x]}, b: {command: [y], labels: x}}",
+            "$.servers.b.labels: expected a list, got text; for example labels: [one, two]",
+        ),
+        (
+            "servers: {a: {url: 'http://a'}, b: {command: [y], env: {ONE: x, THE TWO: 2}}}",
+            "$.servers.b.env.THE TWO: expected text, got a whole number; put it in quotes",
+        ),
+        (
+            "sets: {a: {tools: []}, b: {tools: [{server: a, tool: x}, {server: 3}]}}",
+            "$.sets.b.tools[1].server: expected text, got a whole number; put it in quotes",
+        ),
+        ("servers: {7: {command: [x]}}", "$.servers: keys are text; put the one that is a whole number in quotes"),
+        ("servers: {a: {command: [x]}, b: }", "$.servers.b: expected keys and values, got nothing"),
     ],
 )
 def test_a_value_that_can_not_be_is_told_with_its_key_and_what_can(tmp_path: Path, text: str, told: str) -> None:
@@ -104,6 +119,13 @@ def test_a_value_that_can_not_be_is_told_with_its_key_and_what_can(tmp_path: Pat
     with pytest.raises(ConfigFault) as fault:
         load_settings(file)
     assert str(fault.value) == f"{file}: {told}"
+
+
+def test_an_unknown_key_is_told_with_the_server_that_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "tidegate.yaml"
+    file.write_text("servers: {a: {command: [x]}, b: {command: [y], label: [z]}}")
+    with pytest.raises(ConfigFault, match=r"\$\.servers\.b\.label: unknown key; did you mean 'labels'\?"):
+        load_settings(file)
 
 
 @pytest.mark.parametrize("tenant", ["acme|eu", "", "a b", "x" * 65, "acme/eu"])
