@@ -319,7 +319,7 @@ def test_what_the_schema_knows_is_fine() -> None:
             "- id: a\n  team: x\n  tools: {git: [git_log]}\n  limits: {filter.autor: x}",
             "6: git/git_log has no argument 'filter.autor'; did you mean 'author'?",
         ),
-        ("- id: a\n  team: x\n  tools: {bank: [pay]}\n  limits: {amount: {at_most: 3}}", "write 50.0"),
+        ("- id: a\n  team: x\n  tools: {bank: [pay]}\n  limits: {amount: {at_most: 3}}", "`at_most: 3`: write 3.0"),
         ("- id: a\n  team: x\n  tools: {git: [git_log]}\n  limits: {max_count: {at_most: 3.5}}", "whole number"),
     ],
 )

@@ -5,7 +5,7 @@ raises.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from cedarpy import _internal as cedar
@@ -15,7 +15,7 @@ from tidegate.inspection.rules import load_inspection
 from tidegate.policy.budgeting import check_limits
 from tidegate.policy.bundle import CASES, ENTITIES, INSPECTION, MANIFEST, SCHEMA, Bundle, Manifest
 from tidegate.policy.cases import run_cases
-from tidegate.policy.cedar_types import declared_types
+from tidegate.policy.cedar_types import argument_types, declared_labels, declared_types
 from tidegate.policy.circumstances import CIRCUMSTANCES
 from tidegate.policy.definition_rules import DEFINITIONS, read_definition_rules, strange_servers
 from tidegate.policy.entities import ToolFacts, open_entities
@@ -25,6 +25,7 @@ from tidegate.policy.grants_schema import declared_actions, unknown_arguments, u
 from tidegate.policy.limit_hints import strange_teams
 from tidegate.policy.rule_hints import hints_on
 from tidegate.policy.rules import Rule, check_depth, parse_rules
+from tidegate.policy.schema_slips import explained, is_about_types, unknown_tested, unlike_limits
 from tidegate.policy.type_hints import untyped_comparisons
 from tidegate.policy.zones import named_zone
 
@@ -108,21 +109,43 @@ def _schema(bundle: Bundle, texts: Mapping[str, str], rules: list[Rule]) -> list
         return [Problem(SCHEMA, str(error))]
     found = msgspec.json.decode(cedar.validate_policies("\n".join(texts.values()), schema, release_gil=True))
     named = found.get("id_annotations_by_policy_id", {})
-    by_id = {rule.id: rule for rule in rules}
-    problems = [_invalid(by_id.get(named.get(error["policy_id"], "")), error["error"]) for error in found["errors"]]
-    problems = [problem for problem in problems if not _is_about_names(problem)]
+    errors: dict[str, list[str]] = {}
+    for told in found["errors"]:
+        errors.setdefault(named.get(told["policy_id"], ""), []).append(told["error"])
+    problems = _unfit(bundle, rules, errors)
     problems += unknown_names(bundle.grants.grants, text)
     problems += unknown_arguments(bundle.grants.grants, text, schema)
     return problems + _typed_entities(bundle, schema)
 
 
-def _is_about_names(problem: Problem) -> bool:
-    """Of compiled rules: `unknown_names` says it better."""
-    return problem.path == COMPILED and any(words in problem.sentence for words in _NAMES_UNKNOWN)
+def _unfit(bundle: Bundle, rules: Sequence[Rule], errors: Mapping[str, list[str]]) -> list[Problem]:
+    """What Cedar says against rules, by their ids, each slip once; and arguments that only `has` asks for."""
+    text = bundle.text(SCHEMA)
+    declared, labels = argument_types(text), declared_labels(text)
+    wrong = [name for name, told in errors.items() if any(map(is_about_types, told))]
+    problems = unlike_limits(bundle.grants.grants, wrong, declared)
+    limits_told, by_id = bool(problems), {rule.id: rule for rule in rules}
+    for name, told in errors.items():
+        rule, left = by_id.get(name), list(dict.fromkeys(told))
+        if rule is not None and rule.path == COMPILED:  # `unknown_names` and `unlike_limits` say these better
+            left = [one for one in left if not _is_about_names(one) and not (limits_told and is_about_types(one))]
+        elif rule is not None:
+            found, left = explained(rule, left, declared, labels)
+            problems += found
+        problems += [_invalid(rule, error) for error in left]
+    for rule in rules:
+        if rule.path != COMPILED and rule.id not in errors:
+            problems += unknown_tested(rule, declared, labels)
+    return problems
+
+
+def _is_about_names(error: str) -> bool:
+    return any(words in error for words in _NAMES_UNKNOWN)
 
 
 def _invalid(rule: Rule | None, error: str) -> Problem:
-    sentence = f"against the schema: {_POLICY_PREFIX.sub('', error)}{_advice(rule, error)}"
+    whose = f"'{rule.id}': " if rule is not None and rule.path != COMPILED else ""
+    sentence = f"against the schema: {whose}{_POLICY_PREFIX.sub('', error)}{_advice(rule, error)}"
     return Problem(SCHEMA, sentence) if rule is None else Problem(rule.path, sentence, rule.line, rule.id)
 
 
