@@ -48,6 +48,30 @@ def test_a_slip_is_a_problem_with_its_line_in_every_file(
 
 
 @files
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("team: *", "put '*' in quotes where it stands for itself"),
+        ("team: [ops, *]", "put '*' in quotes"),
+        ("- {git: *}", "put '*' in quotes"),
+        ("agent: @robot", "put '@robot' in quotes"),
+        ("reason: Refunds: are", "put the text in quotes: 'Refunds: are'"),
+        ("reason: " + "long " * 20 + ": " + "very", "put the text in quotes: 'long long"),
+        ("reason: it's: so", "put the text in quotes"),
+        ("reason: 'a' b", "expected <block end>"),
+        ("[", "could not find expected"),
+    ],
+)
+def test_what_yaml_takes_for_a_sign_is_to_be_put_in_quotes(
+    problems_of: Callable[[str], list[Problem]], written: str, told: str
+) -> None:
+    (problem,) = problems_of(f"v: 1\n{written}\n")
+    assert told in problem.sentence
+    assert ("in quotes" in problem.sentence) is ("in quotes" in told)
+    assert len(problem.sentence) < 200
+
+
+@files
 def test_a_file_with_its_version_alone_is_well(problems_of: Callable[[str], list[Problem]]) -> None:
     assert problems_of("v: 1") == []
 

@@ -25,7 +25,7 @@ from tidegate.policy.facts import Facts
 from tidegate.policy.grants_schema import declared_actions, unknown_server, unknown_tool
 from tidegate.policy.rules import Rule
 from tidegate.policy.verdict import Effect, Verdict
-from tidegate.policy.yaml_reading import hint, line_of
+from tidegate.policy.yaml_reading import hint, line_of, quoting
 from tidegate.policy.zones import zone_of
 
 CASES_MAX = 10_000
@@ -171,8 +171,9 @@ def _read(text: str) -> list[tuple[yaml.Node, Any]]:
         raise _fault([Problem(CASES, str(unfit), unfit.line)]) from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        sentence = f"is not YAML: {error}".replace("\n", " ")
-        raise _fault([Problem(CASES, sentence, mark.line + 1 if mark else line)]) from error
+        line = mark.line + 1 if mark else line
+        sentence = f"is not YAML: {error}".replace("\n", " ") + quoting(text, line)
+        raise _fault([Problem(CASES, sentence, line)]) from error
     return entries
 
 

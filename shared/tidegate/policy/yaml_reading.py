@@ -21,6 +21,9 @@ SERVER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,11}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LONG_MIN, _LONG_MAX = -(2**63), 2**63 - 1
 _DECIMAL = re.compile(r"-?\d{1,14}\.\d{1,4}")
+_BARE_SIGN = re.compile(r"(?::\s|[\[,-])\s*([*%@`][^\s,\]}]{0,40})")
+_BARE_COLON = re.compile(r"\s*(?:-\s+)?[\w.]+:\s+(\S.*:(?:\s.*|$))")
+_QUOTED_MAX = 60
 _MEANT = {
     "teams": "team",
     "users": "user",
@@ -56,14 +59,30 @@ def composed(text: str, entry: str) -> yaml.Node | None:
         check_plain(text)
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except UsesAlias as alias:
-        sentence = f"uses a YAML alias (*name); write each {entry} out, it is what people review"
+        sentence = f"uses a YAML alias (*name); write each {entry} out for its reviewers; text with * goes in quotes"
         raise Wrong(alias.line, sentence) from None
     except NotPlain as unfit:
         raise Wrong(unfit.line, str(unfit)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).replace("\n", " ")
-        raise Wrong(mark.line + 1 if mark else 1, f"is not YAML: {what}") from error
+        line = mark.line + 1 if mark else 1
+        raise Wrong(line, f"is not YAML: {what}{quoting(text, line)}") from error
+
+
+def quoting(text: str, line: int) -> str:
+    """What to put in quotes, where a sign that means something to YAML seems to stand for itself in this line."""
+    lines = text.splitlines()
+    written = lines[line - 1] if line <= len(lines) else ""
+    if star := _BARE_SIGN.search(written):
+        return f"; put '{star[1]}' in quotes where it stands for itself"
+    if (value := _BARE_COLON.match(written)) and value[1][0] not in "'\"[{&*!|>":
+        return f"; put the text in quotes: '{_cut(value[1])}'" if "'" not in value[1] else "; put the text in quotes"
+    return ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}…"
 
 
 def check_version(top: dict[str, yaml.Node], node: yaml.Node) -> None:
