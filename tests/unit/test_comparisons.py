@@ -90,6 +90,19 @@ def test_any_other_use_of_a_value_counts_all_of_it(condition: str) -> None:
     assert not alike(condition, {"a": "p", "b": 1}, {"a": "q", "b": 1})
 
 
+@pytest.mark.parametrize("at", [(), ("c",), ("c", "d")])
+def test_a_reserved_name_is_told_with_its_place_by_one_decision_and_by_many(at: tuple[str, ...]) -> None:
+    place = ".".join(("context.args", *at))
+    arguments: dict[str, object] = {"__entity": "x"}
+    for name in reversed(at):
+        arguments = {name: arguments}
+    engine = engine_of(f'{place} has __entity && {place}.__entity == "x"')
+    one = engine.evaluate(Alice(), "fs", "read", arguments)
+    assert engine.evaluate_many(Alice(), "fs", "read", [(arguments, NO_FACTS)]) == [one]
+    assert (one.reason, one.rules) == ("argument-not-representable", ("r",))
+    assert f"'{'.'.join((*at, '__entity'))}'" in one.message
+
+
 def test_cedar_is_asked_once_for_what_is_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of('context.args.path like "/srv/*" && context.args.size <= 100')
     assert engine.evaluate(Alice(), "fs", "read", {"path": "/srv/0", "size": 0}).effect == "allow"

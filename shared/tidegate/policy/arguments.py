@@ -90,7 +90,7 @@ class Alike:
     """Arguments without what the rules cannot tell apart: of two that are the same here, Cedar says the same."""
 
     def __init__(self, need: Need, at: tuple[str, ...] = ()) -> None:
-        self._need = need
+        self._need, self._at = need, at
         plain = not (need.whole or need.compared) and RESERVED_KEYS.isdisjoint(need.parts)
         self._looks = [(name, _look(part, (*at, name))) for name, part in need.parts.items()] if plain else None
 
@@ -99,7 +99,7 @@ class Alike:
         NotRepresentable where `encode_arguments` does.
         """
         if self._looks is None:
-            return (_digest(encode_arguments(arguments, self._need)),)
+            return (_digest(_Encoding().record(arguments, self._need, self._at)),)
         return tuple([None if (value := arguments.get(name)) is None else look(value) for name, look in self._looks])
 
 
