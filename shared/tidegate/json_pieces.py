@@ -6,6 +6,7 @@ these are (`Piece.is_whole` says what they cannot). Of what is no JSON the piece
 Counterparts: the edge's `strict_json.py` reads pieces, `inspection/scanner.py` searches them.
 """
 
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,9 @@ _IS_MARK: Final[Any] = np.zeros(256, dtype=np.bool_)
 _IS_MARK[[ord(one) for one in "[]{},"]] = True
 _CLOSING: Final = bytes.maketrans(b"[{", b"]}")
 _ESCAPE_BYTES: Final = 6
+_CHARACTER_BYTES: Final = 4  # at most, in UTF-8
+_PART_BYTES_MIN: Final = 4 * _ESCAPE_BYTES  # the end of a part goes back by three escapes at most: each part advances
+_COLON: Final = re.compile(rb"[ \t\r\n]*:")
 _HIGH: Final = frozenset(b"89abAB")  # \ud8.. to \udb..: the first half of a character
 _decode_text: Final = msgspec.json.Decoder(str).decode
 
@@ -170,22 +174,22 @@ def without_long(raw: bytes, piece: Piece) -> bytes:
 
 def is_key(raw: bytes, end: int) -> bool:
     """Whether the string token that ends here is a key."""
-    while raw[end : end + 1] in (b" ", b"\t", b"\r", b"\n"):
-        end += 1
-    return raw[end : end + 1] == b":"
+    return _COLON.match(raw, end) is not None
 
 
 def parts_of_string(raw: bytes, start: int, end: int, sizes: Sizes = SIZES) -> Iterator[str]:
     """What a string token says, part by part. Raises msgspec.DecodeError, or UnicodeDecodeError."""
-    at, last = start + 1, end - 1
+    at, last, size = start + 1, end - 1, max(sizes.long, _PART_BYTES_MIN)
     while at < last:
-        upto = last if last - at <= sizes.long else _safe_end(raw, at, at + sizes.long)
+        upto = last if last - at <= size else _safe_end(raw, at, at + size)
         yield _decode_text(b'"%b"' % raw[at:upto])
         at = upto
 
 
 def _safe_end(raw: bytes, at: int, upto: int) -> int:
-    """A little before `upto`: where no character is cut, however it is written."""
+    """A little before `upto`, by less than _PART_BYTES_MIN: where no character is cut, however it is written. What is
+    no UTF-8 is cut anywhere: one of the two parts is none, either.
+    """
     tail = raw[at:upto].replace(b"\\\\", b"__")
     escape = tail.rfind(b"\\", len(tail) - 2 * _ESCAPE_BYTES)
     if escape >= 0:
@@ -193,8 +197,8 @@ def _safe_end(raw: bytes, at: int, upto: int) -> int:
         high = tail[escape - _ESCAPE_BYTES : escape]
         if high[:2] == b"\\u" and high[2:3] in b"dD" and high[3] in _HIGH:
             upto -= _ESCAPE_BYTES
-    elif raw[upto - 1] == _BACKSLASH and tail[-1:] == b"\\":
-        upto -= 1
-    while raw[upto] & 0xC0 == 0x80:
-        upto -= 1
+        return upto
+    for back in range(_CHARACTER_BYTES):
+        if raw[upto - back] & 0xC0 != 0x80:
+            return upto - back
     return upto

@@ -1,9 +1,13 @@
 """What is read, searched and fingerprinted in parts gives what it gives as a whole, wherever it is cut."""
 
 import json
+import re
+import time
 import unicodedata
+from itertools import islice
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,9 +15,10 @@ from hypothesis import strategies as st
 from tidegate.inspection.fingerprints import FOLDED_AT_ONCE, fingerprints, normalised
 from tidegate.inspection.rules import load_inspection
 from tidegate.inspection.scanner import Scanner
-from tidegate.json_pieces import SIZES, Sizes, TooDeep, pieces
+from tidegate.json_pieces import SIZES, Sizes, TooDeep, is_key, parts_of_string, pieces
+from tidegate.json_values import decode
 from tidegate.limits import JSON_DEPTH_MAX
-from tidegate.turns import at_once
+from tidegate.turns import Turns, at_once
 from tidegate_edge import strict_json
 from tidegate_edge.strict_json import NotStrictJson
 
@@ -55,6 +60,18 @@ STRINGS = st.lists(st.sampled_from(PARTS), max_size=3).map(lambda parts: '"' + "
 NUMBERS = st.sampled_from(
     ["0", "-1", "1.50", "1e5", "1e999", "01", "+1", "NaN", "123456789012345678901234", "true", ""]
 )
+ODD_BYTES = [
+    b"\x80",
+    b"\xc3",
+    b"\xf0\x9f",
+    b"\xed\xa0\x80",
+    b"\xff",
+    "é".encode(),
+    "😀".encode(),
+    b"\\ud83d",
+    b"\\ude00",
+]
+ODD_BYTES += [b"\\ud83d\\ude00", b"\\\\", b"\\n", b"\\u00", b"a", b"u", b"d83d"]
 SECRETS = ["AKIAIOSFODNN7EXAMPLE", "xxy", "qé", "zed", "αβγ", "771", "4111 1111 1111 1111", "bob@example.com", "x", "y"]
 TEXTS = st.lists(
     st.one_of(st.sampled_from(SECRETS), st.text(st.characters(exclude_categories=["Cs"]), max_size=8)), max_size=8
@@ -180,3 +197,69 @@ def test_a_key_that_comes_twice_is_found_however_far_apart() -> None:
 def test_combining_marks_without_end_cost_time_in_proportion() -> None:
     run = '"a' + "\u0301\u0323" * 200_000 + '"'  # ordered as one run this takes minutes
     assert fingerprints(run.encode(), b"key") is not None
+
+
+@pytest.mark.parametrize("count", [SIZES.long + 4, 2 * SIZES.long + 7])
+@pytest.mark.parametrize("around", [b"%b", b"\\n%b", b"%b\\n", b"a%b", "\u00e9%b".encode(), b"%b\\ud83d\\ude00"])
+def test_bytes_that_only_continue_characters_are_refused_and_come_to_an_end(count: int, around: bytes) -> None:
+    raw = b'{"k":"%b"}' % (around % (b"\x80" * count))
+    for keep in (True, False):
+        with pytest.raises(NotStrictJson, match="not valid UTF-8"):
+            drive(strict_json.reading(raw, keep=keep))
+    assert WHOLE.scan(raw, "result") == WHOLE.scan(b"{}", "result")
+
+
+def drive(work: Turns[Any]) -> None:
+    """In far fewer turns than a reading that goes on for ever takes."""
+    for _ in range(10_000):
+        try:
+            work.send(None)
+        except StopIteration:
+            return
+    raise AssertionError("it does not come to an end")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*ODD_BYTES, b"a" * 9]), max_size=60).map(b"".join), st.integers(0, 40))
+def test_the_parts_of_a_text_are_what_it_says_or_it_says_nothing(said: bytes, long: int) -> None:
+    token = b'"%b"' % said
+    try:
+        expected = strict_json.read(token)
+    except NotStrictJson:
+        expected = None
+    try:
+        parts = [part.encode() for part in islice(parts_of_string(token, 0, len(token), Sizes(0, 2, long)), 1_000)]
+    except (msgspec.DecodeError, UnicodeError):
+        assert expected is None
+    else:
+        assert expected is not None
+        assert b"".join(parts).decode() == expected
+
+
+def test_white_space_after_a_long_text_is_passed_over_at_compiled_speed() -> None:
+    for last in (b":1", b""):
+        raw = b'{"%b"%b%b}' % (b"a" * SIZES.long, b" \t\r\n" * 500_000, last)
+        begun_s = time.process_time()
+        assert is_key(raw, SIZES.long + 3) is bool(last)
+        assert time.process_time() - begun_s < 0.2  # byte by byte it takes a second
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1.5e300", "4e-324", "2.2250738585072011e-308"])
+def test_far_exponents_cost_what_other_numbers_cost(number: str) -> None:
+    raw = f"[{','.join([number] * 40_000)}]".encode()
+    begun_s = time.process_time()
+    assert decode(raw) == [float(number)] * 40_000
+    assert time.process_time() - begun_s < 0.3  # as msgspec reads them by itself, 0.5
+
+
+@settings(max_examples=500)
+@given(st.from_regex(r"-?[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{0,4})?", fullmatch=True))
+def test_a_number_is_what_msgspec_takes_it_for(number: str) -> None:
+    raw = b"[%b]" % number.encode()
+    try:
+        expected = msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        with pytest.raises(msgspec.DecodeError, match=re.escape(str(error))):
+            decode(raw)
+    else:
+        assert repr(decode(raw)) == repr(expected)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate import json_values
 from tidegate.events import Channel
 from tidegate.policy.approvals import Approval, as_sent
 from tidegate_edge import approval_question
@@ -186,7 +187,7 @@ def unfit_questions(call: Ongoing, result: bytes) -> str | dict[str, Any]:
         return f"{call.server} asks {len(asked)} questions at once; {QUESTIONS_MAX} are allowed."
     pairs: list[tuple[str, dict[str, Any]]] = []
     for one in asked.values():
-        params = msgspec.json.decode(one.params)
+        params = json_values.decode(one.params)
         if one.method not in ASKED_WITH or not isinstance(params, dict):
             return f"{call.server} asks for something that no client is asked for: {one.method[:64]}"
         pairs.append((one.method, params))

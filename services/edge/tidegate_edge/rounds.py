@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate import json_values
 from tidegate.ids import uuid7
 from tidegate_edge import asking, bridge, reply, strict_json
 from tidegate_edge.bridge import QUESTIONS_MAX, ROUNDS_MAX, InputRequest
@@ -74,7 +75,7 @@ async def _ask_client(edge: Edge, call: Ongoing, answer: Answer | Paused) -> Inp
 async def _put(edge: Edge, call: Ongoing, question: InputRequest) -> Answer:
     params = bytes(question.params)
     if _is_by_url(question):  # 2025-11-25 names what the client later hears of as complete
-        params = encode({**msgspec.json.decode(params), "elicitationId": uuid7()})
+        params = encode({**json_values.decode(params), "elicitationId": uuid7()})
     return await asking.ask(edge, call, question.method, params)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 from mcp.shared.inbound import encode_header_value, mcp_param_headers, validate_mcp_param_headers
 
+from tidegate import json_values
 from tidegate.errors import Fault, UpstreamFault
 from tidegate.events import Finding, Outcome
 from tidegate.ids import now_us
@@ -328,7 +329,7 @@ def _routing(call: Ongoing, item: Item) -> Routing:
 
 
 def _param_headers(tool: Item, arguments: bytes) -> bytes:
-    named = mcp_param_headers(tool.param_headers, msgspec.json.decode(arguments))
+    named = mcp_param_headers(tool.param_headers, json_values.decode(arguments))
     return "".join(f"{name.lower()}: {value}\r\n" for name, value in named.items()).encode()
 
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.json_pieces import PATH, SIZES, Piece, Sizes, TooDeep, is_key, parts_of_string, pieces, without_long
+from tidegate.json_values import decode
 from tidegate.limits import CONTAINERS_PER_BODY_MAX, JSON_DEPTH_MAX
 
-_decode: Final = msgspec.json.Decoder().decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -28,7 +28,7 @@ def read(raw: bytes) -> Any:
     """The value of `raw`. Raises NotStrictJson."""
     try:
         text = raw.decode("utf-8")
-        value = _decode(raw)
+        value = decode(raw)
     except UnicodeDecodeError as error:
         raise NotStrictJson(f"not valid UTF-8 at byte {error.start}") from error
     except RecursionError as error:
@@ -74,7 +74,7 @@ def _piece_read(raw: bytes, piece: Piece, sizes: Sizes, *, keep: bool) -> Genera
         return value
     for start, end in piece.long:
         yield from _check_string(raw, start, end, sizes)
-    return _decode(piece.text(raw)) if keep else value
+    return decode(piece.text(raw)) if keep else value
 
 
 def _check_string(raw: bytes, start: int, end: int, sizes: Sizes) -> Generator[None]:

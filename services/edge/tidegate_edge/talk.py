@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate import json_values
 from tidegate_edge import asking, rewrite, strict_json
 from tidegate_edge.calls import Ongoing
 from tidegate_edge.edge import Edge
@@ -23,7 +24,7 @@ LIST_CHANGES: Final = {
 _SWALLOWED: Final = frozenset({"notifications/cancelled", "notifications/initialized"})
 _LEGACY_ALONE: Final = frozenset({"notifications/elicitation/complete", "notifications/resources/updated"})
 
-_decode_any: Final = careful(msgspec.json.Decoder().decode)
+_decode_any: Final = careful(json_values.decode)
 
 
 class Conversation:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tidegate import json_values
 from tidegate.policy.resource_uris import MalformedUri, normal, ruled
 from tidegate_edge.accept import Request
 from tidegate_edge.calls import EMPTY_OBJECT, NULL, Approved, Ongoing
@@ -64,7 +65,7 @@ class Handle(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def known(self) -> dict[str, Any]:
         """The arguments for rules to look at."""
-        kept = {name: msgspec.json.decode(raw) for name, raw in (self.arguments or {}).items()}
+        kept = {name: json_values.decode(raw) for name, raw in (self.arguments or {}).items()}
         return {**kept, **dict.fromkeys(self.left_out, NOT_KEPT)}
 
 
@@ -142,7 +143,7 @@ def decided_on(call: Ongoing) -> dict[str, Any] | None:
     if call.method in _KINDS:
         value = call.request.params.get("arguments", {})
         if call.item is not None and call.item.fixed and isinstance(value, dict):
-            value = msgspec.json.decode(call.arguments)
+            value = json_values.decode(call.arguments)
         if not isinstance(value, dict):
             return None
         return value if call.method == "tools/call" else {"name": call.target, "arguments": value}

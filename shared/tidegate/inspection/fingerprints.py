@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from tidegate import json_values
 from tidegate.json_pieces import TooDeep, opened, pieces
 from tidegate.limits import FINGERPRINTS_PER_CALL_MAX, LARGE_BYTES
 from tidegate.turns import Turns, at_once
@@ -108,7 +109,7 @@ def _decoding(raw: bytes) -> Turns[bytes]:
     try:
         for piece in pieces(raw):
             if piece is not None:
-                parts.append(msgspec.json.encode(msgspec.json.decode(piece.text(raw)))[len(opened(piece.before)) :])
+                parts.append(msgspec.json.encode(json_values.decode(piece.text(raw)))[len(opened(piece.before)) :])
             yield None
     except (TooDeep, msgspec.DecodeError, msgspec.EncodeError, RecursionError, ValueError, OverflowError):
         return raw

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate import json_values
 from tidegate.events import Rank
 from tidegate.limits import JSON_DEPTH_MAX
 from tidegate.policy.instructing import Told, instructions_in, visible
@@ -35,7 +36,6 @@ _HINTS: Final = {
     "openWorldHint": (True, False),
 }
 _KNOWN: Final = frozenset({"name", *_SCHEMAS, *_TEXTS, *_PICTURES, "annotations", "_meta", "execution"})
-_decode: Final = msgspec.json.Decoder().decode
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ def _read(raw: bytes) -> dict[str, Any] | None:
     if len(raw) > BYTES_MAX:
         return None
     try:
-        value = _decode(raw)
+        value = json_values.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return value if isinstance(value, dict) and _is_shallow(value) else None

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tidegate import json_values
 from tidegate.errors import Fault, UpstreamFault
 from tidegate_edge import abilities, messages
 from tidegate_edge.messages import INTERNAL_ERROR, METHOD_NOT_FOUND, RequestId, RpcError, encode
@@ -369,7 +370,7 @@ class StdioSession:
                 return None, _CROWDED
             return None, _NOBODY
         try:
-            params = msgspec.json.decode(asked.params)
+            params = json_values.decode(asked.params)
         except msgspec.DecodeError:
             return None, _NO_ABILITY
         for under in candidates:
