@@ -1,9 +1,13 @@
 """What does not fit a bundle's schema is told once, with rule or grant, argument, line, and what to write."""
 
+import json
+
 import pytest
 
+from tidegate.policy.argument_types import Document
 from tidegate.policy.bundle import Bundle, bundle_of
 from tidegate.policy.check import check_bundle
+from tidegate.policy.entities import ToolFacts
 
 ALL = '@id("all") permit (principal, action, resource);'
 SHOP = """
@@ -118,3 +122,29 @@ def test_a_limit_of_another_type_than_the_tool_declares_is_told_once_at_its_line
     [problem] = check_bundle(shop(ALL, grants))
     assert (problem.path, problem.line, problem.rule, problem.fatal) == ("grants.yaml", 7, "a/mail", True)
     assert told in problem.sentence
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ('context.args.currency == "EURO"', "no value of 'currency' of shop/pay is 'EURO'; did you mean 'EUR'?"),
+        ('context.args.currency like "E*O"', "no value of 'currency' of shop/pay is 'E*O'"),
+        ('["EUR", "usd"].contains(context.args.currency)', "is 'usd'; did you mean 'USD'?"),
+        ('context.args has kind && context.args.kind == "c"', "is 'c'; those are a, b"),
+        ('context.args.currency != "EUR"', ""),
+        ('context.args.currency like "U*"', ""),
+        ('context.args.free == "x"', ""),
+    ],
+)
+def test_a_comparison_with_none_of_a_tool_s_values_is_pointed_out_where_the_tool_is_known(
+    condition: str, told: str
+) -> None:
+    currency = {"type": "string", "enum": ["EUR", "USD"]}
+    kind = {"anyOf": [{"type": "string", "enum": ["a", "b"]}, {"type": "null"}]}
+    properties = {"currency": currency, "kind": kind, "free": {"anyOf": [currency, {"type": "string"}]}}
+    takes = Document.of_json(json.dumps({"type": "object", "properties": properties}).encode())
+    text = f'@id("p") permit (principal, action == Action::"shop/pay", resource)\nwhen {{ {condition} }};'
+    files = {"manifest.json": b'{"v": 1, "name": "x"}', "policies/p.cedar": text.encode()}
+    found = check_bundle(bundle_of(files), [ToolFacts("shop", "pay", (), takes)])
+    assert [problem.fatal for problem in found] == ([False] if told else [])
+    assert all(told in problem.sentence for problem in found)

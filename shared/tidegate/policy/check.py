@@ -26,7 +26,7 @@ from tidegate.policy.limit_hints import strange_teams
 from tidegate.policy.rule_hints import hints_on
 from tidegate.policy.rules import Rule, check_depth, parse_rules
 from tidegate.policy.schema_slips import explained, is_about_types, unknown_tested, unlike_limits
-from tidegate.policy.type_hints import untyped_comparisons
+from tidegate.policy.type_hints import beside_values, untyped_comparisons
 from tidegate.policy.zones import named_zone
 
 _POLICY_PREFIX = re.compile(r"^for policy `[^`]*`, ")
@@ -64,6 +64,7 @@ def check_bundle(bundle: Bundle, tools: Iterable[ToolFacts] | None = None) -> li
         known = list(tools)
         problems += _unknown_tools(rules, known)
         problems += [] if broken else untyped_comparisons(rules, known, declared_types(bundle.text(SCHEMA)))
+        problems += [] if broken else beside_values(rules, known)
     if not any(problem.fatal for problem in problems):
         problems += _cases(bundle)
     placed = dict.fromkeys(_at_source(problem, bundle) for problem in problems)
