@@ -18,8 +18,8 @@ from tidegate_cli.management import Management
 
 
 def widened(management: Management, bundle: Bundle, ring: str) -> Differences | None:
-    """Beside what rules the ring, what becomes more permissive alone; None: nothing does, nothing rules, or one of them
-    cannot decide, which is for the check to say. Raises Fault.
+    """Beside what rules the ring, what becomes more permissive alone; None: nothing rules, the same does, or one of
+    them cannot decide, which is for the check to say. Raises Fault.
     """
     rings = management.get("/status", ring=ring)["rings"]
     ruling = rings[0]["ruling"] if rings else None
@@ -29,23 +29,25 @@ def widened(management: Management, bundle: Bundle, ring: str) -> Differences | 
         found = compare(released_bundle(management, ruling["release"]["digest"]), bundle)
     except BundleFault:
         return None
-    wider = msgspec.structs.replace(
+    return msgspec.structs.replace(
         found,
         changes=tuple(found.of("more-permissive")),
         limits=tuple(one for one in found.limits if one.direction == "more-permissive"),
         files=tuple(one for one in found.files if one.direction == "more-permissive"),
     )
-    return wider if wider.changes or wider.limits or wider.files else None
 
 
 def look_at(wider: Differences, *, ask: bool) -> None:
-    """Raises typer.Abort where somebody was asked, and said no."""
+    """Asks where something is wider. Raises typer.Abort where somebody was asked, and said no."""
     say_wider(wider)
-    if ask and sys.stdin.isatty():
+    if ask and (wider.changes or wider.limits or wider.files) and sys.stdin.isatty():
         typer.confirm("Release it all the same (--yes does not ask)?", abort=True, err=True)
 
 
 def as_document(wider: Differences | None) -> dict[str, Any]:
-    """For programs, beside the release; lists of nothing where nothing is wider."""
+    """For programs, beside the release; lists of nothing where nothing is wider, of what was tried: `whole` where that
+    was all.
+    """
     parts = ("changes", "limits", "files")
-    return {"more_permissive": {name: list(getattr(wider, name)) if wider else [] for name in parts}}
+    found = {name: list(getattr(wider, name)) if wider else [] for name in parts}
+    return {"more_permissive": {**found, "whole": wider is None or wider.whole}}

@@ -215,7 +215,21 @@ async def test_what_lets_more_pass_is_told_before_it_is_released(narrow: Running
     told = json.loads((await tidegate(narrow, "bundle", "publish", "wide", "--ring", "side", "--json")).stdout)
     assert (told["created"], told["more_permissive"]["changes"][0]["after"]) == (True, "allow")
     again = json.loads((await tidegate(narrow, "bundle", "publish", "wide", "--ring", "side", "--json")).stdout)
-    assert (again["created"], again["more_permissive"]) == (False, {"changes": [], "limits": [], "files": []})
+    nothing = {"changes": [], "limits": [], "files": [], "whole": True}
+    assert (again["created"], again["more_permissive"]) == (False, nothing)
+
+
+async def test_a_release_that_mentions_more_than_is_tried_is_told_not_to_be_compared_whole(narrow: Running) -> None:
+    many = " || ".join(f'context.args.n == "v{number}"' for number in range(13))
+    never = f'@id("n") forbid (principal, action == Action::"fs/read", resource) when {{ {many} }};'
+    write(Path(narrow.settings.root) / "many", {"policies/n.cedar": never, **NARROW})
+    done = await tidegate(narrow, "bundle", "publish", "many", "--ring", "side")
+    assert done.returncode == 0, done.stderr
+    assert "more permissive" not in done.stdout
+    assert "not all of it is compared" in " ".join(done.stdout.split())
+    write(Path(narrow.settings.root) / "more", {"policies/n.cedar": never.replace("v0", "w0"), **NARROW})
+    told = json.loads((await tidegate(narrow, "bundle", "publish", "more", "--ring", "side", "--json")).stdout)
+    assert told["more_permissive"]["whole"] is False
 
 
 @pytest.mark.parametrize(("answer", "more", "number"), [("n", (), 1), ("y", (), 2), ("n", ("--yes",), 2)])

@@ -13,6 +13,7 @@ from tidegate.policy.bundle import Bundle, bundle_of, load_bundle
 from tidegate.policy.differences import Differences, compare
 from tidegate.policy.engine import Engine, ToolFacts
 from tidegate.policy.situations import Person
+from tidegate_cli.bundle_comparing import say_wider
 from tidegate_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,6 +224,83 @@ def test_what_is_asked_about_lies_between() -> None:
     assert (change.direction, change.after) == ("stricter", "ask")
     [change] = compare(bundle(permit() + ask), bundle(permit())).changes
     assert (change.direction, change.before) == ("more-permissive", "ask")
+
+
+ASKS = ["", '@approver("other")', '@approver("security")', '@approver("leads")', '@expires("1m")', '@expires("10m")']
+
+
+def asking(notes: str) -> Bundle:
+    ask = f'@id("a") @effect("ask") {notes} forbid (principal, action == Action::"fs/read", resource);'
+    return bundle(permit() + ask)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('@approver("security")', "", "approver security → requester"),
+        ('@approver("other")', "", "approver other → requester"),
+        ('@approver("security")', '@approver("other")', "approver security → other"),
+        ('@approver("security")', '@approver("eng")', "approver security → eng"),
+        ('@expires("1m")', '@expires("7d")', "expires 1m → 7d"),
+        ('@expires("90s")', "", "expires 90s → 10m"),
+        ('@expires("1m")', '@approver("other")', "approver requester → other, expires 1m → 10m"),
+    ],
+)
+def test_a_question_that_is_easier_to_have_answered_is_more_permissive(
+    before: str, after: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compare(asking(before), asking(after))
+    [change] = found.changes
+    assert (change.direction, change.before, change.after) == ("more-permissive", "ask", "ask")
+    say_wider(found)
+    assert f"more permissive fs/read ask: {told}, by a" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", '@approver("other")'),
+        ('@approver("other")', '@approver("security")'),
+        ('@expires("11m")', ""),
+        ('@expires("1h")', '@approver("security")'),
+    ],
+)
+def test_a_question_that_is_harder_to_have_answered_is_stricter(before: str, after: str) -> None:
+    [change] = compare(asking(before), asking(after)).changes
+    assert change.direction == "stricter"
+    assert change.asked_before != change.asked_after
+
+
+def test_a_time_that_is_the_usual_one_is_no_other() -> None:
+    assert compare(asking(""), asking('@expires("10m")')).changes == ()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(ASKS), st.sampled_from(ASKS))
+def test_what_is_not_easier_one_way_is_easier_the_other(one: str, other: str) -> None:
+    there, back = compare(asking(one), asking(other)), compare(asking(other), asking(one))
+    assert bool(there.changes) is bool(back.changes)
+    directions = {change.direction for change in (*there.changes, *back.changes)}
+    assert not directions or "more-permissive" in directions
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('A like "/srv/*" && !(A like "*..*")', 'A like "/srv/*"'),
+        ('A like "/srv/*" && !(A like "*.key")', 'A like "/srv/*"'),
+        ('A like "/srv/*" && A like "*.txt" && !(A like "*..*")', 'A like "/srv/*" && A like "*.txt"'),
+        ('A like "/srv/a*" && !(A like "/srv/*b")', 'A like "/srv/a*"'),
+        ('A like "ab*" && !(A like "*bc")', 'A like "ab*"'),
+    ],
+)
+def test_an_exception_from_a_pattern_that_goes_is_shown_by_a_text_that_both_take(before: str, after: str) -> None:
+    old, new = (bundle(permit(side.replace("A", "context.args.path"))) for side in (before, after))
+    found = compare(old, new)
+    assert {change.direction for change in found.changes} == {"more-permissive"}
+    assert found.whole
+    for change in found.changes:
+        assert (decide(old, change), decide(new, change)) == (change.before, change.after)
 
 
 def test_grants_are_compared_and_named_by_their_lines() -> None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from tidegate.limits import APPROVAL_TTL_S
+from tidegate.policy.annotations import ANYBODY_ELSE
 from tidegate.policy.bundle import Bundle
 from tidegate.policy.engine import Engine
 from tidegate.policy.entities import ToolFacts
@@ -42,8 +44,17 @@ class Example(msgspec.Struct, frozen=True):
     facts: Facts = NO_FACTS  # the circumstances, where a rule looks at them
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """Of a question: who approves, as in a `Verdict`, and for how long it stands."""
+
+    approver: str
+    expires_s: int
+
+
 class Change(msgspec.Struct, frozen=True):
-    """Calls of one tool whose decision goes from `before` to `after` for the same reasons; `calls` of those tried."""
+    """Calls of one tool whose decision goes from `before` to `after` for the same reasons; `calls` of those tried.
+    Where both are "ask", another may approve, or for another time.
+    """
 
     direction: Direction
     server: str
@@ -55,6 +66,8 @@ class Change(msgspec.Struct, frozen=True):
     message: str
     calls: int
     example: Example
+    asked_before: Asked | None = None  # where before, or after, is "ask"
+    asked_after: Asked | None = None
 
 
 class Unreached(msgspec.Struct, frozen=True):
@@ -150,8 +163,9 @@ class _Comparison:
 
     def _note(self, verdicts: tuple[Verdict, Verdict], example: Example) -> None:
         before, after = verdicts
-        if before.effect != after.effect:
-            key = (example.server, example.tool, before.effect, after.effect, before.rules, after.rules)
+        asked = _asked(before), _asked(after)
+        if before.effect != after.effect or asked[0] != asked[1]:
+            key = (example.server, example.tool, before.effect, after.effect, before.rules, after.rules, asked)
             self._groups.setdefault(key, _Group(verdicts, example)).calls += 1
 
     def _told(self) -> Differences:
@@ -184,10 +198,28 @@ def _example(person: Person, situation: Situation, arguments: dict[str, Any], fa
     return Example(person.user, person.groups, person.agent, *about, arguments, person.kind, facts)
 
 
+def _asked(verdict: Verdict) -> Asked | None:
+    return Asked(verdict.approver, verdict.expires_s or APPROVAL_TTL_S) if verdict.effect == "ask" else None
+
+
+def _is_easier(before: Asked, after: Asked) -> bool:
+    """Another group may be a larger one: it counts as easier, both ways."""
+    is_other_group = before.approver != after.approver and _hardness(before) == _hardness(after)
+    return is_other_group or _hardness(after) < _hardness(before) or after.expires_s > before.expires_s
+
+
+def _hardness(asked: Asked) -> int:
+    return {"": 0, ANYBODY_ELSE: 1}.get(asked.approver, 2)
+
+
 def _change(group: _Group) -> Change:
     before, after = group.verdicts
+    asked = _asked(before), _asked(after)
+    easier = _RANK[after.effect] > _RANK[before.effect]
+    if asked[0] and asked[1]:
+        easier = _is_easier(asked[0], asked[1])
     return Change(
-        "more-permissive" if _RANK[after.effect] > _RANK[before.effect] else "stricter",
+        "more-permissive" if easier else "stricter",
         group.example.server,
         group.example.tool,
         before.effect,
@@ -197,4 +229,5 @@ def _change(group: _Group) -> Change:
         after.told,
         group.calls,
         group.example,
+        *asked,
     )

@@ -2,7 +2,7 @@
 
 A value is tried with its neighbours: a number beside a limit, a text that a pattern takes and one that it does not, an
 argument left out. Bounded; the same for the same bundles. Counterparts: `differences.py`; `occasions.py` for
-circumstances.
+circumstances; `pattern_samples.py` for texts that several patterns take.
 """
 
 import itertools
@@ -17,11 +17,13 @@ from cedarpy import _internal as cedar
 from tidegate.policy.bundle import CASES, ENTITIES, SCHEMA, Bundle
 from tidegate.policy.cases import load_cases
 from tidegate.policy.circumstances import CIRCUMSTANCES
+from tidegate.policy.comparisons import comparison_in
 from tidegate.policy.entities import ToolFacts, open_entities
 from tidegate.policy.facts import Facts
 from tidegate.policy.grants_schema import declared_actions
 from tidegate.policy.moments import moments_of, nodes_of
 from tidegate.policy.occasions import occasions_of, of_a_kind
+from tidegate.policy.pattern_samples import Pattern, shared_texts
 from tidegate.policy.rules import Rule, Uid, parse_rules
 from tidegate.policy.zones import zone_of
 
@@ -75,6 +77,7 @@ class _Mentions:
     servers: dict[str, None] = field(default_factory=dict)
     people: dict[Person, None] = field(default_factory=dict)
     values: list[tuple[Rule, dict[Path, list[Any]]]] = field(default_factory=list)
+    patterns: list[tuple[Rule, list[tuple[Path, Pattern]]]] = field(default_factory=list)  # on arguments
     cases: dict[ToolFacts, list[dict[str, Any]]] = field(default_factory=dict)
     around: list[tuple[Rule, dict[Path, list[Any]]]] = field(default_factory=list)  # circumstances, as `values`
     occasions: dict[tuple[str, str], dict[Facts, None]] = field(default_factory=dict)  # of cases, by server and tool
@@ -117,6 +120,7 @@ def _mentioned(bundle: Bundle, found: _Mentions) -> None:
         if moments or not is_whole or any(path == NOW for path, _ in _compared(bodies)):
             around[NOW] = moments
         found.values.append((rule, values))
+        found.patterns.append((rule, list(_patterns(bodies))))
         found.around.append((rule, around))
     for uid in open_entities(bundle.text(ENTITIES)).entities:
         _sorted_in(uid, found)
@@ -227,6 +231,10 @@ def _shapes(facts: ToolFacts, found: _Mentions) -> tuple[list[dict[str, Any]], b
                 held += [value for value in listed if not any(_equal(value, other) for other in held)]
     whole = all(len(listed) <= VALUES_MAX for listed in values.values())
     values = {path: listed[:VALUES_MAX] for path, listed in sorted(values.items())}
+    for path, patterns in _patterns_on(facts, found).items():
+        texts, is_all = shared_texts(patterns, [value for value in values[path] if isinstance(value, str)])
+        values[path] += texts
+        whole = whole and is_all
     shapes = [*bases, {}]
     combined = [*itertools.islice(itertools.product(*values.values()), SHAPES_MAX + 1)]
     if len(combined) <= SHAPES_MAX:
@@ -237,6 +245,15 @@ def _shapes(facts: ToolFacts, found: _Mentions) -> tuple[list[dict[str, Any]], b
     unique = {msgspec.json.encode(shape, order="sorted"): shape for shape in shapes}
     whole = whole and len(combined) <= SHAPES_MAX and len(unique) <= 2 * SHAPES_MAX
     return list(unique.values())[: 2 * SHAPES_MAX], whole
+
+
+def _patterns_on(facts: ToolFacts, found: _Mentions) -> dict[Path, list[Pattern]]:
+    patterns: dict[Path, list[Pattern]] = {}
+    for rule, mentioned in found.patterns:
+        if mentioned and _may_match(rule, facts):
+            for path, pattern in mentioned:
+                _hold(patterns.setdefault(path, []), pattern)
+    return patterns
 
 
 def _same(one: ToolFacts, other: ToolFacts) -> bool:
@@ -307,6 +324,15 @@ def _compared(bodies: list[Any]) -> Iterator[tuple[Path, Any]]:
                 yield from _sides(op, operand[0], operand[1])
             elif isinstance(operand, list) and (example := of_a_kind(op)) and (path := _path(operand[0])) is not None:
                 yield path, example
+
+
+def _patterns(bodies: list[Any]) -> Iterator[tuple[Path, Pattern]]:
+    for node in nodes_of(bodies):
+        if "like" not in node or (compared := comparison_in("like", node["like"])) is None:
+            continue
+        path = _path(compared[0])
+        if path is not None and path[:1] == ("args",) and len(path) > 1 and compared[1].like:
+            yield path[1:], compared[1].like
 
 
 def _truths(node: Any) -> Iterator[tuple[Path, Any]]:
