@@ -20,12 +20,15 @@ from tidegate_cli.options import live_settings
 from tidegate_cli.output import print_document
 from tidegate_cli.released import bundle_bytes
 
+PREFIX_CHARS_MIN = 8
+BEGUN_MAX = 2_000  # records of all calls whose ids begin as is asked: an id begins with its time
 CALL_EVENTS = ("call.requested", "call.abandoned", "call.completed")
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a call; `rules` maps the determining rules to their text in the bundle that decided; `again`
-    says whether that bundle decides the same from what the event keeps.
+    """What is known of a call; `rules` maps the determining rules to their text in the bundle that decided, `watching`
+    those that would have determined what a shadow says, in their bundles; `again` says whether the bundle that decided
+    decides the same from what the event keeps.
     """
 
     decision_id: str
@@ -33,6 +36,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     ended: Seen | None
     findings: tuple[Seen, ...]
     rules: dict[str, str]
+    watching: dict[str, str] = {}
     again: str = ""
     approvals: tuple[Seen, ...] = ()  # what became of the question that a rule asked, in order
 
@@ -43,6 +47,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
             "ended": None if self.ended is None else self.ended.fields,
             "findings": [finding.fields for finding in self.findings],
             "rules": self.rules,
+            "watching": self.watching,
             "again": self.again,
             "approvals": [event.fields for event in self.approvals],
         }
@@ -51,6 +56,10 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 def explain(config: Path, decision_id: str, as_json: bool) -> None:
     """Raises CallerFault where the log has no such call."""
     settings = live_settings(config)
+    if len(decision_id.strip()) < PREFIX_CHARS_MIN:
+        raise CallerFault(
+            f"give at least the first {PREFIX_CHARS_MIN} characters of the id; `tidegate log tail` shows ids"
+        )
     story = asyncio.run(_story_of(settings, decision_id.strip()))
     if as_json:
         print_document(story.document())
@@ -65,6 +74,9 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
 
     async with reading(settings) as log:
         stored, findings = await _about(log, decision_id, tenants_of(settings), settings.tenant)
+        decision_id = _whole(decision_id, stored)
+        stored = [seen for seen in stored if seen.text("call_id") == decision_id]
+        findings = [seen for seen in findings if decision_id in seen.fields.get("call_ids", ())]
         events = await _opened(settings, log, stored)
         requested = next((seen for seen in events if seen.type.startswith("call.requested.")), None)
         ended = [seen for seen in events if not seen.type.startswith("call.requested.")]
@@ -75,6 +87,7 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
                 raise CallerFault(f"that is an approval: `tidegate approvals show {decision_id}` tells of it")
             raise CallerFault(f"the log holds no call {decision_id}; `tidegate log tail` shows the ids of the latest")
         canonical = await _bundle_of(log, first)
+        watching = await _watching(log, first)
         approvals = await _opened(settings, log, await _approvals(log, first))
         declared = await _definition_of(log, first)
     return Story(
@@ -83,14 +96,15 @@ async def _story_of(settings: Settings, decision_id: str) -> Story:
         ended=ended[-1] if ended else None,
         findings=tuple(findings),
         rules=_rule_texts(canonical, first),
+        watching=watching,
         again=decided_again(canonical, first, declared),
         approvals=tuple(approvals),
     )
 
 
 async def _about(log: EventLog, decision_id: str, tenants: frozenset[str], first: str) -> tuple[list[Seen], list[Seen]]:
-    """The call's own events, and the findings that name it; of the first tenant, where several have such a call. Bytes
-    are compared first: most records are others'.
+    """The events of calls whose id begins so, and the findings that name them; of the first tenant, where several have
+    such a call. Bytes are compared first: most records are others'. Raises CallerFault where they are too many.
     """
     from tidegate_cli.reading import records
 
@@ -106,13 +120,37 @@ async def _about(log: EventLog, decision_id: str, tenants: frozenset[str], first
             skipped += 1
         elif seen.text("tenant") not in tenants:
             continue
-        elif seen.name in CALL_EVENTS and seen.text("call_id") == decision_id:
+        elif seen.name in CALL_EVENTS and seen.text("call_id").startswith(decision_id):
             events.append(seen)
-        elif seen.name == "finding.raised" and decision_id in seen.fields.get("call_ids", ()):
+        elif seen.name == "finding.raised" and any(
+            str(one).startswith(decision_id) for one in seen.fields.get("call_ids", ())
+        ):
             findings.append(seen)
+        if len(events) + len(findings) > BEGUN_MAX:
+            raise CallerFault(f"more than {BEGUN_MAX} records begin with {decision_id}: give more of the id")
     tell_skipped(skipped)
     of = min((seen.text("tenant") for seen in events), key=lambda tenant: (tenant != first, tenant), default="")
     return [seen for seen in events if seen.text("tenant") == of], [one for one in findings if one.text("tenant") == of]
+
+
+def _whole(decision_id: str, events: list[Seen]) -> str:
+    """The one id that begins so; what is nobody's stays. Raises CallerFault where it is several calls'."""
+    found = sorted({seen.text("call_id") for seen in events})
+    if len(found) > 1:
+        told = ", ".join(found[:3])
+        raise CallerFault(f"{len(found)} calls' ids begin with {decision_id}: give more of it ({told}, …)")
+    return found[0] if found else decision_id
+
+
+async def _watching(log: EventLog, call: Seen) -> dict[str, str]:
+    """The text of the rules that would have decided in shadow mode, or in a shadow."""
+    found: dict[str, str] = {}
+    for shadow in call.fields.get("shadows", ()):
+        ids = {str(name) for name in shadow.get("rules", ())}
+        canonical = await bundle_bytes(log, call.text("tenant"), str(shadow.get("bundle", ""))) if ids else None
+        if canonical is not None:
+            found |= rules_in(canonical, ids)
+    return found
 
 
 async def _approvals(log: EventLog, call: Seen) -> list[Seen]:

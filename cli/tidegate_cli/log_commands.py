@@ -45,7 +45,7 @@ def tail(
 
 def why(
     decision_id: Annotated[
-        str, typer.Argument(metavar="DECISION_ID", help="A call's id: denials, tail and `calls` show it.")
+        str, typer.Argument(metavar="DECISION_ID", help="A call's id, or its beginning: denials and tail show it.")
     ],
     config: ConfigOption = CONFIG_DEFAULT,
     as_json: JsonOption = False,

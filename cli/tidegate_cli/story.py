@@ -28,6 +28,8 @@ def show(story: Story) -> None:
         _say("finding", f"[red]{plain(seen.text('severity'))}[/] {told}")
     for name, text in story.rules.items():
         say(f"\n[bold]rule {plain(name)}[/] in bundle {plain(call.text('bundle')[:12])}\n[cyan]{lines(text)}[/]")
+    for name, text in story.watching.items():
+        say(f"\n[bold]rule {plain(name)}[/], which did not rule\n[cyan]{lines(text)}[/]")
 
 
 def _say(label: str, value: str) -> None:
