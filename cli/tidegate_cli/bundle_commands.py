@@ -52,8 +52,11 @@ def check(
     ),
     against: Annotated[
         str,
-        typer.Option("--against", metavar="RELEASE|DIR", help="Show what it decides otherwise than that."),
+        typer.Option("--against", metavar="RELEASE|DIR", help="Show what it decides otherwise than that, or `ruling`."),
     ] = "",
+    strict: Annotated[
+        bool, typer.Option("--fail-on-more-permissive", help="Exit code 1 where --against shows more let pass.")
+    ] = False,
     ring: RingOption = "main",
     token: TokenOption = "",
     config: ConfigOption = CONFIG_DEFAULT,
@@ -62,11 +65,11 @@ def check(
     """Check a bundle's directory without any service: grants, rules, schema, entities, inspection, and its own cases.
 
     With --against it is also compared with another bundle: what became more permissive, stricter or unreachable; a
-    release is asked of the policy service. Exit code 1 where it could not be released.
+    release, or `ruling` for what rules, is asked of the policy service. Exit code 1 where it could not be released.
     """
     from tidegate_cli.bundles import show_check
 
-    raise typer.Exit(show_check(directory, show_cedar, against, ring, config, token, as_json))
+    raise typer.Exit(show_check(directory, show_cedar, against, strict, ring, config, token, as_json))
 
 
 def try_cases(

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidegate.errors import BundleFault, CallerFault, Problem
+from tidegate.errors import BundleFault, CallerFault, ConfigFault, Problem
 from tidegate_cli.management import Management, open_management, segment
 from tidegate_cli.options import live_settings
 from tidegate_cli.output import lines, plain, print_document, say
@@ -20,9 +20,13 @@ PROBLEMS_SHOWN_MAX = 20
 
 
 def show_check(
-    directory: Path, show_cedar: bool, against: str, ring: str, config: Path, token: str, as_json: bool
+    directory: Path, show_cedar: bool, against: str, strict: bool, ring: str, config: Path, token: str, as_json: bool
 ) -> int:
-    """The exit code: 1 where a problem is fatal. `against`: a release or directory; "": compared with nothing."""
+    """The exit code: 1 where a problem is fatal or, if strict, more may pass. `against`: a release or directory; "":
+    compared with nothing.
+    """
+    if strict and not against:
+        raise ConfigFault("--fail-on-more-permissive: say with --against than what, for example --against ruling")
     from tidegate.policy.bundle import load_bundle
     from tidegate.policy.cases import load_cases
     from tidegate.policy.check import check_bundle
@@ -38,11 +42,12 @@ def show_check(
     fatal = any(problem.fatal for problem in problems)
     listed = [problem._asdict() for problem in problems]
     differences = _differences(directory, against, ring, config, token) if against and not fatal else None
+    failed = fatal or (strict and differences is not None and has_wider(differences))
     if as_json:
         shown: dict[str, Any] = {"cedar": cedar} if show_cedar else {}
         shown |= {"against": differences} if against else {}
         print_document({"releasable": not fatal, "digest": digest, "cases": cases, "problems": listed, **shown})
-        return int(fatal)
+        return int(failed)
     if show_cedar:
         say(lines(cedar) if cedar else "There is no grants.yaml that compiles: the rules are in policies/*.cedar.\n")
     say_problems(listed, directory)
@@ -54,7 +59,13 @@ def show_check(
 
         say(f"against {plain(against)}:")
         say_differences(differences)
-    return int(fatal)
+    return int(failed)
+
+
+def has_wider(found: "Differences") -> bool:
+    """Whether anything more may pass by the newer one."""
+    others = {one.direction for one in found.limits} | {one.direction for one in found.files}
+    return "more-permissive" in others or bool(found.of("more-permissive"))
 
 
 def _differences(directory: Path, against: str, ring: str, config: Path, token: str) -> "Differences":

@@ -61,7 +61,8 @@ def publish(
 ) -> None:
     """Check, sign and release a bundle; the edges of the ring obey it within a second.
 
-    What it lets pass that the ruling bundle does not is shown first; on a terminal you are asked then.
+    What it lets pass that the ruling bundle does not is shown first; on a terminal you are asked then. Without one
+    it is released: have a pipeline run `tidegate bundle check DIR --against ruling --fail-on-more-permissive` before.
 
     For everybody, or as a canary for some, or as a shadow that decides nothing. With a guard it is taken back by itself
     where it does worse than what ruled before, or rules beside it.

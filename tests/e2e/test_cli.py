@@ -136,6 +136,18 @@ def test_why_explains_a_refusal_with_the_rules_own_words(house: House) -> None:
     assert re.search(r"^ +says  .*may read the repository data/shop", story.stdout, re.MULTILINE)
 
 
+def test_why_takes_the_beginning_of_an_id_that_no_other_call_has(house: House) -> None:
+    whole, other = denial(house), denial(house)
+    if whole[:8] != other[:8]:  # they begin with their minute
+        whole = denial(house)
+    assert answer(house, "why", whole[:-1])["decision_id"] == whole
+    several = house.run("why", whole[:8])
+    assert several.returncode == 1
+    assert f"calls' ids begin with {whole[:8]}" in " ".join(several.stderr.split())
+    short = house.run("why", whole[:7])
+    assert (short.returncode, "at least the first 8 characters" in " ".join(short.stderr.split())) == (1, True)
+
+
 def test_why_explains_a_call_that_was_carried_out(house: House) -> None:
     house.run("call", "git__git_show", "repo_path=data/shop", "revision=HEAD", "--groups", "eng")
     tail = house.run("log", "tail", "--no-follow", "--tool", "git__git_show", "--json").stdout.splitlines()
@@ -200,6 +212,36 @@ def test_a_published_bundle_rules_and_a_rollback_undoes_it(house: House) -> None
     finally:
         rules.write_text(before)
         (policy / "cases.yaml").write_text(cases)
+
+
+def test_what_rules_can_be_compared_with_and_why_shows_the_text_of_a_rule_that_only_watches(house: House) -> None:
+    policy = house.root / EXAMPLE / "policy"
+    rules = policy / "policies" / "engineering.cedar"
+    before = rules.read_text()
+    watching = """
+@id("trial") @mode("shadow") @reason("The clock is on the wall.")
+forbid (principal, action == Action::"time/get_current_time", resource);
+"""
+    call = ("call", "time__get_current_time", "timezone=UTC", "--groups", "eng")
+    words = ("bundle", "check", str(policy), "--against", "ruling", "--fail-on-more-permissive")
+    rules.write_text(before + watching)
+    try:
+        checked = house.run(*words)
+        assert (checked.returncode, "no decision differs" in checked.stdout) == (0, True), checked.stderr
+        number = answer(house, "bundle", "publish", str(policy))["number"]
+        wait_for(lambda: f"release {number}" in why_of_latest(house, call), house)
+        story = why_of_latest(house, call)
+    finally:
+        rules.write_text(before)
+    assert "rule trial, which did not rule" in story
+    assert '@reason("The clock is on the wall.")' in story
+
+
+def why_of_latest(house: House, call: tuple[str, ...]) -> str:
+    """What `why` tells of a call that is made now."""
+    assert house.run(*call).returncode == 0
+    tail = house.run("log", "tail", "--no-follow", "--tool", call[1], "--json").stdout.splitlines()
+    return " ".join(house.run("why", json.loads(tail[-1])["call_id"]).stdout.split())
 
 
 def test_a_release_that_never_was_is_a_failure_that_says_where_to_look(house: House) -> None:

@@ -198,3 +198,20 @@ def test_what_is_told_reads_as_sentences_do() -> None:
 def test_a_slip_in_an_option_is_refused_with_a_sentence(wrong: object) -> None:
     with pytest.raises(ConfigFault):
         wrong()  # type: ignore[operator]
+
+
+def test_a_pipeline_can_fail_on_a_bundle_that_lets_more_pass(tmp_path: Path) -> None:
+    for name, limit in (("old", 10), ("new", 20)):
+        (tmp_path / name / "policies").mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text('{"v": 1, "name": "x"}')
+        (tmp_path / name / "policies" / "x.cedar").write_text(
+            '@id("some") permit (principal, action == Action::"shop/buy", resource)\n'
+            f"when {{ context.args has count && context.args.count < {limit} }};\n"
+        )
+    old, new = tmp_path / "old", tmp_path / "new"
+    for candidate, other, code in ((new, old, 1), (old, new, 0), (new, new, 0)):
+        words = ["bundle", "check", str(candidate), "--against", str(other)]
+        assert CliRunner().invoke(app, [*words, "--fail-on-more-permissive"]).exit_code == code
+        assert CliRunner().invoke(app, words).exit_code == 0
+    alone = CliRunner().invoke(app, ["bundle", "check", str(new), "--fail-on-more-permissive"])
+    assert isinstance(alone.exception, ConfigFault)
