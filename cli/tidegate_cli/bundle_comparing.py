@@ -38,14 +38,14 @@ def say_differences(found: Differences) -> None:
         say(f"[green]no decision differs[/]  {tried}")
     else:
         say(f"[dim]{tried}[/]")
-    if not found.whole:
-        say("[yellow]not all of it[/]  the bundles mention more than is tried; give cases for what matters most")
+    _say_whole(found)
 
 
 def say_wider(found: Differences) -> None:
-    """What becomes more permissive."""
+    """What becomes more permissive, and whether that may not be all."""
     _say_changes("[yellow]more permissive[/]", found.of("more-permissive"))
     _say_files(found)
+    _say_whole(found)
 
 
 def bundle_named(name: str, ring: str, config: Path, token: str) -> Bundle:
@@ -78,10 +78,37 @@ def released_bundle(management: Management, digest: str) -> Bundle:
 def _say_changes(title: str, changes: list[Change]) -> None:
     for change in changes[:SHOWN_MAX]:
         rules = ", ".join(change.rules_after) or f"no rule; before by {', '.join(change.rules_before)}"
-        say(f"{title}  {plain(f'{change.server}/{change.tool}')}  {change.before} → {change.after}, by {plain(rules)}")
+        say(f"{title}  {plain(f'{change.server}/{change.tool}')}  {plain(_turn(change))}, by {plain(rules)}")
         say(f"    for example {plain(_told(change.example))}")
     if len(changes) > SHOWN_MAX:
         say(f"and {len(changes) - SHOWN_MAX} more; --json lists all")
+
+
+def _turn(change: Change) -> str:
+    """ "deny → allow", or what differs between two questions."""
+    before, after = change.asked_before, change.asked_after
+    if before is None or after is None:
+        return f"{change.before} → {change.after}"
+    told = []
+    if before.approver != after.approver:
+        told.append(f"approver {before.approver or 'requester'} → {after.approver or 'requester'}")
+    if before.expires_s != after.expires_s:
+        told.append(f"expires {_duration(before.expires_s)} → {_duration(after.expires_s)}")
+    return f"ask: {', '.join(told)}"
+
+
+def _duration(seconds: int) -> str:
+    """As in `@expires`."""
+    size, unit = next((one for one in ((86_400, "d"), (3600, "h"), (60, "m")) if seconds % one[0] == 0), (1, "s"))
+    return f"{seconds // size}{unit}"
+
+
+def _say_whole(found: Differences) -> None:
+    if not found.whole:
+        say(
+            "[yellow]not all of it[/]  is compared: the bundles mention more than is tried; give cases for what "
+            "matters most"
+        )
 
 
 def _say_files(found: Differences) -> None:
