@@ -102,9 +102,9 @@ def _lacking(rule: Rule, errors: Iterable[str], declared: Declared) -> Iterator[
 
 def unknown_tested(rule: Rule, declared: Declared, labels: Mapping[str, Collection[str]]) -> Iterator[Problem]:
     """Arguments that a rule asks for (`has`) and none of its tools has: Cedar says nothing of them. Not fatal."""
-    args = rule.needs.parts.get("args", NOTHING)
-    actions = [action for action in _about(rule, labels) if action in declared]
-    for path in _tested(args, ()):
+    tested = list(_tested(rule.needs.parts.get("args", NOTHING), ()))
+    actions = [action for action in _about(rule, labels) if action in declared] if tested else []
+    for path in tested:
         inside = [set(found) for one in actions if (found := _members(declared[one], path[:-1])) is not None]
         if inside and not any(path[-1] in found for found in inside):
             which = actions[0] if len(actions) == 1 else f"none of {len(actions)} tools"
