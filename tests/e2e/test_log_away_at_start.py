@@ -25,7 +25,7 @@ from tidegate.secrets import ClusterSecrets
 from tidegate.sessions.opening import open_sessions
 from tidegate.settings import Settings
 from tidegate_edge import watch
-from tidegate_edge.kept_state import Definitions, KeptState
+from tidegate_edge.kept_state import STATE, Definitions, KeptState, Recalled
 from tidegate_edge.wiring import EdgeService, open_edge
 
 SECRETS = ClusterSecrets.generate()
@@ -45,10 +45,36 @@ class Quiet:
     async def close(self) -> None: ...
 
 
-class Moody:
-    """A log that is well, away, or quiet."""
+class Leaving:
+    """A subscription whose broker goes away after what it first brought."""
 
-    def __init__(self, log: SqliteLog, mood: Literal["well", "away", "quiet"]) -> None:
+    caught_up = False
+
+    def __init__(self, began: Subscription) -> None:
+        self._began = began
+        self._has_told = False
+
+    async def poll(self, records_max: int, timeout_s: float) -> list[Delivered]:
+        if self._has_told:
+            raise LogUnavailable("Kafka has left.")
+        records = await self._began.poll(records_max, timeout_s)
+        self._has_told = bool(records)
+        return records
+
+    async def lag(self) -> int:
+        raise LogUnavailable("Kafka has left.")
+
+    async def close(self) -> None:
+        await self._began.close()
+
+
+Mood = Literal["well", "away", "quiet", "leaving"]
+
+
+class Moody:
+    """A log that is well, away, quiet, or leaves while it is read."""
+
+    def __init__(self, log: SqliteLog, mood: Mood) -> None:
         self.log = log
         self.mood = mood
 
@@ -62,7 +88,10 @@ class Moody:
 
     async def follow(self, topics: Sequence[str], **more: Any) -> Subscription:
         self._check()
-        return Quiet() if self.mood == "quiet" else await self.log.follow(topics, **more)  # type: ignore[return-value]
+        if self.mood == "quiet":
+            return Quiet()  # type: ignore[return-value]
+        began = await self.log.follow(topics, **more)
+        return Leaving(began) if self.mood == "leaving" else began  # type: ignore[return-value]
 
     async def close(self) -> None: ...
 
@@ -105,7 +134,7 @@ def keep(settings: Settings, *quarantines: str) -> None:
 
 @contextlib.asynccontextmanager
 async def opened(
-    settings: Settings, mood: Literal["away", "quiet"], *logged: str, is_prepared: bool = True
+    settings: Settings, mood: Mood, *logged: str, is_prepared: bool = True
 ) -> AsyncIterator[tuple[EdgeService, Moody]]:
     """An edge and its log, which has these quarantines."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -148,6 +177,38 @@ async def test_it_begins_with_what_it_knew_and_is_corrected_by_the_log(
         assert edge.edge.approvals.is_current
     again = KeptState(settings, SECRETS.kept_key()).recall(now_us())
     assert {key.decode() for key in getattr(again, "quarantines", ())} == {"acme|stays", "acme|new"}
+
+
+async def test_what_it_heard_before_the_log_left_counts_more_than_what_it_kept(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    keep(settings, "kept")
+    log = SqliteLog(settings.data_dir / "log.db")
+    await log.prepare()
+    changed = ToolDefined(**stamp(), server="up", tool="t", digest="d2", definition=msgspec.Raw(b"{}"))
+    await log.append([Chain("catalog").seal(changed)])
+    await log.close()
+    async with opened(settings, "leaving", "new") as (edge, _):
+        await until(lambda: "log" not in edge.awaiting())
+        assert obeyed(edge) == {"kept", "new"}
+        known = edge.edge.holding.trust.of("up", "t")
+        assert known is not None
+        assert (known.trusted, known.current) == ("d", "d2")
+        again = KeptState(settings, SECRETS.kept_key()).recall(now_us())  # as if it were killed now
+        assert isinstance(again, Recalled)
+        assert set(again.quarantines) == {b"acme|kept", b"acme|new"}
+        (tool,) = again.definitions.trusting.tools
+        assert (tool.trusted, tool.current) == ("d", "d2")
+
+
+async def test_an_edge_says_that_its_disk_cannot_keep_what_it_obeys(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    known = KeptState(settings, SECRETS.kept_key()).directory
+    (known / STATE).mkdir(parents=True)  # neither written over nor unlinked
+    async with opened(settings, "well", "new") as (edge, _):
+        await until(lambda: "log" not in edge.awaiting(), 20)
+        await until(lambda: edge.degraded() == {"disk"}, 20)
+        (known / STATE).rmdir()
+        await until(lambda: edge.degraded() == set(), 20)
 
 
 async def test_with_nothing_kept_it_waits_for_a_log_that_left_after_it_was_prepared(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tidegate.limits import Limits
 from tidegate.log.port import Delivered
 from tidegate.policy.trusting import Trusting
 from tidegate.secrets import ClusterSecrets
+from tidegate.settings import Edge as EdgeSettings
 from tidegate.settings import Kafka, Settings
 from tidegate_edge import kept_state, remembering
 from tidegate_edge.kept_state import MAGIC, STATE, Definitions, KeptState, NotUsable, Recalled
@@ -100,7 +103,7 @@ def cut(path: Path) -> None:
 
 
 def another_version(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(MAGIC, MAGIC.replace(b"2", b"3")))
+    path.write_bytes(path.read_bytes().replace(MAGIC, MAGIC.replace(b"3", b"4")))
 
 
 def swapped(path: Path) -> None:
@@ -108,7 +111,28 @@ def swapped(path: Path) -> None:
     path.write_bytes((catalog_of(path.parent) if path.name == STATE else path.parent / STATE).read_bytes())
 
 
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_link(path: Path) -> None:
+    path.rename(path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
+
+
+def endless(path: Path) -> None:
+    """All of it is there, and then nothing for a tebibyte."""
+    os.truncate(path, 1 << 40)
+
+
 HARM: list[Callable[[Path], None]] = [flipped, cut, another_version, swapped, Path.unlink, lambda path: cut_to(path, 0)]
+HARM += [a_pipe, a_directory, a_link, endless]
 
 
 def cut_to(path: Path, size: int) -> None:
@@ -127,13 +151,18 @@ def test_what_is_not_whole_and_unaltered_counts_as_absent(
     assert "Start it when Kafka is back" in found.sentence
 
 
-def test_it_serves_no_other_cluster_and_no_other_log(tmp_path: Path) -> None:
+def test_it_serves_no_other_cluster_no_other_log_and_no_other_edge(tmp_path: Path) -> None:
     kept(tmp_path)
-    others = ({"log": "kafka://127.0.0.1:10"}, {"tenant": "other"}, {"kafka": Kafka(prefix="other.")})
+    others: tuple[dict[str, Any], ...] = (
+        {"log": "kafka://127.0.0.1:10"},
+        {"tenant": "other"},
+        {"kafka": Kafka(prefix="other.")},
+    )
+    others += ({"region": "eu"}, {"edge": EdgeSettings(id="edge-2")}, {"listen": "127.0.0.1:8099"})
     for other in others:
         found = KeptState(settings(tmp_path, **other), KEY).recall(NOW)
         assert isinstance(found, NotUsable), other
-        assert "other settings of tenant, log or kafka" in found.sentence
+        assert "by another edge, or with other settings of tenant, region, edge.id, log or kafka" in found.sentence
     stranger = KeptState(settings(tmp_path), ClusterSecrets.generate().kept_key()).recall(NOW)
     assert isinstance(stranger, NotUsable)
     assert "other cluster secrets" in stranger.sentence
@@ -177,6 +206,24 @@ def test_a_fold_begun_from_what_was_kept_ends_where_one_that_never_stopped_does(
     for event in events[at:]:
         again.apply(event)
     assert again.snapshot() == after.snapshot()
+
+
+@given(st.lists(_event, max_size=12, unique_by=lambda one: one[3]), st.integers(0, 12), st.integers(0, 12))
+def test_what_was_read_and_what_was_kept_are_together_what_the_longer_of_them_knew(
+    drawn: list[tuple[int, str, str, int]], read: int, at: int
+) -> None:
+    events = [event_of(one) for one in drawn]
+    begun = folded(*events[:read])
+    begun.restore(folded(*events[:at]).snapshot())
+    assert what_matters(begun) == what_matters(folded(*events[: max(read, at)]))
+
+
+def what_matters(trusting: Trusting) -> list[tuple[Any, ...]]:
+    """All but definitions that are neither trusted nor offered."""
+    return [
+        (one.tool, one.first, one.later, one.current, one.since_us, one.approval, one.definitions.get(one.current))
+        for one in trusting.all()
+    ]
 
 
 def quarantine(number: int, value: bytes | None = b"stopped") -> Delivered:
@@ -224,6 +271,92 @@ async def test_what_cannot_be_kept_is_not_left_as_it_was_and_is_kept_when_it_can
         again = await Remembering(settings(tmp_path), KEY).recall(AWAY)
         assert set(again.quarantines) == {b"acme|q1"}
         assert again.definitions == definitions()
+
+
+async def test_what_was_heard_before_the_log_left_is_known_to_the_next_start_too(tmp_path: Path) -> None:
+    """It was cut off while it read; what it heard counts more than what was kept before."""
+    KeptState(settings(tmp_path), KEY).keep(now_us(), {b"acme|q1": b"old", b"acme|q2": b"old"}, definitions())
+    one = Remembering(settings(tmp_path), KEY)
+    one.definitions = definitions
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(one.run())
+        one.note([quarantine(2, None), quarantine(3)])
+        await one.settled()
+        begun = await one.recall(AWAY)
+        await one.settled()
+        known = {b"acme|q1": b"old", b"acme|q3": b"stopped"}
+        assert begun.quarantines == known, "with this it begins"
+        again = await Remembering(settings(tmp_path), KEY).recall(AWAY)
+        assert again.quarantines == known, "this is on its disk by then"
+        running.cancel()
+
+
+async def test_a_disk_that_can_neither_be_written_nor_cleared_is_said_to_be_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remembering, "RETRY_S", 0.01)
+    async with remembers(tmp_path) as one:
+        assert (one.is_lost, one.is_stale) == (False, False)
+        a_directory(one._kept.directory / STATE)  # neither written over nor unlinked, whoever asks
+        one.note([quarantine(1)])
+        await one.settled()
+        assert (one.is_lost, one.is_stale) == (True, True)
+        assert caplog.text.count("what is out of date cannot be removed") == 1
+        (one._kept.directory / STATE).rmdir()
+        await until(lambda: not one.is_lost)
+        assert not one.is_stale
+        again = await Remembering(settings(tmp_path), KEY).recall(AWAY)
+        assert set(again.quarantines) == {b"acme|q1"}
+
+
+def unprivileged(work: Callable[[], None]) -> None:
+    """As somebody to whom modes of files matter; in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            if os.getuid() == 0:
+                os.setgid(65_534)
+                os.setuid(65_534)
+            work()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def unwritable() -> Iterator[Path]:
+    """A root that anybody may enter, in whose directory `known` nothing can be made, renamed or removed."""
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        state = kept(root)
+        for path in (state.directory, *state.directory.parents):
+            if path.is_relative_to(root):
+                path.chmod(0o755)
+        yield root
+
+
+def test_what_lies_where_nothing_can_be_written_may_be_out_of_date_and_is_not_begun_with(unwritable: Path) -> None:
+    state = KeptState(settings(unwritable), KEY)
+    for path in state.directory.iterdir():
+        path.chmod(0o644)
+    state.directory.chmod(0o555)
+
+    def check() -> None:
+        found = state.recall(NOW)
+        assert isinstance(found, NotUsable)
+        assert "cannot be written (Permission denied)" in found.sentence
+
+    unprivileged(check)
+
+
+def test_what_cannot_be_removed_is_emptied_where_that_can_be(unwritable: Path) -> None:
+    state = KeptState(settings(unwritable), KEY)
+    for path in state.directory.iterdir():
+        path.chmod(0o666)
+    state.directory.chmod(0o555)
+    unprivileged(state.forget)
+    assert [path.stat().st_size for path in state.directory.iterdir()] == [0, 0]
+    assert isinstance(state.recall(NOW), NotUsable)
 
 
 async def test_an_edge_that_is_told_to_keep_nothing_leaves_nothing(tmp_path: Path) -> None:

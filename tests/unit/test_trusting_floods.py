@@ -171,7 +171,7 @@ def test_folding_twice_in_halves_or_from_a_snapshot_is_folding_once(drawn: Any, 
     once = folded(*events)
     assert state(folded(*events, *events)) == state(once)
     assert state(folded(*events[:cut], *events)) == state(once)
-    begun = Trusting("acme")
+    begun = folded(*events[: cut // 2])
     begun.restore(folded(*events[:cut]).snapshot())
     for event in events:
         begun.apply(event)

@@ -18,6 +18,8 @@ _GAUGES = {
     "tidegate_spool_backlog_records": "Records durable here and not yet in the log",
     "tidegate_spool_backlog_bytes": "Bytes durable here and not yet in the log",
     "tidegate_log_unheard_seconds": "Since it was last known that the log holds no more than this edge obeys",
+    "tidegate_kept_state_lost": "1 while what the log told cannot be kept on this disk",
+    "tidegate_kept_state_stale": "1 while this disk has older quarantines, and can neither be written nor cleared",
     "tidegate_subject_keys_unpublished": "Keys of subjects, durable here and not yet in the log",
     "tidegate_spool_backlog_age_seconds": "Age of the oldest record that is durable here and not yet in the log",
     "tidegate_spool_fault": "1 while records cannot be shipped to the log",

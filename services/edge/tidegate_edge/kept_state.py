@@ -3,14 +3,16 @@ and when the edge last knew that the log held no more. By it an edge starts whil
 
 Two files: `catalog-*.kept`, and `state.kept`, which names the other one and is replaced last, so that both are of one
 moment. Both are sealed with a key of the cluster's secrets: what was altered, torn or cut off counts as absent. What is
-kept serves the log alone that it was heard from, by the settings that reached it, so that a mistyped address does not
-pass for an outage. Blocks. Counterpart: `remembering.py`, which says when.
+kept serves the edge alone that heard it, and the log alone that it was heard from, by the settings that reached it, so
+that a mistyped address does not pass for an outage. Blocks. Counterpart: `remembering.py`, which says when.
 """
 
 import contextlib
 import hashlib
 import hmac
 import os
+import socket
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +22,23 @@ import msgspec
 
 from tidegate.limits import KEPT_STATE_BYTES_MAX
 from tidegate.policy.trusting import Snapshot
-from tidegate.settings import Settings
+from tidegate.settings import Settings, host_port
+from tidegate_edge.calls import Place
 from tidegate_edge.offers import Key
 
-MAGIC: Final = b"tidegate kept state 2\n"  # another format, or another meaning of it, has another number
+MAGIC: Final = b"tidegate kept state 3\n"  # another format, or another meaning of it, has another number
 STATE: Final = "state.kept"
+PROBE: Final = "probe"
 _SEAL_BYTES: Final = 32
+_FILE_BYTES_MAX: Final = len(MAGIC) + _SEAL_BYTES + KEPT_STATE_BYTES_MAX
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # follows no link, waits for nobody
 _T = TypeVar("_T")
+
+
+def place_of(settings: Settings) -> Place:
+    """Where an edge with these settings is."""
+    name = settings.edge.id or f"{socket.gethostname()}-{host_port(settings.listen)[1]}"
+    return Place(settings.tenant, settings.region, name)
 
 
 class Definitions(msgspec.Struct, frozen=True):
@@ -53,7 +65,7 @@ class NotUsable:
 
 
 class _State(msgspec.Struct, frozen=True):
-    log: str  # names the settings that the log was reached by
+    source: str  # names the edge, and the settings that it reached the log by
     heard_us: int
     quarantines: dict[bytes, bytes]
     catalog: str  # name of the file
@@ -65,9 +77,9 @@ class KeptState:
     def __init__(self, settings: Settings, key: bytes) -> None:
         self.directory = settings.data_dir / "known"
         self._key = key
-        self._tenant = settings.tenant
         self._age_s_max = settings.limits.kept_state_s
-        self._log = hmac.digest(key, msgspec.json.encode((settings.tenant, settings.log, settings.kafka)), "sha256")
+        source = msgspec.json.encode((place_of(settings), settings.log, settings.kafka))
+        self._source = hmac.digest(key, source, "sha256").hex()
         self._catalog = ""
 
     def keep(self, heard_us: int, quarantines: Mapping[bytes, bytes], definitions: Definitions | None) -> None:
@@ -79,7 +91,7 @@ class KeptState:
             content = self._sealed(msgspec.msgpack.encode(definitions))
             self._catalog = f"catalog-{hashlib.sha256(content).hexdigest()[:16]}.kept"
             self._write(self._catalog, content)
-        state = _State(self._log.hex(), heard_us, dict(quarantines), self._catalog)
+        state = _State(self._source, heard_us, dict(quarantines), self._catalog)
         self._write(STATE, self._sealed(msgspec.msgpack.encode(state)))
         for path in self.directory.glob("catalog-*"):
             if path.name != self._catalog:
@@ -88,7 +100,7 @@ class KeptState:
     def sync(self) -> None:
         """Raises OSError."""
         for path in (self.directory / self._catalog, self.directory / STATE, self.directory):
-            file = os.open(path, os.O_RDONLY)
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 os.fsync(file)
             finally:
@@ -96,26 +108,41 @@ class KeptState:
 
     def forget(self) -> None:
         """Rather nothing than what is not true any more. Raises OSError."""
-        (self.directory / STATE).unlink(missing_ok=True)
-        for path in self.directory.glob("catalog-*"):
-            path.unlink(missing_ok=True)
+        for path in (self.directory / STATE, *self.directory.glob("catalog-*")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # of the directory: the file itself may still be emptied
+                with contextlib.suppress(FileNotFoundError):
+                    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK))
 
     def recall(self, now_us: int) -> Recalled | NotUsable:
         """What was kept, if it may be begun with now."""
         state = self._read(STATE, _State)
         if isinstance(state, NotUsable):
             return state
-        if not hmac.compare_digest(state.log, self._log.hex()):
+        if not hmac.compare_digest(state.source, self._source):
             return NotUsable(
-                f"What {self.directory} keeps was heard with other settings of tenant, log or kafka. If those of now "
-                "are right, start it when Kafka is back"
+                f"What {self.directory} keeps was heard by another edge, or with other settings of tenant, region, "
+                "edge.id, log or kafka. If those of now are right, start it when Kafka is back"
             )
         if (told := self._too_old(state.heard_us, now_us)) is not None:
             return told
         definitions = self._read(state.catalog, Definitions)
         if isinstance(definitions, NotUsable):
             return definitions
-        return Recalled(state.heard_us, state.quarantines, definitions)
+        return self._not_writable() or Recalled(state.heard_us, state.quarantines, definitions)
+
+    def _not_writable(self) -> NotUsable | None:
+        """On such a disk an edge has obeyed what it could neither keep nor forget."""
+        try:
+            self._write(PROBE, b"")
+            (self.directory / PROBE).unlink()
+        except OSError as error:
+            return NotUsable(
+                f"{self.directory} cannot be written ({error.strerror}), so that what it keeps may be older than what "
+                "was obeyed. Let the edge write there, and start it when Kafka is back"
+            )
+        return None
 
     def _too_old(self, heard_us: int, now_us: int) -> NotUsable | None:
         """A clock that was set back by more than the bound would make what is old young: it is not believed either."""
@@ -130,7 +157,8 @@ class KeptState:
     def _write(self, name: str, content: bytes) -> None:
         draft = self.directory / f".{name}.new"
         try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            draft.unlink(missing_ok=True)
+            with open(os.open(draft, _NEW, 0o600), "wb") as file:
                 file.write(content)
             draft.replace(self.directory / name)
         except OSError:
@@ -146,8 +174,10 @@ class KeptState:
     def _read(self, name: str, kind: type[_T]) -> _T | NotUsable:
         path = self.directory / name
         try:
-            with path.open("rb") as file:
-                raw = file.read(len(MAGIC) + _SEAL_BYTES + KEPT_STATE_BYTES_MAX + 1)
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                about = os.fstat(file.fileno())
+                is_sound = stat.S_ISREG(about.st_mode) and about.st_size <= _FILE_BYTES_MAX
+                raw = file.read(_FILE_BYTES_MAX) if is_sound else b""
         except FileNotFoundError:
             return NotUsable(
                 f"{path} does not exist: an edge that has never been ready with this data directory needs the log. "

@@ -2,12 +2,13 @@
 
 What tightens is on the disk before it takes effect, where the disk answers within AHEAD_S: an edge that is killed and
 starts while the log is away knows all that it had obeyed. What cannot be kept is not there at all: rather no start than
-one without a quarantine. Off the hot path; a cluster's edges only, for a local log is on the disk itself. Counterparts:
-`watch.py`, which folds; `kept_state.py`, the files.
+one without a quarantine; a disk that takes even that no more is said to be `stale`. Off the hot path; a cluster's edges
+only, for a local log is on the disk itself. Counterparts: `watch.py`, which folds; `kept_state.py`, the files.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -36,8 +37,8 @@ class Remembering:
         self._is_shared = not settings.is_local
         self._is_on = self._is_shared and settings.limits.kept_state_s > 0
         self._is_based = False  # all that the log held once is in here: from then on it is kept
-        self._is_lost = False
         self._standing: dict[bytes, bytes] = {}  # quarantines, as `control-state` has them
+        self._gone: set[bytes] = set()  # what the log has no more, and the disk may have: empty once `_is_based`
         self._some = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self._changed = False  # since the last write: quarantines, or definitions
@@ -45,6 +46,8 @@ class Remembering:
         self.definitions: Callable[[], Definitions]
         self.heard_us = 0  # when it was last known that the log held no more than is known here
         self.is_heard = False  # False: the log is away
+        self.is_lost = False  # what the log told cannot be kept
+        self.is_stale = False  # nor can what was kept before be removed
 
     @property
     def unheard_s(self) -> float:
@@ -62,14 +65,19 @@ class Remembering:
         return None
 
     async def recall(self, away: LogUnavailable) -> Recalled:
-        """Raises LogUnavailable, which says of both why."""
+        """What was kept, with what the log has told since the start, which counts more. The caller folds it, and waits
+        until it is `settled`. Raises LogUnavailable, which says of both why.
+        """
         told = "By limits.kept_state_s this edge keeps nothing to start with. Start it when Kafka is back"
         found = await asyncio.to_thread(self._kept.recall, now_us()) if self._is_on else NotUsable(told)
         if isinstance(found, NotUsable):
             raise LogUnavailable(f"{away.sentence} {found.sentence}", code=away.code)
-        self._standing = dict(found.quarantines)
-        self.heard_us, self._is_based = found.heard_us, True
-        return found
+        kept = {key: value for key, value in found.quarantines.items() if key not in self._gone}
+        self._standing = {**kept, **self._standing}
+        self._changed |= self._standing != found.quarantines
+        self.heard_us = found.heard_us
+        self._base()
+        return dataclasses.replace(found, quarantines=dict(self._standing))
 
     def note(self, records: Iterable[Delivered]) -> None:
         """What the log tells, before it takes effect."""
@@ -93,7 +101,8 @@ class Remembering:
 
     async def caught_up(self, at_us: int) -> None:
         """All that the log held at that time is known now; on the disk, too, on return, where that answers in time."""
-        self._is_based = self._redefined = True
+        self._base()
+        self._redefined = True
         self.heard_us = max(self.heard_us, at_us)
         if self._is_on:
             await asyncio.wait({self._write_soon()}, timeout=CAUGHT_UP_S)
@@ -126,11 +135,11 @@ class Remembering:
     async def run(self) -> None:
         """Write. Until cancelled."""
         if not self._is_on:
-            await asyncio.to_thread(self._kept.forget)
+            await self._forget()
             return
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S if self._is_lost else None):
+                async with asyncio.timeout(RETRY_S if self.is_lost else None):
                     await self._some.wait()
             self._some.clear()
             waiting, self._waiting = self._waiting, []
@@ -154,26 +163,41 @@ class Remembering:
             await asyncio.to_thread(work)
         except (OSError, ValueError) as error:
             self._redefined = True
-            if not self._is_lost:
+            if not self.is_lost:
                 _log.error(
                     "what the log told cannot be kept in %s (%s): until it can, this edge starts only while Kafka is "
                     "there",
                     self._kept.directory,
                     error,
                 )
-            self._is_lost = True
+            self.is_lost = True
             await self._forget()
             return False
-        self._is_lost = False
+        self.is_lost = self.is_stale = False
         return True
 
     async def _forget(self) -> None:
         try:
             await asyncio.to_thread(self._kept.forget)
         except OSError as error:
-            _log.error("what is out of date cannot be removed from %s: %s", self._kept.directory, error)
+            if not self.is_stale:
+                _log.error(
+                    "what is out of date cannot be removed from %s (%s): if this edge ends before it can, do not "
+                    "start it again while Kafka is away, or remove that directory first",
+                    self._kept.directory,
+                    error,
+                )
+            self.is_stale = True
+        else:
+            self.is_stale = False
+
+    def _base(self) -> None:
+        self._is_based = True
+        self._gone.clear()
 
     def _set(self, key: bytes, value: bytes | None) -> None:
+        if not self._is_based:
+            (self._gone.add if value is None else self._gone.discard)(key)
         if self._standing.get(key) == value:
             return
         self._changed = True

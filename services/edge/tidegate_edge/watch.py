@@ -70,8 +70,8 @@ class Watch:
         """Calls are served, and what the log tells is not heard."""
         return self.begun.is_set() and not self.remembering.is_heard
 
-    def begin_without_log(self, recalled: Recalled) -> None:
-        """Serve by what this disk has of the log, until it has been read."""
+    async def begin_without_log(self, recalled: Recalled) -> None:
+        """Serve by what this disk has of the log, and by what was read before it left, until it has been read."""
         self._is_prepared = False
         for key, value in recalled.quarantines.items():
             self._unconfirmed.add(key)
@@ -80,9 +80,10 @@ class Watch:
         trust.restore(recalled.definitions.trusting)
         self.definitions.clear()
         self.definitions.update({(known.server, known.tool): known.current for known in trust.all() if known.current})
-        self.offers.clear()
-        self.offers.update(recalled.definitions.offers)
+        for offer, digest in recalled.definitions.offers:
+            self.offers.setdefault(offer, digest)
         self._edge.holding.is_stirred = True
+        await self.remembering.settled()
         self.begun.set()
         _log.warning(
             "the log is away: this edge serves by what it kept of it at %s (%d quarantines, %d definitions). Of "
@@ -110,7 +111,7 @@ class Watch:
         self.remembering.is_heard = False
         if not self.begun.is_set():
             try:
-                self.begin_without_log(await self.remembering.recall(fault))
+                await self.begin_without_log(await self.remembering.recall(fault))
             except LogUnavailable as more:
                 fault = more
         if self.begun.is_set() and self._edge.holding.is_stirred:

@@ -27,13 +27,13 @@ from tidegate.settings import Settings, host_port
 from tidegate_edge.announcements import Announcement
 from tidegate_edge.app import well_known_routes
 from tidegate_edge.approval_page import approval_routes
-from tidegate_edge.calls import Place
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.counters import EdgeCollector
 from tidegate_edge.desk import Desk
 from tidegate_edge.discovery import Discovery
 from tidegate_edge.edge import Edge
 from tidegate_edge.http_front import McpProtocol, protocol_class, sweep_connections
+from tidegate_edge.kept_state import place_of
 from tidegate_edge.listening import ListChange
 from tidegate_edge.outlet import Outlets
 from tidegate_edge.peers import PeerDoor
@@ -87,8 +87,7 @@ async def open_edge(
 
     Leave it after the server has drained: it ends upstream processes, then makes every record durable.
     """
-    edge_id = settings.edge.id or f"{socket.gethostname()}-{host_port(settings.listen)[1]}"
-    place = Place(settings.tenant, settings.region, edge_id)
+    place = place_of(settings)
     remembering = Remembering(settings, secrets.kept_key())
     recalled = None if is_prepared else await remembering.reach(log)
     issuers = (*settings.identity.issuers, *((settings_issuer(settings),) if settings.local_issuer else ()))
@@ -98,7 +97,7 @@ async def open_edge(
         sealing = vault if settings.seals else None
         records = await stack.enter_async_context(open_records(settings, log, place, sealing))
         peering = await stack.enter_async_context(open_peering(settings, sessions, secrets))
-        upstreams = {name: open_upstream(settings, name, sessions, edge_id, peering) for name in settings.servers}
+        upstreams = {name: open_upstream(settings, name, sessions, place.edge, peering) for name in settings.servers}
         verifier = open_verifier(settings, secrets, keys, issuers)
         edge = Edge(settings, place, secrets, verifier, sessions, records.recorder, upstreams)
         records.recorder.on_lost = edge.counters.lose_async
@@ -109,7 +108,7 @@ async def open_edge(
         watch = Watch(edge, log, trust, tenants, remembering)
         await watch.releases.restore()
         if recalled is not None:
-            watch.begin_without_log(recalled)
+            await watch.begin_without_log(recalled)
 
         def tell(server: str, kind: ListChange) -> None:
             for tenant in tenants:  # one catalogue serves them all
@@ -191,7 +190,8 @@ def _service(
         edge.tasks.start(sweep_connections(connections), "sweep connections")
 
     def degraded() -> set[str]:
-        return discovery.degraded | ({"log"} if watch.is_deaf else set())
+        lacks = {"log": watch.is_deaf, "disk": watch.remembering.is_lost}
+        return discovery.degraded | {name for name, is_lacking in lacks.items() if is_lacking}
 
     router = well_known_routes(settings, issuers)
     router.include_router(approval_routes(edge))
@@ -324,6 +324,8 @@ def _gauges(edge: Edge, records: Records, watch: Watch, connections: int) -> dic
         **edge.budgets.gauges(),
         **records.gauges(),
         "tidegate_log_unheard_seconds": watch.remembering.unheard_s,
+        "tidegate_kept_state_lost": watch.remembering.is_lost,
+        "tidegate_kept_state_stale": watch.remembering.is_stale,
         "tidegate_subject_keys_unpublished": edge.vault.pending if edge.vault else 0,
         "tidegate_tools_held": sum(len(one.held) for one in edge.rulings.values()),
         "tidegate_bundle_release": ruling.number if ruling else 0,

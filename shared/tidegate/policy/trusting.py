@@ -119,12 +119,18 @@ class Trusting:
         return Snapshot(tools, dict(self._first_us), tuple(self._told))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """In place of all that was known. The history may be folded in after, from its start."""
+        """Know what another fold of the history knew, and what this one has read of it. The history may be folded in
+        after, from its start.
+        """
+        read = self.snapshot()
         self._tools, self._strangers = {}, {}
         for known in snapshot.tools:
             self._keep(known)
-        self._first_us = dict(snapshot.first_us)
-        self._told = OrderedDict.fromkeys(snapshot.told)
+        for known in read.tools:
+            before = self.of(known.server, known.tool)
+            self._keep(known if before is None else _joined(before, known))
+        self._first_us = {**read.first_us, **snapshot.first_us}
+        self._told = OrderedDict.fromkeys((*snapshot.told, *read.told)[-TOLD_MAX:])
 
     def of(self, server: str, tool: str) -> Known | None:
         tools = self._tools.get(server)
@@ -211,6 +217,24 @@ class Trusting:
         for digest in spare[: max(0, len(kept) - KEPT_MAX)]:
             del kept[digest]
         return msgspec.structs.replace(known, current=event.digest, since_us=event.time_us, definitions=kept)
+
+
+def _joined(known: Known, read: Known) -> Known:
+    """One tool, as two folds of its history know it. What comes later in it counts; `read` where that is not told."""
+    latest = known if known.since_us > read.since_us else read
+    of, one = known.approval, read.approval
+    approved = known if one is None or (of is not None and of.time_us > one.time_us) else read
+    now = msgspec.structs.replace(
+        known,
+        current=latest.current,
+        since_us=latest.since_us,
+        approved=approved.approved,
+        approval=approved.approval,
+    )
+    there = {**known.definitions, **read.definitions}
+    wanted = dict.fromkeys((now.trusted, now.current, *latest.definitions))
+    chosen = [digest for digest in wanted if digest in there][:KEPT_MAX]
+    return msgspec.structs.replace(now, definitions={digest: there[digest] for digest in chosen})
 
 
 class Judge:
