@@ -20,6 +20,7 @@ RULE = '@id("a") permit (principal, action, resource);'
         ("tasks/update", f"as the call that began the task was, {BEGUN}"),
         ("tasks/cancel", "not by a rule"),
     ],
+    ids=["get", "update", "cancel"],
 )
 def test_a_request_about_a_task_was_decided_as_its_call(method: str, told: str) -> None:
     event = requested(method=method, root_call_id=BEGUN, bundle="b0b0", stage="policy")
