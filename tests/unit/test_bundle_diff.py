@@ -375,3 +375,6 @@ def test_a_search_that_a_bound_cuts_short_says_so() -> None:
     assert not compare(few, many_values).whole, "more values of one argument than are tried"
     every = " && ".join(f"context.args has a{number} && context.args.a{number} > 2" for number in range(5))
     assert not compare(few, bundle(permit(every))).whole, "more combinations than are tried"
+    for sums in ("context.args.n + context.args.m == 77", "-context.args.n > 7", "context.args.n * 3 < 7"):
+        assert not compare(few, bundle(permit(sums))).whole, "values that cannot be read off"
+    assert compare(few, bundle(permit("context.args.n > -7"))).whole

@@ -82,7 +82,7 @@ class _Mentions:
     around: list[tuple[Rule, dict[Path, list[Any]]]] = field(default_factory=list)  # circumstances, as `values`
     occasions: dict[tuple[str, str], dict[Facts, None]] = field(default_factory=dict)  # of cases, by server and tool
     zone: tzinfo = UTC
-    whole: bool = True  # False: a rule looks at the time in a way that no moments can be read off
+    whole: bool = True  # False: a rule looks at the time, or at arguments, in a way that no values can be read off
 
 
 def situations_of(*bundles: Bundle) -> Situations:
@@ -116,7 +116,7 @@ def _mentioned(bundle: Bundle, found: _Mentions) -> None:
             elif path and path[0] in CIRCUMSTANCES and path != NOW:
                 _hold(around.setdefault(path, []), value)
         moments, is_whole = moments_of(bodies)
-        found.whole = found.whole and is_whole
+        found.whole = found.whole and is_whole and not _calculates(bodies)
         if moments or not is_whole or any(path == NOW for path, _ in _compared(bodies)):
             around[NOW] = moments
         found.values.append((rule, values))
@@ -333,6 +333,12 @@ def _patterns(bodies: list[Any]) -> Iterator[tuple[Path, Pattern]]:
         path = _path(compared[0])
         if path is not None and path[:1] == ("args",) and len(path) > 1 and compared[1].like:
             yield path[1:], compared[1].like
+
+
+def _calculates(bodies: list[Any]) -> bool:
+    """Whether arguments are reckoned with: which of them make a difference cannot be read off."""
+    sums = [node[op] for node in nodes_of(bodies) for op in ("+", "-", "*", "neg") if op in node]
+    return any((path := _path(node)) is not None and path[:1] == ("args",) for node in nodes_of(sums))
 
 
 def _truths(node: Any) -> Iterator[tuple[Path, Any]]:
