@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tests.parts.edge import BLOCKED, SECRET, RunningEdge, Speaker, running_edge, until
-from tests.parts.scripted import Scripted, Seen, http, result, scripted, text
+from tests.parts.scripted import Scripted, Seen, Stream, http, result, scripted, text
 
 from tidegate.chain import Chain
 from tidegate.events import CallCompleted, CallRequested, QuarantineImposed
 from tidegate.ids import now_us, uuid7
-from tidegate.limits import CONTAINERS_PER_BODY_MAX, LARGE_BYTES
+from tidegate.limits import CONTAINERS_PER_BODY_MAX, LARGE_BYTES, NOTIFICATION_BYTES_MAX
 from tidegate.log.port import Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -28,9 +28,22 @@ class Upstream:
 
     def __init__(self) -> None:
         self.told: dict[str, Any] = text("nothing")
+        self.said: list[dict[str, Any]] = []
 
     async def fetch(self, server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
         writer.write(http(result(seen, self.told | {"resultType": "complete"})))
+
+    async def tell(self, server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        """Says something beside its answer."""
+        stream = Stream(writer)
+        for params in self.said:
+            await stream.send({"jsonrpc": "2.0", "method": "notifications/told", "params": params})
+        await stream.send(result(seen, text("done") | {"resultType": "complete"}))
+        stream.end()
+
+    async def mumble(self, server: Scripted, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        """JSON that is no answer, and large."""
+        writer.write(http({"jsonrpc": "2.0", "id": "another", "told": FILLER}))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -40,8 +53,9 @@ async def told() -> AsyncIterator[Upstream]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def up(told: Upstream) -> AsyncIterator[Scripted]:
-    tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "fetch")]
-    async with scripted(tools=tools, behaviours={"fetch": told.fetch}) as server:
+    tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ("echo", "fetch", "tell", "mumble")]
+    behaviours = {"fetch": told.fetch, "tell": told.tell, "mumble": told.mumble}
+    async with scripted(tools=tools, behaviours=behaviours) as server:
         yield server
 
 
@@ -201,3 +215,39 @@ async def test_what_would_take_too_long_to_read_is_refused(
     assert answer.status == 400
     assert said in answer.error["message"]
     assert len(up.calls()) == before
+
+
+async def test_a_large_request_that_is_no_utf_8_is_refused_and_holds_nobody_up(
+    edge: RunningEdge, speaker: Speaker, up: Scripted
+) -> None:
+    before = len(up.calls())
+    marker = "k" * (2 * LARGE_BYTES)
+    request = speaker.calling("up__echo", {"text": marker})
+    answer = await speaker.ask(request.replace(marker.encode(), b"\x80" * len(marker)))
+    assert answer.status == 400
+    assert "not valid UTF-8" in answer.error["message"]
+    assert edge.edge.aside.begun == edge.edge.aside.ended
+    assert len(up.calls()) == before
+
+
+async def test_what_a_server_says_beside_its_answer_is_dropped_where_it_is_large(
+    edge: RunningEdge, speaker: Speaker, told: Upstream
+) -> None:
+    dropped = edge.edge.counters.refused_requests
+    before = dropped["notification-too-large"]
+    overhead = len(json.dumps({"k": ""}))
+    longest = "a" * (NOTIFICATION_BYTES_MAX - overhead)
+    told.said = [{"k": longest + "a"}, {"k": longest}, {"k": [SECRET] * 100_000}, {"k": SECRET}]
+    client = await speaker.connect()
+    client.write(speaker.calling("up__tell"))
+    await client.stream()
+    messages = [one.json for one in await client.events()]
+    client.close()
+    assert [one["params"]["k"] for one in messages[:-1]] == [longest, "[masked:key]"]
+    assert messages[-1]["result"]["content"][0]["text"] == "done"
+    assert dropped["notification-too-large"] == before + 2
+
+
+async def test_a_large_body_that_is_no_answer_is_told_as_that(speaker: Speaker) -> None:
+    answer = await speaker.call("up__mumble")
+    assert "not with this request's response" in answer.text

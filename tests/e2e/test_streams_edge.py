@@ -14,6 +14,7 @@ from tests.parts.radio import Radio, radio
 
 from tidegate.events import CallRequested, QuarantineImposed, SessionOpened
 from tidegate.ids import now_us, uuid7
+from tidegate.limits import NOTIFICATION_BYTES_MAX, QUESTION_BYTES_MAX
 from tidegate.policy.bundle import bundle_of
 from tidegate.policy.replaying import Replayer, past_of
 from tidegate.policy.verdict import Verdict
@@ -193,8 +194,10 @@ async def test_what_a_server_says_in_the_session_s_own_session_is_heard(
         assert heard["method"] == "notifications/message"
         assert SECRET not in json.dumps(heard)
         old.say(session, "notifications/message", {"level": "info", "data": BLOCKED})
+        old.say(session, "notifications/message", {"level": "info", "data": "a" * NOTIFICATION_BYTES_MAX})
         old.say(session, "notifications/message", {"level": "info", "data": "last"})
         assert (await next_json(client))["params"]["data"] == "last"
+        assert edge.edge.counters.refused_requests["notification-too-large"] == 1
 
 
 async def test_log_messages_below_the_session_s_level_are_not_passed_on(speaker: Speaker, old: Radio) -> None:
@@ -231,6 +234,17 @@ async def test_a_server_s_question_outside_of_a_request_is_put_on_the_stream_and
         events = await edge.place.events("calls")
         recorded = [one for one in events if isinstance(one, CallRequested) and one.method == "elicitation/create"]
         assert [one.server for one in recorded if nonce.encode() in bytes(one.sealed.arguments)] == ["old"]
+
+
+async def test_a_question_that_is_too_large_is_answered_by_the_gateway(speaker: Speaker, old: Radio) -> None:
+    async with streaming(speaker, get(speaker)) as client:
+        session = await old.session_of(lambda: speaker.ask(speaker.legacy("tools/call", {"name": "old__echo"})))
+        await until(lambda: session in old.listening)
+        old.ask(session, "elicitation/create", {"message": "a" * QUESTION_BYTES_MAX}, 78)
+        await until(lambda: any(one.get("id") == 78 for one in old.answers))
+        told = next(one for one in old.answers if one.get("id") == 78)["error"]["message"]
+        assert told == f"a question has {QUESTION_BYTES_MAX} bytes at most"
+        await silent(client)
 
 
 BY_TOOLS = """

@@ -12,6 +12,7 @@ import msgspec
 from tidegate.errors import CallerFault, Fault, LogUnavailable
 from tidegate.events import Outcome
 from tidegate.ids import now_us
+from tidegate.limits import QUESTION_BYTES_MAX
 from tidegate.policy.verdict import Verdict
 from tidegate.sessions.port import SessionsUnavailable
 from tidegate.turns import Turns, at_once
@@ -21,6 +22,7 @@ from tidegate_edge.calls import Ended, Ongoing, completed_event, requested_event
 from tidegate_edge.edge import Edge
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, RpcError, encode
 from tidegate_edge.upstream.port import Answer
+from tidegate_edge.upstream.server_asks import TOO_LARGE
 from tidegate_edge.visit import Visit
 
 ANSWERED_WITHIN_S: Final = 600.0  # people answer
@@ -30,6 +32,8 @@ METHOD_CHARS_MAX: Final = 64  # of a method that a server made up
 
 async def ask(edge: Edge, call: Ongoing, method: str, params: bytes) -> Answer:
     """The client's answer, or the error that the server is given."""
+    if len(params) > QUESTION_BYTES_MAX:
+        return await _not_put(edge, call, method, INVALID_REQUEST, "question-too-large", TOO_LARGE)
     try:
         read = await edge.aside.in_turns(strict_json.reading_any(params, keep=True))
     except (strict_json.NotStrictJson, msgspec.DecodeError):

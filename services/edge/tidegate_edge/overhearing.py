@@ -14,6 +14,7 @@ import msgspec
 from tidegate.claims import Principal
 from tidegate.errors import Fault
 from tidegate.ids import now_us
+from tidegate.limits import NOTIFICATION_BYTES_MAX
 from tidegate.policy.resource_uris import MalformedUri
 from tidegate_edge import facts, lists, rewrite, strict_json
 from tidegate_edge.announcements import Announcement, ChangeKind
@@ -123,6 +124,9 @@ def passed_on(edge: Edge, visit: Visit, server: str, method: str, params: bytes)
     if ruling is None or server not in lists.visible_servers(ruling, principal, visit.door):
         return None
     if _is_quarantined(edge, visit, server):
+        return None
+    if len(params) > NOTIFICATION_BYTES_MAX:
+        edge.counters.refused_requests["notification-too-large"] += 1
         return None
     if not method.startswith("notifications/") or not strict_json.is_strict(params):
         return None

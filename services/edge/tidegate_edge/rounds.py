@@ -9,6 +9,7 @@ import msgspec
 
 from tidegate import json_values
 from tidegate.ids import uuid7
+from tidegate.limits import QUESTION_BYTES_MAX
 from tidegate_edge import asking, bridge, reply, strict_json
 from tidegate_edge.bridge import QUESTIONS_MAX, ROUNDS_MAX, InputRequest
 from tidegate_edge.calls import Inputs, Ongoing
@@ -80,6 +81,8 @@ async def _put(edge: Edge, call: Ongoing, question: InputRequest) -> Answer:
 
 
 def _is_by_url(question: InputRequest) -> bool:
+    if len(question.params) > QUESTION_BYTES_MAX:  # it is not put to anybody
+        return False
     try:
         params: Any = strict_json.read(bytes(question.params))
     except (strict_json.NotStrictJson, msgspec.DecodeError):

@@ -1,7 +1,8 @@
 """What an upstream says and asks while it works on a request, brought to the client that made the request.
 
-Everything is inspected like a result. Progress goes under the client's own token; log messages at the level it asked
-for. Counterparts: `upstream/port.Talk`, `asking.py` for questions.
+Everything is inspected like a result, at one go: what is too large for that is dropped and counted. Progress goes under
+the client's own token; log messages at the level it asked for. Counterparts: `upstream/port.Talk`, `asking.py` for
+questions.
 """
 
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from tidegate import json_values
+from tidegate.limits import NOTIFICATION_BYTES_MAX
 from tidegate_edge import asking, rewrite, strict_json
 from tidegate_edge.calls import Ongoing
 from tidegate_edge.edge import Edge
@@ -24,7 +26,15 @@ LIST_CHANGES: Final = {
 _SWALLOWED: Final = frozenset({"notifications/cancelled", "notifications/initialized"})
 _LEGACY_ALONE: Final = frozenset({"notifications/elicitation/complete", "notifications/resources/updated"})
 
+
+class _Levelled(msgspec.Struct):
+    """Of a log message, all that is looked at here."""
+
+    level: Any = None
+
+
 _decode_any: Final = careful(json_values.decode)
+_decode_levelled: Final = careful(msgspec.json.Decoder(_Levelled).decode)
 
 
 class Conversation:
@@ -47,6 +57,9 @@ class Conversation:
             self._edge.discovery.heard(call.server, LIST_CHANGES[method])
             return  # told where list changes are told
         if method in _SWALLOWED or not method.startswith("notifications/"):
+            return
+        if len(params) > NOTIFICATION_BYTES_MAX:
+            self._edge.counters.refused_requests["notification-too-large"] += 1
             return
         if call.request.modern and method in _LEGACY_ALONE:
             return
@@ -102,7 +115,6 @@ def is_loud_enough(params: bytes, level: str, *, silent_by_default: bool) -> boo
     if level not in LEVELS:
         return not silent_by_default
     try:
-        fields: Any = _decode_any(params)
-        return LEVELS.index(fields["level"]) >= LEVELS.index(level)
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return LEVELS.index(_decode_levelled(params).level) >= LEVELS.index(level)
+    except (msgspec.DecodeError, ValueError):
         return False

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from tidegate.errors import UpstreamFault
+from tidegate.limits import LARGE_BYTES
 from tidegate_edge import messages, strict_json
 from tidegate_edge.messages import RequestId, Wire
 from tidegate_edge.upstream.connection import Hear, Response
@@ -75,7 +76,7 @@ def answer_of(name: str, response: Response, request_id: RequestId) -> Answer:
             code="upstream-unauthorized",
         )
     kind = response.headers.get(b"content-type", b"nothing").decode("latin-1")[:80]
-    if response.body and kind.startswith("application/json"):
+    if 0 < len(response.body) <= LARGE_BYTES and kind.startswith("application/json"):
         _check_strict(name, response.body)
     if response.is_stream:
         raise Unanswered(f"{name}: the event stream ended without this request's response", response.status)

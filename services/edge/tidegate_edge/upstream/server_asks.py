@@ -6,11 +6,13 @@ from typing import Any, Final
 
 import msgspec
 
+from tidegate.limits import QUESTION_BYTES_MAX
 from tidegate_edge import abilities, strict_json
 from tidegate_edge.messages import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, RequestId, RpcError, encode
 from tidegate_edge.upstream.port import Answer, Asked
 
 GATHER_S: Final = 0.03  # what a server asks at once is put to the client at once
+TOO_LARGE: Final = f"a question has {QUESTION_BYTES_MAX} bytes at most"
 ASKED_MAX: Final = 16  # of a client at a time, by one request
 
 
@@ -37,6 +39,8 @@ def own_answer(asked: Asked, capabilities: bytes, waiting: int) -> Answer | None
     """What the client need not be asked for: it declared `capabilities`, and `waiting` questions are put to it."""
     if asked.method == "ping":
         return Answer(result=b"{}")
+    if len(asked.params) > QUESTION_BYTES_MAX:
+        return refusal(INVALID_PARAMS, TOO_LARGE)
     try:
         params: Any = strict_json.read(asked.params)
     except (strict_json.NotStrictJson, msgspec.DecodeError):

@@ -18,9 +18,11 @@ import msgspec
 
 from tidegate import json_values
 from tidegate.errors import Fault, UpstreamFault
+from tidegate.limits import QUESTION_BYTES_MAX
 from tidegate_edge import abilities, messages
 from tidegate_edge.messages import INTERNAL_ERROR, METHOD_NOT_FOUND, RequestId, RpcError, encode
 from tidegate_edge.upstream.port import SILENCE, Answer, Asked, Caller, Outgoing, Paused, Talk
+from tidegate_edge.upstream.server_asks import TOO_LARGE
 from tidegate_edge.upstream.stdio_child import Child
 from tidegate_edge.upstream.stdio_listening import Listeners
 
@@ -369,6 +371,8 @@ class StdioSession:
                 self._tell_crowded(asked.method)
                 return None, _CROWDED
             return None, _NOBODY
+        if len(asked.params) > QUESTION_BYTES_MAX:
+            return None, TOO_LARGE
         try:
             params = json_values.decode(asked.params)
         except msgspec.DecodeError:
