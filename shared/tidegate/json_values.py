@@ -1,5 +1,5 @@
-"""Any JSON as values, for what comes from outside: msgspec takes 180 times as long for `1e308` as for `1.5`, Python for
-none. Values and refusals are msgspec's own. Pure.
+"""Any JSON as values, for what comes from outside: msgspec alone takes more than a hundred times as long for `1e308` as
+for `1.5`; here Python reads both. Values and refusals are msgspec's own. Pure.
 """
 
 import math

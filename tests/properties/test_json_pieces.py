@@ -236,6 +236,24 @@ def test_the_parts_of_a_text_are_what_it_says_or_it_says_nothing(said: bytes, lo
         assert b"".join(parts).decode() == expected
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from([*ODD_BYTES, *map(str.encode, SECRETS)]), max_size=24).map(b"".join), max_size=4),
+    st.sampled_from([b"", b" ", b"\n" * 20]),
+    st.sampled_from(list(CUT)),
+)
+def test_secrets_and_odd_bytes_across_borders_are_treated_as_in_the_whole(
+    texts: list[bytes], space: bytes, piece: int
+) -> None:
+    strings = [b'%b"%b"%b' % (space, text, space) for text in texts]
+    members = b",".join(b'"%d":[%b]' % pair for pair in enumerate(strings))
+    raw = b'{%b,"all":[%b]}' % (members or b'"0":1', b",".join(strings))
+    agree(raw, piece)
+    if read(raw)[0]:
+        for direction in ("result", "arguments"):
+            assert CUT[piece].scan(raw, direction) == WHOLE.scan(raw, direction)
+
+
 def test_white_space_after_a_long_text_is_passed_over_at_compiled_speed() -> None:
     for last in (b":1", b""):
         raw = b'{"%b"%b%b}' % (b"a" * SIZES.long, b" \t\r\n" * 500_000, last)
