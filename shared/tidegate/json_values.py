@@ -15,5 +15,6 @@ def _fraction(token: str) -> float:
     return value
 
 
-decode: Final[Any] = msgspec.json.Decoder(float_hook=_fraction).decode
+DECODER: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(float_hook=_fraction)
+decode: Final = DECODER.decode
 """Raises msgspec.DecodeError, and UnicodeDecodeError and RecursionError as any decoder of msgspec does."""

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Raw
 
+from tidegate import json_values
 from tidegate.policy.budgets import Counted
 
 ENTRIES_MAX: Final = 50_000
@@ -45,7 +46,7 @@ class _Content(msgspec.Struct):
 _RESULT: Final = msgspec.json.Decoder(_Result)
 _CONTENT: Final = msgspec.json.Decoder(_Content)
 _LIST: Final = msgspec.json.Decoder(list[Raw])
-_OBJECTS: Final = msgspec.json.Decoder()
+_OBJECTS: Final = json_values.DECODER  # far exponents as fast as other numbers
 _ANY: Final = msgspec.json.Decoder(Raw)
 
 
