@@ -62,13 +62,13 @@ class Forked:
         self.pid = self._number()
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self._way], [], [], 0)[0]:
+        if self.returncode is None and self._has_said(0):
             self.returncode = self._number()
             self._way.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None and not select.select([self._way], [], [], timeout)[0]:
+        if self.returncode is None and not self._has_said(timeout):
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         status = self.poll()
         assert status is not None
@@ -83,6 +83,11 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def _has_said(self, timeout_s: float | None) -> bool:
+        waiting = select.poll()  # not `select`, which knows no descriptor beyond 1,023
+        waiting.register(self._way, select.POLLIN)
+        return bool(waiting.poll(None if timeout_s is None else timeout_s * 1_000))
 
     def _number(self) -> int:
         said = b""
