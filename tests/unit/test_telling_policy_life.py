@@ -181,7 +181,7 @@ def config(tmp_path: Path) -> Path:
     (tmp_path / "tidegate.yaml").write_text("tenant: acme\n")
     (tmp_path / "data").mkdir()
     common: dict[str, Any] = {"time_us": 1_700_000_000_000_000, "tenant": "acme", "region": "eu"}
-    call = requested("c1", tenant="acme", approval_id="a1", reason="approved")
+    call = requested("call-one", tenant="acme", approval_id="a1", reason="approved")
     by: dict[str, Any] = {"approval_id": "a1", "actor": "bob", "channel": "api"}
     granted = ApprovalGranted(id="e2", **common, **by, reason="fine", expires_us=1)
     other = ApprovalGranted(id="e3", **common | {"tenant": "other"}, **by | {"actor": "eve"}, expires_us=1)
@@ -199,11 +199,11 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_why_tells_who_approved_the_call(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    explain(config, "c1", as_json=False)
+    explain(config, "call-one", as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert "approval granted a1 by bob (api): fine" in shown
     assert "eve" not in shown
-    explain(config, "c1", as_json=True)
+    explain(config, "call-one", as_json=True)
     story = msgspec.json.decode(capsys.readouterr().out)
     assert [one["actor"] for one in story["approvals"]] == ["bob"]
 
