@@ -77,17 +77,17 @@ async def test_tail_and_why_open_what_is_sealed_and_say_erased_afterwards(
     settings: Settings, log: SqliteLog, wrapping: Wrapping
 ) -> None:
     alice, bob = key_for("5ub"), key_for("b0b")
-    records = [*sealed_records(alice, "c1"), *sealed_records(bob, "c2", writer="w2", login="bob@example.com")]
+    records = [*sealed_records(alice, "call-one"), *sealed_records(bob, "c2", writer="w2", login="bob@example.com")]
     await log.append([*records, *published(wrapping, alice, bob)])
     found = await tail(settings, "--user", "alice@example.com")
-    assert [one["call_id"] for one in found] == ["c1", "c1"]
+    assert [one["call_id"] for one in found] == ["call-one", "call-one"]
     assert found[0]["sealed"]["arguments"] == {"path": "/a"}
     assert "alice@example.com" in await tidegate(settings, "log", "tail", "--no-follow")
-    story = await tidegate(settings, "why", "c1")
+    story = await tidegate(settings, "why", "call-one")
     for part in ("alice@example.com", '"/a"', "to alice", "claude 1"):
         assert part in story, part
     assert (
-        json.loads(await tidegate(settings, "why", "c1", "--json"))["requested"]["sealed"]["login"]
+        json.loads(await tidegate(settings, "why", "call-one", "--json"))["requested"]["sealed"]["login"]
         == "alice@example.com"
     )
 
@@ -99,7 +99,7 @@ async def test_tail_and_why_open_what_is_sealed_and_say_erased_afterwards(
     lines = await tidegate(settings, "log", "tail", "--no-follow")
     assert "erased 5ub" in lines
     assert "alice@example.com" not in lines
-    story = await tidegate(settings, "why", "c1")
+    story = await tidegate(settings, "why", "call-one")
     assert [line.split()[:2] for line in story.splitlines() if "erased" in line] == [
         ["who", "erased"],
         ["arguments", "erased"],
@@ -111,11 +111,11 @@ async def test_a_reader_without_the_masters_is_told_that_it_is_sealed_and_not_th
     settings: Settings, log: SqliteLog, wrapping: Wrapping
 ) -> None:
     alice, bob = key_for("5ub"), key_for("b0b")
-    await log.append([*sealed_records(alice, "c1"), *sealed_records(bob, "c2", writer="w2")])
+    await log.append([*sealed_records(alice, "call-one"), *sealed_records(bob, "c2", writer="w2")])
     await log.append([*published(wrapping, alice, bob), *erasure("b0b", now_us()), *destroyed(bob)])
     (settings.data_dir / "keys" / "privacy.key").unlink()
     shut = {one["call_id"]: one["sealed"]["shut"] for one in await tail(settings) if "call_id" in one}
-    assert shut == {"c1": "sealed", "c2": "erased"}
+    assert shut == {"call-one": "sealed", "c2": "erased"}
     assert "sealed 5ub" in await tidegate(settings, "log", "tail", "--no-follow")
 
 
@@ -124,7 +124,7 @@ async def test_an_event_that_comes_before_its_key_waits_for_it_a_little(
 ) -> None:
     key, never = key_for(), key_for("never")
     boxes = await open_boxes(settings, log)
-    (record, _) = sealed_records(key, "c1")
+    (record, _) = sealed_records(key, "call-one")
     seen = open_seen(record.value or b"")
     assert seen is not None
     waiting = asyncio.create_task(boxes.shown_soon(seen))
@@ -144,7 +144,7 @@ async def test_an_export_has_the_person_and_the_content_until_the_erasure_and_sa
     settings: Settings, log: SqliteLog, wrapping: Wrapping, consumer: AuditConsumer
 ) -> None:
     key = key_for()
-    await log.append([*published(wrapping, key), *sealed_records(key, "c1", at_us=now_us() - 3_600_000_000)])
+    await log.append([*published(wrapping, key), *sealed_records(key, "call-one", at_us=now_us() - 3_600_000_000)])
     await consumer.wait_until_ingested(2, 30)
 
     async def exported(form: str) -> str:
