@@ -161,7 +161,7 @@ async def live(log: SqliteLog, engine: EmbeddedEngine, point: Point, until: Call
     settings = Settings(analytics="clickhouse://writer@127.0.0.1/tidegate", root="/nowhere")
     consumers.open_server = lambda *given: Faulty(engine.analytics, point, ("query", "insert", "execute"))  # type: ignore[assignment, return-value]
     faulty: Any = Faulty(log, point, ("append", "follow"))
-    ended: Any = (Gone, asyncio.CancelledError, BaseExceptionGroup, AnalyticsUnavailable, LogUnavailable)
+    ended: Any = (Gone, asyncio.CancelledError, RuntimeError, BaseExceptionGroup, AnalyticsUnavailable, LogUnavailable)
     with contextlib.suppress(*ended):
         async with create_audit_consumer(settings, faulty, now_us, registry=CollectorRegistry(), bounds=QUICK):
             async with asyncio.timeout(30):
